@@ -1,0 +1,217 @@
+//! What can be wrong with an object.
+
+use std::fmt::{self, Write as _};
+
+/// A part of an object, to say which one was wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Magic, length and JSON at the beginning.
+    Header,
+    /// The zstd frames, as stored.
+    Frames,
+    /// One frame's plain bytes.
+    Frame,
+    /// All plain bytes.
+    Plain,
+    /// The frame at the end.
+    Trailer,
+    /// The object as a whole.
+    Object,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Header => "header",
+            Self::Frames => "frames",
+            Self::Frame => "frame",
+            Self::Plain => "plain bytes",
+            Self::Trailer => "trailer",
+            Self::Object => "object",
+        })
+    }
+}
+
+/// Why bytes are not an object, or could not become one.
+///
+/// [`Error::is_damage`] tells bytes that must be distrusted from limits and settings.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The first bytes are not those of a header.
+    #[error("not an object of this repository format: begins with {found}")]
+    NotAnObject {
+        /// The first bytes, at most eight, in hex.
+        found: String,
+    },
+    /// The last bytes are not those of a trailer: cut off, or written by something else.
+    #[error("object does not end with a trailer: ends with {found}")]
+    NoTrailer {
+        /// The last bytes, at most eight, in hex.
+        found: String,
+    },
+    /// Bytes are missing at the end.
+    #[error("{part} is cut short: expected at least {expected} bytes, found {found}")]
+    Truncated {
+        /// The part that was being read.
+        part: Part,
+        /// Bytes it must have at least.
+        expected: u64,
+        /// Bytes there were.
+        found: u64,
+    },
+    /// Bytes follow where the part had to end.
+    #[error("{part} is followed by foreign bytes: expected {expected} bytes, found {found}")]
+    Trailing {
+        /// The part that had to end.
+        part: Part,
+        /// Its length.
+        expected: u64,
+        /// Bytes there were.
+        found: u64,
+    },
+    /// A part exceeds a limit; nothing was allocated for it.
+    #[error("{part} is too large: limit {limit} bytes, found {found}")]
+    TooLarge {
+        /// The part.
+        part: Part,
+        /// The limit in bytes.
+        limit: u64,
+        /// Its size in bytes, or how far reading had come when it went over the limit.
+        found: u64,
+    },
+    /// The header's text is not a header.
+    #[error("header is damaged")]
+    HeaderJson(#[source] serde_json::Error),
+    /// The trailer's text is not a trailer.
+    #[error("trailer is damaged")]
+    TrailerJson(#[source] serde_json::Error),
+    /// Written by a later version.
+    #[error("object has a newer format, upgrade anywhen: supported {supported}, found {found}")]
+    NewerFormat {
+        /// The newest format that this build reads.
+        supported: u32,
+        /// The object's format.
+        found: u32,
+    },
+    /// Compressed by something that this build does not know.
+    #[error("object has an unknown codec, upgrade anywhen: {found:?}")]
+    UnknownCodec {
+        /// The codec's name.
+        found: String,
+    },
+    /// Encrypted, and this build cannot decrypt.
+    #[error("object is encrypted: key {key:?}")]
+    Encrypted {
+        /// The key's id.
+        key: String,
+    },
+    /// zstd refused to compress or to decompress.
+    #[error("zstd failed on the frame at byte {offset}: {reason}")]
+    Zstd {
+        /// Where the frame begins in the object (0 when a frame was read on its own).
+        offset: u64,
+        /// zstd's own words.
+        reason: &'static str,
+    },
+    /// Between the frames stands something that is neither a zstd frame nor the trailer.
+    #[error("neither a zstd frame nor the trailer at byte {offset}: found magic {found:#010x}")]
+    UnknownFrame {
+        /// Where it stands in the object.
+        offset: u64,
+        /// The magic number found.
+        found: u32,
+    },
+    /// A frame that carries no checksum of its content.
+    #[error("zstd frame has no checksum")]
+    NoFrameChecksum,
+    /// A level of compression that the format does not allow.
+    #[error("compression level is out of range: expected {min} to {max}, found {found}")]
+    Level {
+        /// The lowest level.
+        min: i32,
+        /// The highest level.
+        max: i32,
+        /// The level asked for.
+        found: i32,
+    },
+    /// The checksum over the header and the frames does not match.
+    #[error("stored bytes are damaged: expected CRC-32 {expected:08x}, found {found:08x}")]
+    StoredChecksum {
+        /// As the trailer has it.
+        expected: u32,
+        /// As computed.
+        found: u32,
+    },
+    /// The checksum over the trailer's JSON does not match.
+    #[error("trailer is damaged: expected CRC-32 {expected:08x}, found {found:08x}")]
+    TrailerChecksum {
+        /// As the tail has it.
+        expected: u32,
+        /// As computed.
+        found: u32,
+    },
+    /// The trailer's two lengths disagree.
+    #[error("trailer is damaged: its frame has {frame} bytes, its tail says {tail}")]
+    TrailerLength {
+        /// Payload length by the skippable frame.
+        frame: u64,
+        /// Payload length by the tail.
+        tail: u64,
+    },
+    /// The plain bytes are not as many as were written.
+    #[error(
+        "{part} has another length than it was written with: expected {expected}, found {found}"
+    )]
+    PlainLength {
+        /// One frame or all.
+        part: Part,
+        /// As written.
+        expected: u64,
+        /// As decoded.
+        found: u64,
+    },
+    /// The plain bytes are not those that were written.
+    #[error("plain bytes are damaged: expected {expected}, found {found}")]
+    Digest {
+        /// As the trailer has it.
+        expected: String,
+        /// As computed.
+        found: String,
+    },
+}
+
+impl Error {
+    /// Whether the bytes themselves must be distrusted, rather than this build or its limits.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::NewerFormat { .. }
+            | Self::UnknownCodec { .. }
+            | Self::Encrypted { .. }
+            | Self::TooLarge { .. }
+            | Self::Level { .. } => false,
+            Self::NotAnObject { .. }
+            | Self::NoTrailer { .. }
+            | Self::Truncated { .. }
+            | Self::Trailing { .. }
+            | Self::HeaderJson(_)
+            | Self::TrailerJson(_)
+            | Self::Zstd { .. }
+            | Self::UnknownFrame { .. }
+            | Self::NoFrameChecksum
+            | Self::StoredChecksum { .. }
+            | Self::TrailerChecksum { .. }
+            | Self::TrailerLength { .. }
+            | Self::PlainLength { .. }
+            | Self::Digest { .. } => true,
+        }
+    }
+}
+
+/// At most eight bytes in hex, for messages.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().take(8).fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a String takes all that is written to it");
+        text
+    })
+}

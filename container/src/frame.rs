@@ -1,0 +1,138 @@
+//! One zstd frame with content size and checksum: the unit that can be read on its own.
+
+use std::io::Cursor;
+
+use zstd::zstd_safe;
+use zstd_safe::{CCtx, CParameter, DCtx, DParameter};
+
+use crate::{Error, Part, byte_count};
+
+/// Magic number of a zstd frame (RFC 8878 §3.1.1).
+pub(crate) const ZSTD_MAGIC: u32 = 0xFD2F_B528;
+/// The most plain bytes of one frame: the largest WAL segment.
+pub const MAX_FRAME_PLAIN_BYTES: u64 = 1024 * 1024 * 1024;
+
+/// Above 19, zstd uses windows that a reader may not have the memory for.
+const LEVEL_MIN: i32 = -7;
+const LEVEL_MAX: i32 = 19;
+/// The window of the highest level, 8 MiB, which every decoder has to support (RFC 8878 §3.1.1.1.2).
+const WINDOW_LOG_MAX: u32 = 23;
+
+/// A compressor for many frames.
+pub(crate) fn compressor(level: i32) -> Result<CCtx<'static>, Error> {
+    if !(LEVEL_MIN..=LEVEL_MAX).contains(&level) {
+        return Err(Error::Level {
+            min: LEVEL_MIN,
+            max: LEVEL_MAX,
+            found: level,
+        });
+    }
+    let mut context = CCtx::create();
+    for parameter in [
+        CParameter::CompressionLevel(level),
+        CParameter::ChecksumFlag(true),
+        CParameter::ContentSizeFlag(true),
+    ] {
+        context
+            .set_parameter(parameter)
+            .map_err(|code| failed(code, 0))?;
+    }
+    Ok(context)
+}
+
+/// A decompressor that allocates at most the window that [`compressor`] can ask for.
+pub(crate) fn decompressor() -> Result<DCtx<'static>, Error> {
+    let mut context = DCtx::create();
+    context
+        .set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX))
+        .map_err(|code| failed(code, 0))?;
+    Ok(context)
+}
+
+/// Appends one frame of `plain` to `out`; the frame's stored length in bytes.
+pub(crate) fn compress(
+    context: &mut CCtx<'_>,
+    plain: &[u8],
+    offset: u64,
+    out: &mut Vec<u8>,
+) -> Result<u64, Error> {
+    let start = out.len();
+    out.reserve(zstd_safe::compress_bound(plain.len()));
+    let mut cursor = Cursor::new(std::mem::take(out));
+    cursor.set_position(byte_count(start));
+    let stored = context.compress2(&mut cursor, plain);
+    *out = cursor.into_inner();
+    stored.map(byte_count).map_err(|code| failed(code, offset))
+}
+
+/// Decodes one frame that was stored on its own, such as an extent in a pack.
+///
+/// `stored` may be damaged or hostile: never panics, allocates at most `expected_plain_bytes`, and
+/// those only after the frame itself claims as many. Gives exactly that many bytes or an error.
+pub fn decode_frame(stored: &[u8], expected_plain_bytes: usize) -> Result<Vec<u8>, Error> {
+    let expected = byte_count(expected_plain_bytes);
+    if expected > MAX_FRAME_PLAIN_BYTES {
+        return Err(Error::TooLarge {
+            part: Part::Frame,
+            limit: MAX_FRAME_PLAIN_BYTES,
+            found: expected,
+        });
+    }
+    let length = zstd_safe::find_frame_compressed_size(stored).map_err(|code| failed(code, 0))?;
+    if length != stored.len() {
+        return Err(Error::Trailing {
+            part: Part::Frame,
+            expected: byte_count(length),
+            found: byte_count(stored.len()),
+        });
+    }
+    // RFC 8878 §3.1.1.1.1: bit 2 of the descriptor, the byte after the magic number.
+    let &[m0, m1, m2, m3, descriptor, ..] = stored else {
+        return Err(Error::Truncated {
+            part: Part::Frame,
+            expected: 5,
+            found: byte_count(length),
+        });
+    };
+    let magic = u32::from_le_bytes([m0, m1, m2, m3]);
+    if magic != ZSTD_MAGIC {
+        return Err(Error::UnknownFrame {
+            offset: 0,
+            found: magic,
+        });
+    }
+    if descriptor & 0b100 == 0 {
+        return Err(Error::NoFrameChecksum);
+    }
+    let claimed = zstd_safe::get_frame_content_size(stored)
+        .ok()
+        .flatten()
+        .unwrap_or(0);
+    if claimed != expected {
+        return Err(Error::PlainLength {
+            part: Part::Frame,
+            expected,
+            found: claimed,
+        });
+    }
+    let mut plain = Vec::with_capacity(expected_plain_bytes);
+    let found = decompressor()?
+        .decompress(&mut plain, stored)
+        .map_err(|code| failed(code, 0))?;
+    if found != expected_plain_bytes {
+        return Err(Error::PlainLength {
+            part: Part::Frame,
+            expected,
+            found: byte_count(found),
+        });
+    }
+    Ok(plain)
+}
+
+/// zstd's error code in words.
+pub(crate) fn failed(code: zstd_safe::ErrorCode, offset: u64) -> Error {
+    Error::Zstd {
+        offset,
+        reason: zstd_safe::get_error_name(code),
+    }
+}

@@ -1,0 +1,56 @@
+//! The container's tests, a module per story.
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers outside #[test] functions may fail loudly too"
+)]
+
+mod damage;
+mod fuzz;
+mod limits;
+mod round_trip;
+
+use container::{Header, encode};
+use serde_json::{Map, json};
+
+/// A header as a segment has it.
+fn header() -> Header {
+    Header {
+        timeline: Some(3),
+        start: Some("0/1000000".to_owned()),
+        end: Some("0/2000000".to_owned()),
+        segment_bytes: Some(16 * 1024 * 1024),
+        ..Header::new(
+            "segment",
+            "wal/00000003/0000000300000000/000000030000000000000001",
+            "main",
+            "7412345678901234567",
+        )
+    }
+}
+
+fn facts() -> Map<String, serde_json::Value> {
+    let mut facts = Map::new();
+    facts.insert(
+        "verified".to_owned(),
+        json!({"until": "0/2000000", "records": 17}),
+    );
+    facts
+}
+
+/// A small object of one frame.
+fn object(plain: &[u8]) -> Vec<u8> {
+    encode(&header(), plain, facts(), 3).unwrap()
+}
+
+/// Bytes that compress a little: the same for every run.
+fn plain(length: usize) -> Vec<u8> {
+    let mut state = 0x9E37_79B9_u32;
+    std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state.to_le_bytes()[0] & 0x1F
+    })
+    .take(length)
+    .collect()
+}

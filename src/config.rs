@@ -1,0 +1,475 @@
+//! Settings: flags, over `ANYWHEN_*`, over a file; checked, and handed on as small options.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::error::{Error, Result, io};
+
+/// The cluster's name where none is given.
+const DEFAULT_CLUSTER: &str = "main";
+/// The repository's name in messages where it came from a flag.
+const FLAG_REPOSITORY: &str = "--repo";
+
+/// What flags and environment say, for every command.
+#[derive(Debug, Clone, Default)]
+pub struct GivenSettings {
+    /// `--config`.
+    pub config: Option<PathBuf>,
+    /// `--repo`.
+    pub repo: Option<String>,
+    /// `-d`.
+    pub connection: Option<String>,
+    /// `--cluster`.
+    pub cluster: Option<String>,
+}
+
+/// A configuration file, as written.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    state_dir: Option<PathBuf>,
+    #[serde(default)]
+    repository: BTreeMap<String, RepositoryTable>,
+    #[serde(default)]
+    cluster: BTreeMap<String, ClusterTable>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RepositoryTable {
+    url: String,
+    #[serde(default)]
+    compression: CompressionTable,
+    #[serde(default)]
+    recipients: Vec<String>,
+    identity_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CompressionTable {
+    wal: Option<String>,
+    backup: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ClusterTable {
+    repositories: Option<Vec<String>>,
+    connection: Option<String>,
+    flush_interval: Option<String>,
+    slot: Option<String>,
+}
+
+const FILE_KEYS: &[&str] = &["state_dir", "repository", "cluster"];
+const REPOSITORY_KEYS: &[&str] = &["url", "compression", "recipients", "identity_file"];
+const COMPRESSION_KEYS: &[&str] = &["wal", "backup"];
+const CLUSTER_KEYS: &[&str] = &["repositories", "connection", "flush_interval", "slot"];
+
+/// The settings of one command, checked.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The file that was read, for messages and for `restore_command`.
+    pub file: Option<PathBuf>,
+    clusters: BTreeMap<String, ClusterSettings>,
+    chosen: Option<String>,
+    repo_from_flag: bool,
+    names_clusters: bool,
+}
+
+/// A repository, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepositorySettings {
+    /// Its address.
+    pub url: String,
+    /// The zstd level for WAL.
+    pub wal_level: i32,
+    /// The zstd level for backups.
+    pub backup_level: i32,
+}
+
+impl RepositorySettings {
+    fn at(url: &str) -> Self {
+        Self {
+            url: url.to_owned(),
+            wal_level: 2,
+            backup_level: 3,
+        }
+    }
+}
+
+/// A cluster, checked.
+#[derive(Debug, Clone)]
+pub struct ClusterSettings {
+    /// Its name.
+    pub name: String,
+    /// Where its objects go.
+    pub repository: RepositorySettings,
+    /// How its server is reached; `None` where no conninfo was given.
+    pub connection: Option<String>,
+    /// How long WAL waits before it is stored, where that is set.
+    pub flush_interval: Option<Duration>,
+    /// The replication slot.
+    pub slot: String,
+}
+
+impl Settings {
+    /// Reads the configuration file, if there is one, and puts flags and environment over it.
+    pub fn load(given: &GivenSettings) -> Result<Self> {
+        let file = match &given.config {
+            Some(path) => Some(absolute(path)?),
+            None => default_files().into_iter().find(|path| path.exists()),
+        };
+        let text = match &file {
+            Some(path) => std::fs::read_to_string(path)
+                .map_err(|error| Error::usage(io("read", path, &error).message()))?,
+            None => String::new(),
+        };
+        let shown = file.as_deref().unwrap_or_else(|| Path::new("(no file)"));
+        Self::from_text(&text, shown, given).map(|settings| Self { file, ..settings })
+    }
+
+    /// The same for commands that touch no repository.
+    pub fn load_without_repository(mut given: GivenSettings) -> Result<Self> {
+        // never opened; it only stands in for one that is not needed
+        given.repo.get_or_insert_with(|| "file:///".to_owned());
+        Self::load(&given)
+    }
+
+    fn from_text(text: &str, shown: &Path, given: &GivenSettings) -> Result<Self> {
+        let bad = |message: String| Error::usage(format!("{}: {message}", shown.display()));
+        let table: toml::Table = text.parse().map_err(|error| bad(format!("{error}")))?;
+        check_keys(&table).map_err(bad)?;
+        let file: File = table.try_into().map_err(|error| bad(format!("{error}")))?;
+        let mut repositories = BTreeMap::new();
+        for (name, table) in &file.repository {
+            let checked = check_repository(table).map_err(|error| {
+                error.context(format!("{}: repository {name}", shown.display()))
+            })?;
+            repositories.insert(name.clone(), checked);
+        }
+        let repo_from_flag = given.repo.is_some();
+        if let Some(url) = &given.repo {
+            repositories =
+                BTreeMap::from([(FLAG_REPOSITORY.to_owned(), RepositorySettings::at(url))]);
+        }
+        let chosen = given.cluster.clone();
+        let mut tables = file.cluster;
+        let names_clusters = !tables.is_empty();
+        if tables.is_empty() {
+            let name = chosen.as_deref().unwrap_or(DEFAULT_CLUSTER);
+            tables.insert(name.to_owned(), ClusterTable::default());
+        }
+        let mut clusters = BTreeMap::new();
+        for (name, table) in &tables {
+            if chosen.as_ref().is_some_and(|chosen| chosen != name) {
+                continue;
+            }
+            let context = format!("{}: cluster {name}", shown.display());
+            let checked = check_cluster(name, table, &repositories, given, repo_from_flag)
+                .map_err(|error| error.context(context))?;
+            clusters.insert(name.clone(), checked);
+        }
+        if let Some(name) = chosen.as_ref().filter(|name| !clusters.contains_key(*name)) {
+            let known: Vec<&str> = tables.keys().map(String::as_str).collect();
+            return Err(Error::usage(format!(
+                "no cluster {name} in {}: configured={}",
+                shown.display(),
+                known.join(", ")
+            )));
+        }
+        if file
+            .state_dir
+            .as_ref()
+            .is_some_and(|path| !path.is_absolute())
+        {
+            return Err(bad("state_dir is not an absolute path".to_owned()));
+        }
+        Ok(Self {
+            file: None,
+            clusters,
+            chosen,
+            repo_from_flag,
+            names_clusters,
+        })
+    }
+
+    /// The one cluster that a command acts on.
+    pub fn cluster(&self) -> Result<&ClusterSettings> {
+        match self.clusters.values().collect::<Vec<_>>().as_slice() {
+            [only] => Ok(only),
+            several => {
+                let names: Vec<&str> = several.iter().map(|one| one.name.as_str()).collect();
+                Err(Error::usage(format!(
+                    "several clusters are configured: {}",
+                    names.join(", ")
+                ))
+                .hint("name one with --cluster"))
+            }
+        }
+    }
+
+    /// The clusters that `status` and `list` show: the one that was named, or all configured.
+    pub fn clusters(&self) -> impl Iterator<Item = &ClusterSettings> {
+        self.clusters.values()
+    }
+
+    /// Whether a cluster was named.
+    pub fn cluster_is_chosen(&self) -> bool {
+        self.chosen.is_some()
+    }
+
+    /// Whether the file names clusters.
+    pub fn names_clusters(&self) -> bool {
+        self.names_clusters
+    }
+
+    /// Whether the repository's address came from a flag or the environment, not from the file.
+    pub fn repo_is_given(&self) -> bool {
+        self.repo_from_flag
+    }
+}
+
+fn default_files() -> Vec<PathBuf> {
+    let home = std::env::var_os("XDG_CONFIG_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".config")));
+    let own = home.map(|folder| folder.join("anywhen/anywhen.toml"));
+    own.into_iter()
+        .chain([PathBuf::from("/etc/anywhen/anywhen.toml")])
+        .collect()
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|error| io("find", path, &error))
+}
+
+fn check_repository(table: &RepositoryTable) -> Result<RepositorySettings> {
+    if !table.recipients.is_empty() || table.identity_file.is_some() {
+        return Err(
+            Error::usage("encryption is asked for, and this version cannot encrypt yet")
+                .hint("remove recipients and identity_file to store without encryption"),
+        );
+    }
+    let plain = RepositorySettings::at(&table.url);
+    let level =
+        |text: &Option<String>, default| text.as_deref().map_or(Ok(default), parse_compression);
+    Ok(RepositorySettings {
+        wal_level: level(&table.compression.wal, plain.wal_level)?,
+        backup_level: level(&table.compression.backup, plain.backup_level)?,
+        ..plain
+    })
+}
+
+fn parse_compression(text: &str) -> Result<i32> {
+    let level = text
+        .strip_prefix("zstd:")
+        .and_then(|level| level.parse().ok());
+    level
+        .filter(|level| (1..=19).contains(level))
+        .ok_or_else(|| Error::usage(format!("compression is zstd:1 to zstd:19: found {text:?}")))
+}
+
+fn check_cluster(
+    name: &str,
+    table: &ClusterTable,
+    repositories: &BTreeMap<String, RepositorySettings>,
+    given: &GivenSettings,
+    repo_from_flag: bool,
+) -> Result<ClusterSettings> {
+    let wanted = table.repositories.as_ref().filter(|_| !repo_from_flag);
+    let chosen: Vec<&RepositorySettings> = match wanted {
+        None => repositories.values().collect(),
+        Some(names) => names
+            .iter()
+            .map(|wanted| {
+                repositories.get(wanted).ok_or_else(|| {
+                    Error::usage(format!("there is no repository of this name: {wanted}"))
+                })
+            })
+            .collect::<Result<_>>()?,
+    };
+    let repository = match chosen.as_slice() {
+        [only] => (*only).clone(),
+        [] => {
+            return Err(Error::usage("no repository is given").hint(
+                "give one with --repo file:///path/to/repository, or ANYWHEN_REPO, or a \
+                 [repository.NAME] with a url in the configuration file",
+            ));
+        }
+        _ => {
+            return Err(
+                Error::usage("this version writes to one repository per cluster")
+                    .hint("name one: repositories = [\"NAME\"]"),
+            );
+        }
+    };
+    let slot = table
+        .slot
+        .clone()
+        .unwrap_or_else(|| format!("anywhen_{name}"));
+    Ok(ClusterSettings {
+        name: name.to_owned(),
+        repository,
+        connection: given
+            .connection
+            .clone()
+            .or_else(|| table.connection.clone()),
+        flush_interval: table
+            .flush_interval
+            .as_deref()
+            .map(parse_duration)
+            .transpose()
+            .map_err(Error::usage)?,
+        slot,
+    })
+}
+
+/// A length of time as people write it: `1s`, `250ms`, `2 minutes`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let span: jiff::SignedDuration = text
+        .parse()
+        .map_err(|error| format!("not a length of time, such as 1s or 250ms: {text:?}: {error}"))?;
+    Duration::try_from(span).map_err(|_negative| format!("a length of time below zero: {text:?}"))
+}
+
+/// Refuses keys that do not exist, naming the nearest one that does.
+fn check_keys(table: &toml::Table) -> std::result::Result<(), String> {
+    check_table(table, FILE_KEYS, "")?;
+    for (section, keys) in [("repository", REPOSITORY_KEYS), ("cluster", CLUSTER_KEYS)] {
+        let Some(toml::Value::Table(named)) = table.get(section) else {
+            continue;
+        };
+        for (name, value) in named {
+            let toml::Value::Table(inner) = value else {
+                return Err(format!("[{section}.{name}] is not a table"));
+            };
+            check_table(inner, keys, &format!("{section}.{name}."))?;
+            if let Some(toml::Value::Table(compression)) = inner.get("compression") {
+                let at = format!("{section}.{name}.compression.");
+                check_table(compression, COMPRESSION_KEYS, &at)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_table(table: &toml::Table, known: &[&str], at: &str) -> std::result::Result<(), String> {
+    let Some(key) = table.keys().find(|key| !known.contains(&key.as_str())) else {
+        return Ok(());
+    };
+    let nearest = known.iter().min_by_key(|name| edit_distance(key, name));
+    let nearest = nearest.map_or("", |name| name);
+    Err(format!(
+        "unknown key {at}{key}; did you mean {at}{nearest}?"
+    ))
+}
+
+/// Levenshtein's distance, by characters.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        for (to, above) in b.iter().zip(row.iter_mut().skip(1)) {
+            let cost = diagonal + usize::from(from != *to);
+            diagonal = *above;
+            left = cost.min(left + 1).min(diagonal + 1);
+            *above = left;
+        }
+        row[0] = i + 1;
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = r#"
+        state_dir = "/var/lib/anywhen"
+        [repository.near]
+        url = "file:///backups"
+        compression = { wal = "zstd:1", backup = "zstd:9" }
+        [cluster.main]
+        repositories = ["near"]
+        connection = "host=db1 user=anywhen"
+        flush_interval = "250ms"
+        [cluster.second]
+    "#;
+
+    fn settings(text: &str, given: &GivenSettings) -> Result<Settings> {
+        Settings::from_text(text, Path::new("anywhen.toml"), given)
+    }
+
+    fn given(cluster: Option<&str>, repo: Option<&str>) -> GivenSettings {
+        GivenSettings {
+            cluster: cluster.map(str::to_owned),
+            repo: repo.map(str::to_owned),
+            ..GivenSettings::default()
+        }
+    }
+
+    #[test]
+    fn reads_the_file_of_the_design() {
+        let settings = settings(FILE, &given(Some("main"), None)).unwrap();
+        let cluster = settings.cluster().unwrap();
+        assert_eq!(cluster.repository.wal_level, 1);
+        assert_eq!(cluster.flush_interval, Some(Duration::from_millis(250)));
+        assert_eq!(cluster.connection.as_deref(), Some("host=db1 user=anywhen"));
+        assert_eq!(cluster.slot, "anywhen_main");
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let settings = settings(FILE, &given(Some("main"), Some("file:///other"))).unwrap();
+        assert_eq!(settings.cluster().unwrap().repository.url, "file:///other");
+    }
+
+    #[test]
+    fn names_the_nearest_key_for_one_that_does_not_exist() {
+        let error = settings(
+            "[cluster.main]\nflush_intervall = \"1s\"",
+            &given(None, Some("/x")),
+        );
+        let error = error.unwrap_err();
+        assert!(
+            error
+                .message()
+                .contains("did you mean cluster.main.flush_interval?"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn encryption_that_cannot_be_had_is_no_plain_write() {
+        let text = "[repository.a]\nurl = \"file:///x\"\nrecipients = [\"age1x\"]";
+        let error = settings(text, &given(None, None)).unwrap_err();
+        assert!(error.message().contains("cannot encrypt"), "{error}");
+    }
+
+    #[test]
+    fn works_without_a_file() {
+        let settings = settings("", &given(None, Some("file:///x"))).unwrap();
+        assert_eq!(settings.cluster().unwrap().name, "main");
+        let without = Settings::from_text("", Path::new("none"), &GivenSettings::default());
+        assert!(without.unwrap_err().hint_text().unwrap().contains("--repo"));
+    }
+
+    #[test]
+    fn a_command_for_one_cluster_asks_which() {
+        let error = settings(FILE, &given(None, None)).unwrap();
+        assert!(
+            error
+                .cluster()
+                .unwrap_err()
+                .hint_text()
+                .unwrap()
+                .contains("--cluster")
+        );
+    }
+}
