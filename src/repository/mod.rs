@@ -772,10 +772,10 @@ impl Repository {
 
     async fn segment_size(&self, catalog: &Catalog) -> Result<Option<SegmentSize>> {
         if let Some(backup) = catalog.backups.last() {
-            return self.checked_size(
-                &ObjectName::Backup(backup.id.clone()),
-                Some(backup.segment_bytes),
-            );
+            let name = ObjectName::Backup(backup.id.clone());
+            return self
+                .checked_size(&name, Some(backup.segment_bytes))
+                .map(Some);
         }
         for wal in catalog.timelines.values() {
             let piece = wal.pieces.iter().next();
@@ -791,25 +791,26 @@ impl Repository {
                 .map(|segment| ObjectName::Segment(*segment))
                 .or(piece);
             if let Some(name) = name {
-                let prefix = self.store.get_range(&name.path(), 0, 4096).await?;
-                return match container::read_header(&prefix) {
-                    Ok(container::Reading::Done((header, _))) => {
-                        self.checked_size(&name, header.segment_bytes)
-                    }
-                    Ok(container::Reading::NeedMore(_)) => self.checked_size(&name, None),
-                    Err(error) => Err(self.damaged(&name, &error)),
-                };
+                return self.segment_size_of(&name).await.map(Some);
             }
         }
         Ok(None)
     }
 
-    fn checked_size(&self, name: &ObjectName, bytes: Option<u64>) -> Result<Option<SegmentSize>> {
+    /// The segment size that the header of a stored segment or piece names.
+    pub async fn segment_size_of(&self, name: &ObjectName) -> Result<SegmentSize> {
+        let prefix = self.store.get_range(&name.path(), 0, 4096).await?;
+        let bytes = match container::read_header(&prefix) {
+            Ok(container::Reading::Done((header, _))) => header.segment_bytes,
+            Ok(container::Reading::NeedMore(_)) => None,
+            Err(error) => return Err(self.damaged(name, &error)),
+        };
+        self.checked_size(name, bytes)
+    }
+
+    fn checked_size(&self, name: &ObjectName, bytes: Option<u64>) -> Result<SegmentSize> {
         let size = bytes.and_then(|bytes| SegmentSize::from_bytes(bytes).ok());
-        if size.is_some() {
-            return Ok(size);
-        }
-        Err(RepositoryError::Damaged {
+        size.ok_or_else(|| RepositoryError::Damaged {
             path: self.locate(name),
             reason: format!("not a WAL segment size: {bytes:?}"),
         })

@@ -1,0 +1,420 @@
+//! The command line, as DESIGN.md's interface has it.
+#![expect(
+    clippy::doc_markdown,
+    reason = "these comments are the help text, shown as they are"
+)]
+#![expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::{GivenSettings, parse_duration};
+
+/// Bring a PostgreSQL cluster back to any moment.
+#[derive(Debug, Parser)]
+#[command(
+    name = "anywhen",
+    version = super::VERSION,
+    about,
+    propagate_version = true,
+    max_term_width = 100,
+    after_help = "Settings come from flags, then ANYWHEN_* variables, then a file (--config, \
+                  ~/.config/anywhen/anywhen.toml, /etc/anywhen/anywhen.toml).\n\n\
+                  Example:\n  anywhen stream --repo file:///backups -d 'host=db1 user=anywhen'"
+)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// Flags of every command, taken before and after its name.
+#[derive(Debug, Clone, Args)]
+pub(super) struct Global {
+    /// The configuration file
+    #[arg(long, global = true, env = "ANYWHEN_CONFIG", value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// The repository, such as file:///backups
+    #[arg(long, global = true, env = "ANYWHEN_REPO", value_name = "URL")]
+    pub(super) repo: Option<String>,
+    /// How to reach the server: a libpq connection string or URI
+    #[arg(
+        short = 'd',
+        long = "connection",
+        visible_alias = "dbname",
+        global = true,
+        env = "ANYWHEN_CONNECTION",
+        hide_env_values = true,
+        value_name = "CONNINFO"
+    )]
+    pub(super) connection: Option<String>,
+    /// The cluster's name in the repository [default: main, or the only one configured]
+    #[arg(long, global = true, env = "ANYWHEN_CLUSTER", value_name = "NAME")]
+    pub(super) cluster: Option<String>,
+    /// Which system, where several have lived under the cluster's name
+    #[arg(long, global = true, env = "ANYWHEN_SYSTEM_ID", value_name = "ID")]
+    pub(super) system_id: Option<u64>,
+    /// Print one JSON document on standard output
+    #[arg(long, global = true, env = "ANYWHEN_JSON")]
+    pub(super) json: bool,
+    /// Say more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(super) verbose: u8,
+    /// Say only what went wrong
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "ANYWHEN_QUIET",
+        conflicts_with = "verbose"
+    )]
+    pub(super) quiet: bool,
+    /// How logs look
+    #[arg(
+        long,
+        global = true,
+        env = "ANYWHEN_LOG_FORMAT",
+        default_value = "text"
+    )]
+    pub(super) log_format: LogFormat,
+}
+
+impl Global {
+    /// What these flags say of settings.
+    pub(super) fn given(&self) -> GivenSettings {
+        GivenSettings {
+            config: self.config.clone(),
+            repo: self.repo.clone(),
+            connection: self.connection.clone(),
+            cluster: self.cluster.clone(),
+        }
+    }
+}
+
+/// How logs look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Receive WAL until stopped; SIGTERM and SIGINT store all and exit 0
+    Stream(StreamArgs),
+    /// Take a base backup, complete with the WAL that it needs
+    Backup(BackupArgs),
+    /// Rebuild a data directory as it was at a moment
+    Restore(RestoreArgs),
+    /// Fetch one WAL file: restore_command = 'anywhen wal-fetch %f %p'
+    WalFetch(WalFetchArgs),
+    /// Show what can be restored
+    Status(StatusArgs),
+    /// Show the backups
+    List,
+    /// Show or drop the replication slot
+    #[command(subcommand)]
+    Slot(SlotCommand),
+    /// Tell the whole story on a throwaway server
+    Demo(DemoArgs),
+    /// Print shell completions
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the man page
+    #[command(hide = true)]
+    Man,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  anywhen stream --repo file:///backups -d 'host=db1 user=anywhen'"
+)]
+pub(super) struct StreamArgs {
+    /// The replication slot, made at need [default: anywhen_<cluster>]
+    #[arg(long, env = "ANYWHEN_SLOT", value_name = "NAME")]
+    pub(super) slot: Option<String>,
+    /// Stream without a slot: the server may remove WAL before it was received
+    #[arg(long, env = "ANYWHEN_NO_SLOT", conflicts_with = "slot")]
+    pub(super) no_slot: bool,
+    /// How long received WAL waits before it is stored [default: 1s]
+    #[arg(long, env = "ANYWHEN_FLUSH_INTERVAL", value_parser = parse_duration, value_name = "TIME")]
+    pub(super) flush_interval: Option<Duration>,
+    /// How often the repository's tip is rewritten at most
+    #[arg(long, env = "ANYWHEN_TIP_INTERVAL", value_parser = parse_duration, value_name = "TIME",
+          default_value = "10s")]
+    pub(super) tip_interval: Duration,
+    /// How long a server that shuts down waits for its last WAL to be stored
+    #[arg(long, env = "ANYWHEN_SHUTDOWN_WAIT", value_parser = parse_duration, value_name = "TIME",
+          default_value = "1s")]
+    pub(super) shutdown_wait: Duration,
+    /// How long a stop may take; then the exit code is not 0
+    #[arg(long, env = "ANYWHEN_STOP_TIMEOUT", value_parser = parse_duration, value_name = "TIME",
+          default_value = "30s")]
+    pub(super) stop_timeout: Duration,
+    /// This server is new under the cluster's name, and that is meant
+    #[arg(long, env = "ANYWHEN_NEW_SYSTEM")]
+    pub(super) new_system: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  anywhen backup --repo file:///backups -d 'host=db1 user=anywhen' \
+                        --label 'before the upgrade'"
+)]
+pub(super) struct BackupArgs {
+    /// A text to find it by
+    #[arg(long, env = "ANYWHEN_LABEL", value_name = "TEXT", default_value = "")]
+    pub(super) label: String,
+    /// Begin with a checkpoint at full speed, or spread over time
+    #[arg(long, env = "ANYWHEN_CHECKPOINT", default_value = "fast")]
+    pub(super) checkpoint: CheckpointArg,
+    /// The most that the server may send in a second: 32k to 1G
+    #[arg(long, env = "ANYWHEN_MAX_RATE", value_parser = parse_rate, value_name = "RATE")]
+    pub(super) max_rate: Option<u32>,
+    /// This server is new under the cluster's name, and that is meant
+    #[arg(long, env = "ANYWHEN_NEW_SYSTEM")]
+    pub(super) new_system: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum CheckpointArg {
+    /// At once.
+    Fast,
+    /// Spread over the time that the server's settings give it.
+    Spread,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Times: 2026-11-20T14:03:00Z, '2026-11-20 14:03:00 Europe/Paris', \
+                        '2026-11-20 14:03:00+01', '10 minutes ago'; a bare local time is taken in \
+                        the system's zone.\n\nExamples:\n  \
+                        anywhen restore --repo file:///backups -D /srv/restored --to '10 minutes ago' --dry-run\n  \
+                        anywhen restore --repo file:///backups -D /srv/restored --to '2026-11-20 14:03:00' --replay"
+)]
+pub(super) struct RestoreArgs {
+    /// The folder to restore into; absent or empty
+    #[arg(short = 'D', long, visible_aliases = ["target-dir"], env = "ANYWHEN_TARGET_DIR", value_name = "DIR")]
+    pub(super) pgdata: PathBuf,
+    #[command(flatten)]
+    pub(super) target: TargetArgs,
+    /// Stop just before the target instead of just after it
+    #[arg(long, env = "ANYWHEN_EXCLUSIVE")]
+    pub(super) exclusive: bool,
+    /// Begin with this backup [default: the newest that serves the target]
+    #[arg(long, env = "ANYWHEN_BACKUP", value_name = "ID")]
+    pub(super) backup: Option<String>,
+    /// The timeline to follow: a number, or latest
+    #[arg(
+        long,
+        env = "ANYWHEN_TIMELINE",
+        value_name = "N|latest",
+        default_value = "latest"
+    )]
+    pub(super) timeline: String,
+    /// What the server does at the target [default: pause for a target, promote for the latest]
+    #[arg(long, env = "ANYWHEN_ACTION")]
+    pub(super) action: Option<ActionArg>,
+    /// Make a standby: keep standby.signal and primary_conninfo
+    #[arg(long, env = "ANYWHEN_STANDBY")]
+    pub(super) standby: bool,
+    /// Where a tablespace goes: OID=DIR or OLDDIR=DIR; may be repeated
+    #[arg(
+        short = 'T',
+        long = "tablespace",
+        env = "ANYWHEN_TABLESPACE",
+        value_delimiter = ',',
+        value_name = "OID=DIR|OLDDIR=DIR"
+    )]
+    pub(super) tablespaces: Vec<String>,
+    /// Whether the restored server archives
+    #[arg(long, env = "ANYWHEN_ARCHIVE_MODE", default_value = "off")]
+    pub(super) archive_mode: ArchiveModeArg,
+    /// As root: who owns the files [default: the owner of the parent folder]
+    #[arg(long, env = "ANYWHEN_OWNER", value_name = "USER")]
+    pub(super) owner: Option<String>,
+    /// Start the restored server on a private socket, wait for the target, and stop it again
+    #[arg(long, env = "ANYWHEN_REPLAY")]
+    pub(super) replay: bool,
+    /// Where the server's programs are, for --replay
+    #[arg(long, env = "ANYWHEN_PG_BIN", value_name = "DIR")]
+    pub(super) pg_bin: Option<PathBuf>,
+    /// Print the plan, and do nothing
+    #[arg(long, env = "ANYWHEN_DRY_RUN")]
+    pub(super) dry_run: bool,
+}
+
+/// The moment to restore; the latest when none is given.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub(super) struct TargetArgs {
+    /// A time; or `latest`
+    #[arg(
+        long = "to",
+        visible_alias = "to-time",
+        env = "ANYWHEN_TO",
+        value_name = "TIME"
+    )]
+    pub(super) to: Option<String>,
+    /// An LSN
+    #[arg(long, env = "ANYWHEN_TO_LSN", value_name = "LSN")]
+    pub(super) to_lsn: Option<wal::Lsn>,
+    /// A transaction
+    #[arg(long, env = "ANYWHEN_TO_XID", value_name = "XID")]
+    pub(super) to_xid: Option<u64>,
+    /// A restore point
+    #[arg(long, env = "ANYWHEN_TO_NAME", value_name = "NAME")]
+    pub(super) to_name: Option<String>,
+    /// The first consistent moment of the backup
+    #[arg(long, env = "ANYWHEN_IMMEDIATE")]
+    pub(super) immediate: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum ActionArg {
+    /// Wait, open for reading.
+    Pause,
+    /// Open for writing, on a new timeline.
+    Promote,
+    /// Stop.
+    Shutdown,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum ArchiveModeArg {
+    /// It does not: a live server may use the same archive.
+    Off,
+    /// As its configuration says.
+    Preserve,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 found, 1 not in the archive, 200 everything else: \
+                        PostgreSQL takes 1 for the end of WAL, and stops at 200."
+)]
+pub(super) struct WalFetchArgs {
+    /// The file's name: %f
+    pub(super) name: String,
+    /// Where it goes: %p
+    pub(super) dest: PathBuf,
+    /// The branch that is restored: nothing that it left behind is handed out
+    #[arg(long, env = "ANYWHEN_FETCH_TIMELINE", value_name = "N")]
+    pub(super) timeline: Option<wal::TimelineId>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    /// Draw the tree of timelines
+    #[arg(long, env = "ANYWHEN_TIMELINES")]
+    pub(super) timelines: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum SlotCommand {
+    /// Show the state of the slot
+    Show(SlotArgs),
+    /// Drop the slot: the server keeps WAL for it no longer
+    Drop(SlotArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SlotArgs {
+    /// The replication slot [default: anywhen_<cluster>]
+    #[arg(long, env = "ANYWHEN_SLOT", value_name = "NAME")]
+    pub(super) slot: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DemoArgs {
+    /// Where the server's programs are [default: the newest found]
+    #[arg(long, env = "ANYWHEN_PG_BIN", value_name = "DIR")]
+    pub(super) pg_bin: Option<PathBuf>,
+    /// Keep the folder, and say where it is
+    #[arg(long, env = "ANYWHEN_KEEP")]
+    pub(super) keep: bool,
+}
+
+/// A rate in KiB a second, as `BASE_BACKUP` takes it (basebackup.h, `MAX_RATE_LOWER` and
+/// `MAX_RATE_UPPER`): 32 KiB to 1 GiB.
+fn parse_rate(text: &str) -> Result<u32, String> {
+    let bad = || format!("a rate is a number of KiB, or has k, M or G: found {text:?}");
+    let (number, factor) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (&text[..at], 1),
+        Some((at, 'M')) => (&text[..at], 1024),
+        Some((at, 'G')) => (&text[..at], 1024 * 1024),
+        _ => (text, 1),
+    };
+    let number: u32 = number.parse().map_err(|_not_a_number| bad())?;
+    let rate = number.checked_mul(factor).ok_or_else(bad)?;
+    if (32..=1_048_576).contains(&rate) {
+        Ok(rate)
+    } else {
+        Err(format!("a rate is 32k to 1G: found {text:?}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_flags_are_taken_on_both_sides() {
+        for line in [
+            "anywhen --repo /r status --json",
+            "anywhen status --repo /r --json",
+        ] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert!(
+                cli.global.json && cli.global.repo.as_deref() == Some("/r"),
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn two_targets_are_an_error() {
+        let line = "anywhen restore -D /x --to-lsn 0/1 --immediate";
+        assert!(Cli::try_parse_from(line.split(' ')).is_err());
+    }
+
+    #[test]
+    fn every_long_flag_has_a_variable() {
+        let skipped = ["help", "version", "verbose"];
+        let mut commands = vec![Cli::command()];
+        while let Some(command) = commands.pop() {
+            for arg in command
+                .get_arguments()
+                .filter(|arg| arg.get_long().is_some())
+            {
+                let long = arg.get_long().unwrap();
+                assert!(
+                    skipped.contains(&long) || arg.get_env().is_some(),
+                    "--{long}"
+                );
+            }
+            commands.extend(command.get_subcommands().cloned());
+        }
+    }
+
+    #[test]
+    fn rates_are_those_of_base_backup() {
+        assert_eq!(parse_rate("32k"), Ok(32));
+        assert_eq!(parse_rate("100M"), Ok(102_400));
+        assert!(parse_rate("31").is_err() && parse_rate("2G").is_err() && parse_rate("x").is_err());
+    }
+}

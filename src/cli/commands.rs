@@ -1,0 +1,311 @@
+//! Each command: its flags and the settings, handed on as what the part needs.
+
+use std::io::IsTerminal as _;
+use std::sync::Arc;
+
+use clap::CommandFactory as _;
+use jiff::tz::TimeZone;
+use tokio::sync::watch;
+
+use super::args::{
+    ActionArg, ArchiveModeArg, BackupArgs, CheckpointArg, Cli, Command, DemoArgs, Global,
+    RestoreArgs, SlotArgs, SlotCommand, StatusArgs, StreamArgs, TargetArgs, WalFetchArgs,
+};
+use super::output;
+use super::progress::Progress;
+use crate::backup::{BackupOptions, BackupTaker};
+use crate::clock::{Clock as _, SystemClock};
+use crate::config::{ClusterSettings, Settings};
+use crate::error::{Error, Result};
+use crate::restore::{self, RestoreCommand, RestoreOptions, Target, TargetAction};
+use crate::service::{self, Destination, ReceiverOptions};
+use crate::setup;
+use crate::status::{self, BackupDone, BackupRow, Shown};
+
+type Stop = watch::Receiver<bool>;
+
+/// Returns once a signal has come.
+pub(super) async fn stopped(mut stop: Stop) {
+    if stop.wait_for(|asked| *asked).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+fn destination(cluster: &ClusterSettings) -> Destination {
+    Destination {
+        url: cluster.repository.url.clone(),
+        cluster: cluster.name.clone(),
+        wal_level: cluster.repository.wal_level,
+        backup_level: cluster.repository.backup_level,
+    }
+}
+
+pub(super) async fn stream(global: &Global, args: StreamArgs, stop: Stop) -> Result<()> {
+    let settings = Settings::load(&global.given())?;
+    let cluster = settings.cluster()?;
+    let slot = args.slot.unwrap_or_else(|| cluster.slot.clone());
+    let mut options = ReceiverOptions {
+        slot: (!args.no_slot).then_some(slot),
+        tip_interval: args.tip_interval,
+        shutdown_wait: args.shutdown_wait,
+        stop_timeout: args.stop_timeout,
+        new_system: args.new_system,
+        ..ReceiverOptions::default()
+    };
+    if let Some(interval) = args.flush_interval.or(cluster.flush_interval) {
+        options.flush_interval = interval;
+    }
+    let clock = Arc::new(SystemClock);
+    let conninfo = cluster.connection.as_deref();
+    service::stream(conninfo, &destination(cluster), options, clock, stop).await
+}
+
+pub(super) async fn backup(global: &Global, args: BackupArgs, stop: Stop) -> Result<()> {
+    let settings = Settings::load(&global.given())?;
+    let cluster = settings.cluster()?;
+    let options = BackupOptions {
+        label: args.label,
+        fast_checkpoint: args.checkpoint == CheckpointArg::Fast,
+        max_rate_kib: args.max_rate,
+        new_system: args.new_system,
+    };
+    let conninfo = cluster.connection.as_deref();
+    let taker = BackupTaker::new(
+        conninfo,
+        &destination(cluster),
+        options,
+        Arc::new(SystemClock),
+    )?;
+    let progress = Progress::new("backup", global.quiet);
+    let taken = taker
+        .run(&|done, total| progress.at(done, total), stop)
+        .await;
+    progress.finish();
+    let row = BackupRow::from(&taken?);
+    if global.json {
+        return output::json(&BackupDone {
+            schema: 1,
+            backup: row,
+        });
+    }
+    output::line(&status::backup_table(&row))
+}
+
+pub(super) async fn restore(global: &Global, args: RestoreArgs, stop: Stop) -> Result<()> {
+    let settings = Settings::load(&global.given())?;
+    let cluster = settings.cluster()?;
+    let repository = destination(cluster)
+        .open(false)?
+        .stored(global.system_id)
+        .await?;
+    let options = restore_options(&settings, cluster, args)?;
+    let plan = restore::plan(&repository, &options, &SystemClock).await?;
+    if options.dry_run {
+        return if global.json {
+            output::json(&plan.report())
+        } else {
+            output::line(&plan.to_string())
+        };
+    }
+    if !global.json && !global.quiet {
+        output::line(&plan.to_string())?;
+    }
+    let progress = Progress::new("restore", global.quiet);
+    let outcome = restore::execute(
+        &repository,
+        &plan,
+        &|done, total| progress.at(done, total),
+        stop,
+    )
+    .await;
+    progress.finish();
+    let report = outcome?;
+    if global.json {
+        output::json(&report)
+    } else {
+        output::line(&report.to_string())
+    }
+}
+
+fn restore_options(
+    settings: &Settings,
+    cluster: &ClusterSettings,
+    args: RestoreArgs,
+) -> Result<RestoreOptions> {
+    let program = std::env::current_exe()
+        .map_err(|error| Error::failure(format!("cannot find this program's path: {error}")))?;
+    let timeline = match args.timeline.as_str() {
+        "latest" => None,
+        text => Some(text.parse().map_err(|_not_a_number| {
+            Error::usage(format!("a timeline is a number, or latest: found {text:?}"))
+        })?),
+    };
+    let backup = args.backup.map(|id| id.parse()).transpose()?;
+    let tablespaces = args
+        .tablespaces
+        .iter()
+        .map(|text| text.parse())
+        .collect::<Result<_, _>>();
+    Ok(RestoreOptions {
+        target_dir: args.pgdata,
+        target: target(args.target)?,
+        exclusive: args.exclusive,
+        backup,
+        timeline,
+        action: args.action.map(|action| match action {
+            ActionArg::Pause => TargetAction::Pause,
+            ActionArg::Promote => TargetAction::Promote,
+            ActionArg::Shutdown => TargetAction::Shutdown,
+        }),
+        standby: args.standby,
+        tablespaces: tablespaces?,
+        archive_mode_preserve: args.archive_mode == ArchiveModeArg::Preserve,
+        owner: args.owner,
+        replay: args.replay,
+        pg_bin: args.pg_bin,
+        dry_run: args.dry_run,
+        restore_command: RestoreCommand {
+            program,
+            config: settings.file.clone(),
+            repo: settings
+                .repo_is_given()
+                .then(|| cluster.repository.url.clone()),
+            cluster: cluster.name.parse()?,
+        },
+    })
+}
+
+fn target(args: TargetArgs) -> Result<Target> {
+    let TargetArgs {
+        to,
+        to_lsn,
+        to_xid,
+        to_name,
+        immediate,
+    } = args;
+    Ok(match (to, to_lsn, to_xid, to_name) {
+        _ if immediate => Target::Immediate,
+        (Some(text), ..) if text == "latest" => Target::Latest,
+        (Some(text), ..) => {
+            let now = SystemClock.now().to_zoned(TimeZone::system());
+            let time = restore::parse_time(&text, &now)?;
+            tracing::info!("{}", time.shown);
+            Target::Time(time.instant)
+        }
+        (_, Some(lsn), ..) => Target::Lsn(lsn),
+        (_, _, Some(xid), _) => Target::Xid(xid),
+        (.., Some(name)) => Target::Name(name),
+        _ => Target::Latest,
+    })
+}
+
+/// `wal-fetch` has PostgreSQL's exit codes, and no others.
+pub(super) async fn wal_fetch(global: &Global, args: WalFetchArgs) -> u8 {
+    let outcome = restore::fetch::run(
+        || {
+            let settings = Settings::load(&global.given())?;
+            let cluster = settings.cluster()?;
+            destination(cluster).open(false)
+        },
+        restore::fetch::FetchRequest {
+            name: args.name,
+            dest: args.dest,
+            timeline: args.timeline,
+            system_id: global.system_id,
+        },
+    );
+    let outcome = outcome.await;
+    if let Some(error) = &outcome.error {
+        output::failure(error, false);
+    }
+    outcome.code
+}
+
+/// The commands that a signal may end anywhere.
+pub(super) async fn simple(global: &Global, command: Command) -> Result<()> {
+    match command {
+        Command::Status(args) => status(global, &args).await,
+        Command::List => list(global).await,
+        Command::Slot(SlotCommand::Show(args)) => {
+            let (conninfo, slot) = slot_of(global, args)?;
+            let report = setup::slot::show(conninfo.as_deref(), &slot).await?;
+            if global.json {
+                output::json(&report)
+            } else {
+                output::line(&report.to_string())
+            }
+        }
+        Command::Slot(SlotCommand::Drop(args)) => {
+            let (conninfo, slot) = slot_of(global, args)?;
+            setup::slot::drop(conninfo.as_deref(), &slot).await?;
+            output::line(&format!(
+                "slot {slot} is dropped: no WAL is kept for it any more"
+            ))
+        }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "anywhen", &mut script);
+            output::line(&String::from_utf8_lossy(&script))
+        }
+        Command::Man => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Cli::command())
+                .render(&mut page)
+                .map_err(|error| Error::failure(format!("cannot render the page: {error}")))?;
+            output::line(&String::from_utf8_lossy(&page))
+        }
+        Command::Stream(_)
+        | Command::Backup(_)
+        | Command::Restore(_)
+        | Command::WalFetch(_)
+        | Command::Demo(_) => Err(Error::failure("this command is run elsewhere")),
+    }
+}
+
+async fn status(global: &Global, args: &StatusArgs) -> Result<()> {
+    let status = status::status(&shown(global)?, SystemClock.now()).await?;
+    if global.json {
+        return output::json(&status);
+    }
+    if status.clusters.is_empty() {
+        return output::line("nothing is stored yet. hint: anywhen stream, and anywhen backup");
+    }
+    let clusters = status.clusters.iter();
+    let texts: Vec<String> = clusters
+        .map(|cluster| status::status_text(cluster, args.timelines))
+        .collect();
+    output::line(texts.join("\n").trim_end())
+}
+
+async fn list(global: &Global) -> Result<()> {
+    let list = status::list(&shown(global)?).await?;
+    if global.json {
+        return output::json(&list);
+    }
+    output::line(&status::list_table(&list.backups))
+}
+
+/// What `status` and `list` show: the cluster that was named, all that are configured, or all
+/// that are stored.
+fn shown(global: &Global) -> Result<Shown> {
+    let settings = Settings::load(&global.given())?;
+    let every_cluster = !settings.cluster_is_chosen() && !settings.names_clusters();
+    Ok(Shown {
+        destinations: settings.clusters().map(destination).collect(),
+        every_cluster,
+        must_exist: settings.cluster_is_chosen(),
+        system_id: global.system_id,
+    })
+}
+
+fn slot_of(global: &Global, args: SlotArgs) -> Result<(Option<String>, String)> {
+    let settings = Settings::load_without_repository(global.given())?;
+    let cluster = settings.cluster()?;
+    let slot = args.slot.unwrap_or_else(|| cluster.slot.clone());
+    Ok((cluster.connection.clone(), slot))
+}
+
+pub(super) async fn demo(args: DemoArgs, stop: Stop) -> Result<()> {
+    let bold = std::io::stdout().is_terminal();
+    setup::demo::run(args.pg_bin, args.keep, output::line, bold, stop).await
+}

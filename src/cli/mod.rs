@@ -1,0 +1,147 @@
+//! Flags become settings, settings become small options, and a command is run.
+
+mod args;
+mod commands;
+mod logging;
+mod output;
+mod progress;
+
+use std::panic::AssertUnwindSafe;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use clap::error::ErrorKind;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::error::{Error, Kind};
+use args::{Cli, Command};
+
+/// The version, with the commit that it was built from.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("ANYWHEN_COMMIT"), ")");
+/// `wal-fetch` says this for everything that is not "found" or "not in the archive": PostgreSQL
+/// takes codes up to 125 for "the archive ends here" and promotes, 129 to 192 for signals.
+const WAL_FETCH_FAILED: u8 = 200;
+/// A bug: neither usage nor anything that the user could mend.
+const PANICKED: u8 = 1;
+
+/// Runs the command line that this process was given.
+pub fn main() -> ExitCode {
+    // whatever is created from here on is for its owner alone, in a repository and in a restore
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    std::panic::set_hook(Box::new(|panic| {
+        let at = panic
+            .location()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let payload = panic.payload();
+        let said = payload.downcast_ref::<&str>().map(ToString::to_string);
+        let said = said
+            .or_else(|| payload.downcast_ref::<String>().cloned())
+            .unwrap_or_default();
+        let bug = Error::failure(format!("a bug in anywhen: {said} ({at})"))
+            .hint("nothing was acknowledged that is not stored; please report this");
+        output::failure(&bug, false);
+    }));
+    // a panic in wal-fetch must not look like the end of WAL
+    let is_wal_fetch = std::env::args().any(|arg| arg == "wal-fetch");
+    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| start(is_wal_fetch)));
+    ExitCode::from(match outcome {
+        Ok(code) => code,
+        Err(_panic) if is_wal_fetch => WAL_FETCH_FAILED,
+        Err(_panic) => PANICKED,
+    })
+}
+
+fn start(is_wal_fetch: bool) -> u8 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error, is_wal_fetch),
+    };
+    let as_json = cli.global.json;
+    logging::start(&cli.global, is_wal_fetch);
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            output::failure(
+                &Error::failure(format!("cannot start threads: {error}")),
+                as_json,
+            );
+            return if is_wal_fetch {
+                WAL_FETCH_FAILED
+            } else {
+                PANICKED
+            };
+        }
+    };
+    let code = runtime.block_on(run(cli));
+    // what was abandoned by a signal is not waited for
+    runtime.shutdown_background();
+    code
+}
+
+fn usage(error: &clap::Error, is_wal_fetch: bool) -> u8 {
+    let asked = matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    );
+    if error.print().is_err() {
+        tracing::debug!("standard output is closed");
+    }
+    match (asked, is_wal_fetch) {
+        (true, _) => 0,
+        (false, true) => WAL_FETCH_FAILED,
+        (false, false) => Kind::Usage.exit_code(),
+    }
+}
+
+async fn run(cli: Cli) -> u8 {
+    let (stop_in, stop) = watch::channel(false);
+    let listening = tokio::spawn(listen(stop_in));
+    let as_json = cli.global.json;
+    let outcome = match cli.command {
+        Command::WalFetch(args) => return commands::wal_fetch(&cli.global, args).await,
+        // these come to an orderly end by themselves
+        Command::Stream(args) => commands::stream(&cli.global, args, stop).await,
+        Command::Backup(args) => commands::backup(&cli.global, args, stop).await,
+        Command::Restore(args) => commands::restore(&cli.global, args, stop).await,
+        Command::Demo(args) => commands::demo(args, stop).await,
+        other => {
+            tokio::select! {
+                outcome = commands::simple(&cli.global, other) => outcome,
+                () = commands::stopped(stop) => Err(Error::new(Kind::Failure, "stopped")),
+            }
+        }
+    };
+    let Err(mut error) = outcome else { return 0 };
+    if listening.is_finished()
+        && let Ok(number) = listening.await
+        && number != 0
+    {
+        error = Error::new(Kind::Stopped(number), error.to_string());
+    }
+    output::failure(&error, as_json);
+    error.kind().exit_code()
+}
+
+/// Waits for SIGINT or SIGTERM, passes that on, and returns the signal's number.
+async fn listen(stop: watch::Sender<bool>) -> u8 {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) else {
+        // without handlers the signals end the process as they always do
+        return 0;
+    };
+    let kind = tokio::select! {
+        _ = interrupt.recv() => SignalKind::interrupt(),
+        _ = terminate.recv() => SignalKind::terminate(),
+    };
+    if stop.send(true).is_err() {
+        tracing::debug!("nobody waits for the signal");
+    }
+    u8::try_from(kind.as_raw_value()).unwrap_or_default()
+}

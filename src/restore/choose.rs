@@ -1,0 +1,756 @@
+//! From a target to a plan: which backup, which branch, which record is the last.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use jiff::Timestamp;
+use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalDamage};
+
+use super::RestoreOptions;
+use super::place::{Owner, check_made_later, check_target, plan_tablespaces};
+use super::plan::RestorePlan;
+use super::resolve::{Findings, Point, Resolved, Resolver, Span, Wanted};
+use super::settings::StopAt;
+use super::target::{Target, TargetAction, rfc3339};
+use super::walk::{Ended, Stretch, Walked, walk};
+use super::windows::{Candidate, candidates, hole_after};
+use crate::clock::Clock;
+use crate::error::{Error, Nearest, Result, io};
+use crate::repository::Repository;
+use crate::repository::catalog::{BranchEnd, Catalog};
+use crate::repository::layout::{BackupId, ObjectName};
+use crate::repository::records::BackupRecord;
+
+/// The longest header of a WAL page: an insert position stands behind it before anything is written.
+const PAGE_HEADER_BYTES_MAX: u64 = 40;
+const PAGE_BYTES: u64 = 8192;
+
+/// Decides what a restore will do. Nothing is written; what cannot be reached is refused with the nearest
+/// that can.
+pub async fn plan(
+    repository: &Repository,
+    options: &RestoreOptions,
+    clock: &dyn Clock,
+) -> Result<RestorePlan> {
+    let began = Instant::now();
+    check_options(options)?;
+    let target_dir = std::path::absolute(&options.target_dir)
+        .map_err(|error| io("find", &options.target_dir, &error))?;
+    check_target(&target_dir)?;
+    let owner = Owner::of_restore(options.owner.as_deref(), &target_dir)?;
+    let catalog = repository.catalog().await?;
+    let chooser = Chooser::new(repository, &catalog, options, clock)?;
+    let chosen = chooser.choose().await?;
+    let tablespaces = plan_tablespaces(
+        &chosen.backup.tablespaces,
+        &options.tablespaces,
+        &target_dir,
+    )?;
+    let made_later = made_later(&chosen, &tablespaces)?;
+    let warnings = chooser.warnings(&chosen);
+    let timeline = chooser.recovery_timeline(&chosen)?;
+    let last_lsn = chosen.last.map_or(chosen.backup.stop_lsn, |last| last.end);
+    let size = chooser.size;
+    let segments = size
+        .end_of(last_lsn.saturating_sub(1))
+        .bytes_since(size.start_of(chosen.backup.start_lsn))
+        / size.bytes();
+    let behaviour = match options.target {
+        Target::Latest => TargetAction::Promote,
+        _ => TargetAction::Pause,
+    };
+    Ok(RestorePlan {
+        options: options.clone(),
+        target_dir,
+        system_id: repository.system_id(),
+        timeline,
+        stop: chosen.stop(),
+        last: chosen.last,
+        last_in: chosen.point.as_ref().and_then(|point| point.last_in),
+        first_out: chosen.point.as_ref().and_then(|point| point.first_out),
+        behind: chosen.resolved.behind,
+        segment_size: size,
+        segments,
+        tablespaces,
+        made_later,
+        owner,
+        action: options.action.unwrap_or(behaviour),
+        parameters: chosen.resolved.findings.parameters,
+        warnings,
+        backup: chosen.backup,
+        took: began.elapsed(),
+    })
+}
+
+fn check_options(options: &RestoreOptions) -> Result<()> {
+    let has_record = !matches!(options.target, Target::Immediate | Target::Latest);
+    if options.exclusive && !has_record {
+        return Err(Error::usage(format!(
+            "--exclusive leaves out what was named, and {} names nothing",
+            options.target.kind()
+        )));
+    }
+    if options.standby && options.replay && options.target == Target::Latest {
+        return Err(
+            Error::usage("a standby that follows has no end to replay to")
+                .hint("leave --replay out, or name a target"),
+        );
+    }
+    Ok(())
+}
+
+/// The backup and the record that were chosen.
+struct Chosen {
+    backup: BackupRecord,
+    /// The last record wanted, if it lies behind the backup's end.
+    last: Option<Span>,
+    point: Option<Point>,
+    resolved: Resolved,
+    /// A standby follows without end.
+    follows: bool,
+    damaged_at: Option<WalDamage>,
+}
+
+impl Chosen {
+    /// Where a record at or before the backup's end is the last one, that end is: a server is not
+    /// consistent before it.
+    fn new(candidate: &Candidate<'_>, point: Option<Point>, walked: Walked) -> Self {
+        let stop = candidate.backup.stop_lsn;
+        let last = match &point {
+            Some(point) => point.last,
+            None => walked.resolved.last,
+        };
+        let last = last.filter(|last| last.end > stop);
+        let Walked {
+            ended,
+            mut resolved,
+            ..
+        } = walked;
+        resolved.findings = resolved.findings.up_to(last.map_or(stop, |last| last.end));
+        Self {
+            backup: candidate.backup.clone(),
+            last,
+            point,
+            damaged_at: match ended {
+                Ended::Damaged(damage) => Some(damage),
+                Ended::Enough | Ended::AtEnd => None,
+            },
+            resolved,
+            follows: false,
+        }
+    }
+
+    fn stop(&self) -> StopAt {
+        match self.last {
+            _ if self.follows => StopAt::Never,
+            Some(last) => StopAt::After(last.start),
+            None => StopAt::Immediate,
+        }
+    }
+
+    fn findings(&self) -> &Findings {
+        &self.resolved.findings
+    }
+}
+
+/// Tablespaces that replay makes: their places must be free.
+fn made_later(
+    chosen: &Chosen,
+    tablespaces: &[super::place::TablespacePlan],
+) -> Result<Vec<(u32, PathBuf)>> {
+    let mut places: Vec<(u32, PathBuf)> = Vec::new();
+    for (_, oid, path) in &chosen.findings().tablespaces {
+        let place = PathBuf::from(OsStr::from_bytes(path));
+        // an empty path is a tablespace inside of the data directory
+        if !place.is_absolute() || places.iter().any(|(_, known)| *known == place) {
+            continue;
+        }
+        let in_backup = tablespaces.iter().find(|tablespace| tablespace.oid == *oid);
+        match in_backup.and_then(|tablespace| tablespace.to.as_ref()) {
+            // made while the backup ran, and restored to where replay links it again
+            Some(to) if *to == place => {}
+            Some(to) => {
+                return Err(Error::usage(format!(
+                    "tablespace {oid} was made while the backup ran, so that replay links it to {} \
+                     again: it cannot go to {}",
+                    place.display(),
+                    to.display()
+                ))
+                .hint("choose a later backup with --backup, or restore on another machine"));
+            }
+            None => {
+                check_made_later(*oid, &place)?;
+                places.push((*oid, place));
+            }
+        }
+    }
+    Ok(places)
+}
+
+struct Chooser<'a> {
+    repository: &'a Repository,
+    catalog: &'a Catalog,
+    options: &'a RestoreOptions,
+    clock: &'a dyn Clock,
+    branch: TimelineHistory,
+    size: SegmentSize,
+    /// Newest first; never empty.
+    candidates: Vec<Candidate<'a>>,
+}
+
+impl<'a> Chooser<'a> {
+    fn new(
+        repository: &'a Repository,
+        catalog: &'a Catalog,
+        options: &'a RestoreOptions,
+        clock: &'a dyn Clock,
+    ) -> Result<Self> {
+        let nothing = || {
+            Error::not_found(format!(
+                "cluster {} has no backup: target={}",
+                repository.cluster(),
+                options.target
+            ))
+            .hint("take one with `anywhen backup`; without one there is nothing to restore")
+        };
+        let newest = catalog.newest_timeline().ok_or_else(nothing)?;
+        let size = catalog.segment_size.ok_or_else(nothing)?;
+        let timeline = options.timeline.unwrap_or(newest);
+        check_timeline(catalog, timeline)?;
+        let branch = catalog.branch(timeline);
+        let mut candidates = candidates(catalog, &branch, size);
+        if let Some(id) = &options.backup {
+            let known = catalog.backups.iter().find(|backup| backup.id == *id);
+            let backup = known.ok_or_else(|| no_such_backup(id))?;
+            candidates.retain(|candidate| candidate.backup.id == *id);
+            if candidates.is_empty() {
+                return Err(unusable(repository, catalog, &branch, backup, size));
+            }
+        }
+        if candidates.is_empty() {
+            return Err(match catalog.backups.last() {
+                None => nothing(),
+                Some(newest) => unusable(repository, catalog, &branch, newest, size),
+            });
+        }
+        Ok(Self {
+            repository,
+            catalog,
+            options,
+            clock,
+            branch,
+            size,
+            candidates,
+        })
+    }
+
+    async fn choose(&self) -> Result<Chosen> {
+        let exclusive = self.options.exclusive;
+        match &self.options.target {
+            Target::Time(at) => self.to_time(*at, exclusive).await,
+            Target::Lsn(at) => self.to_lsn(*at, exclusive).await,
+            Target::Xid(xid) => {
+                // WAL has the lower half
+                let low = u32::try_from(*xid & u64::from(u32::MAX)).unwrap_or(u32::MAX);
+                self.to_xid(low, exclusive).await
+            }
+            Target::Name(name) => self.to_name(name, exclusive).await,
+            Target::Immediate => self.immediate().await,
+            Target::Latest => self.latest().await,
+        }
+    }
+
+    // -- times --------------------------------------------------------------------------------
+
+    async fn to_time(&self, at: Timestamp, exclusive: bool) -> Result<Chosen> {
+        let older = self
+            .candidates
+            .iter()
+            .filter(|it| it.backup.finished_at <= at);
+        for candidate in older {
+            let walked = self.walk(candidate, Wanted::Time { at, exclusive }).await?;
+            let Some(point) = walked.resolved.point.clone() else {
+                let whole = !matches!(walked.ended, Ended::Damaged(_));
+                let stamp = walked.resolved.newest_stamp;
+                let latest = candidate.latest(self.catalog, stamp, whole);
+                if at > latest {
+                    return Err(self.beyond_time(at, latest, candidate, &walked));
+                }
+                // every commit that is stored belongs; what stands behind the last one is not asked for
+                let last = Point {
+                    last: walked.resolved.last_kept,
+                    boundary: walked.records_end,
+                    last_in: walked.resolved.last_commit,
+                    first_out: None,
+                };
+                return Ok(Chosen::new(candidate, Some(last), walked));
+            };
+            if point.boundary >= candidate.backup.stop_lsn {
+                return Ok(Chosen::new(candidate, Some(point), walked));
+            }
+        }
+        let earliest = self.candidates.iter().map(|it| it.backup.finished_at).min();
+        Err(Error::not_found(format!(
+            "no backup was finished before the target: target={}, first backup={}",
+            rfc3339(at),
+            earliest.map(rfc3339).unwrap_or_default()
+        ))
+        .nearest(Nearest {
+            before: None,
+            after: earliest.map(ceil_rfc3339),
+        }))
+    }
+
+    fn beyond_time(
+        &self,
+        at: Timestamp,
+        latest: Timestamp,
+        candidate: &Candidate<'_>,
+        walked: &Walked,
+    ) -> Error {
+        let backups = self.candidates.iter().map(|it| it.backup.finished_at);
+        let after = backups.filter(|finished| *finished > at).min();
+        let nearest = Nearest {
+            before: Some(rfc3339(latest)),
+            after: after.map(ceil_rfc3339),
+        };
+        let target = rfc3339(at);
+        let failure = match (self.missing_after(candidate, walked), walked.ended) {
+            (_, Ended::Damaged(damage)) => self.damaged(damage, walked),
+            (Some(missing), _) => Error::not_found(format!(
+                "WAL is missing before the target: target={target}, missing={missing}"
+            ))
+            .hint(format!(
+                "expected at {}",
+                self.repository.locate(&ObjectName::Segment(missing))
+            )),
+            (None, _) if at > self.clock.now() => {
+                Error::not_found(format!("the target lies in the future: target={target}"))
+            }
+            (None, _) => Error::not_found(format!(
+                "the target is later than what is stored: target={target}, latest={}",
+                rfc3339(latest)
+            )),
+        };
+        failure.nearest(nearest)
+    }
+
+    // -- positions ----------------------------------------------------------------------------
+
+    async fn to_lsn(&self, at: Lsn, exclusive: bool) -> Result<Chosen> {
+        for candidate in self
+            .candidates
+            .iter()
+            .filter(|it| it.backup.start_lsn <= at)
+        {
+            let walked = self.walk(candidate, Wanted::Lsn { at, exclusive }).await?;
+            let end = walked.records_end;
+            match walked.resolved.point.clone() {
+                Some(point) if point.boundary >= candidate.backup.stop_lsn => {
+                    return Ok(Chosen::new(candidate, Some(point), walked));
+                }
+                Some(_) => {}
+                None if stands_at(at, end) && end >= candidate.backup.stop_lsn => {
+                    let last = Point {
+                        last: walked.resolved.last,
+                        boundary: end,
+                        last_in: walked.resolved.last_commit,
+                        first_out: None,
+                    };
+                    return Ok(Chosen::new(candidate, Some(last), walked));
+                }
+                None => {
+                    let stops = self.candidates.iter().map(|it| it.backup.stop_lsn);
+                    let after = stops.filter(|stop| *stop > at).min();
+                    let missing = self.missing_after(candidate, &walked);
+                    let failure = match (missing, walked.ended) {
+                        (_, Ended::Damaged(damage)) => self.damaged(damage, &walked),
+                        (Some(missing), _) => Error::not_found(format!(
+                            "WAL is missing before the target: target={at}, missing={missing}"
+                        )),
+                        (None, _) => Error::not_found(format!(
+                            "the target lies behind what is stored: target={at}, stored up to={end}"
+                        )),
+                    };
+                    return Err(failure.nearest(Nearest {
+                        before: Some(end.to_string()),
+                        after: after.map(|lsn| lsn.to_string()),
+                    }));
+                }
+            }
+        }
+        let earliest = self.candidates.iter().map(|it| it.backup.stop_lsn).min();
+        Err(Error::not_found(format!(
+            "the target lies before the end of the first backup: target={at}, first backup={}",
+            earliest.unwrap_or_default()
+        ))
+        .nearest(Nearest {
+            before: None,
+            after: earliest.map(|lsn| lsn.to_string()),
+        }))
+    }
+
+    // -- transactions and names ---------------------------------------------------------------
+
+    async fn to_xid(&self, xid: u32, exclusive: bool) -> Result<Chosen> {
+        let mut searched_from: Option<Lsn> = None;
+        let (mut aborted, mut subxact_of, mut found_before) = (None, None, None);
+        for candidate in &self.candidates {
+            let wanted = Wanted::Xid { xid, exclusive };
+            let walked = self.walk_up_to(candidate, wanted, searched_from).await?;
+            if let Some(point) = walked.resolved.point.clone() {
+                if point.boundary >= candidate.backup.stop_lsn {
+                    return Ok(Chosen::new(candidate, Some(point), walked));
+                }
+                found_before = Some(point.boundary);
+            } else if let Ended::Damaged(damage) = walked.ended {
+                return Err(self.damaged(damage, &walked));
+            }
+            aborted = aborted.or(walked.resolved.aborted_at);
+            subxact_of = subxact_of.or(walked.resolved.subxact_of);
+            searched_from = Some(candidate.backup.stop_lsn);
+        }
+        let failure = Error::not_found(match (found_before, subxact_of, aborted) {
+            (Some(lsn), ..) => format!(
+                "transaction {xid} ended before the end of the first backup that could be used: \
+                 lsn={lsn}"
+            ),
+            (_, Some(of), _) => format!("transaction {xid} was a part of transaction {of}"),
+            (.., Some(lsn)) => format!("transaction {xid} was rolled back: lsn={lsn}"),
+            _ => format!(
+                "no commit of transaction {xid} in what is stored since the first backup on this branch"
+            ),
+        });
+        Err(match subxact_of {
+            Some(of) => failure.hint(format!("restore to the whole of it with --to-xid {of}")),
+            None => failure,
+        })
+    }
+
+    async fn to_name(&self, name: &str, exclusive: bool) -> Result<Chosen> {
+        let mut searched_from: Option<Lsn> = None;
+        let mut chosen: Option<Chosen> = None;
+        let mut places: Vec<Lsn> = Vec::new();
+        let mut found_before = None;
+        for candidate in &self.candidates {
+            let wanted = Wanted::Name {
+                name: name.to_owned(),
+                exclusive,
+            };
+            let walked = self.walk_up_to(candidate, wanted, searched_from).await?;
+            places.extend(walked.resolved.again_at);
+            if let Some(point) = walked.resolved.point.clone() {
+                places.extend(walked.resolved.named_at);
+                if chosen.is_none() && point.boundary >= candidate.backup.stop_lsn {
+                    chosen = Some(Chosen::new(candidate, Some(point), walked));
+                } else {
+                    found_before = Some(point.boundary);
+                }
+            } else if let Ended::Damaged(damage) = walked.ended
+                && chosen.is_none()
+            {
+                return Err(self.damaged(damage, &walked));
+            }
+            searched_from = Some(candidate.backup.stop_lsn);
+        }
+        places.sort_unstable();
+        places.dedup();
+        if let [first, second, ..] = places.as_slice() {
+            return Err(Error::not_found(format!(
+                "several points have the name {name:?}: {first} and {second}"
+            ))
+            .hint("restore to the one that is meant with --to-lsn"));
+        }
+        chosen.ok_or_else(|| {
+            Error::not_found(match found_before {
+                Some(lsn) => format!(
+                    "the point {name:?} stands before the end of the first backup that could be used: \
+                     lsn={lsn}"
+                ),
+                None => format!(
+                    "no point has the name {name:?} in what is stored since the first backup on this \
+                     branch"
+                ),
+            })
+        })
+    }
+
+    // -- ends ---------------------------------------------------------------------------------
+
+    async fn immediate(&self) -> Result<Chosen> {
+        let candidate = self.newest();
+        let stop = candidate.backup.stop_lsn;
+        let end = BranchEnd {
+            lsn: stop,
+            ..candidate.end
+        };
+        let walked = self.walk_to(candidate, Wanted::Last, end).await?;
+        if let Ended::Damaged(damage) = walked.ended {
+            return Err(self.damaged(damage, &walked));
+        }
+        let point = Point {
+            last: None,
+            boundary: stop,
+            last_in: walked.resolved.last_commit,
+            first_out: None,
+        };
+        Ok(Chosen::new(candidate, Some(point), walked))
+    }
+
+    async fn latest(&self) -> Result<Chosen> {
+        let candidate = self.newest();
+        if self.options.standby {
+            let walked = self.walk_to(
+                candidate,
+                Wanted::Last,
+                BranchEnd {
+                    lsn: candidate.backup.stop_lsn,
+                    ..candidate.end
+                },
+            );
+            return Ok(Chosen {
+                follows: true,
+                ..Chosen::new(candidate, None, walked.await?)
+            });
+        }
+        let walked = self.walk(candidate, Wanted::Last).await?;
+        let stamp = walked.resolved.newest_stamp;
+        let whole = !matches!(walked.ended, Ended::Damaged(_));
+        let latest = candidate.latest(self.catalog, stamp, whole);
+        let nearest = Nearest {
+            before: Some(rfc3339(latest)),
+            after: None,
+        };
+        if let Ended::Damaged(damage) = walked.ended {
+            return Err(self.damaged(damage, &walked).nearest(nearest));
+        }
+        if let Some(missing) = self.missing_after(candidate, &walked) {
+            return Err(Error::not_found(format!(
+                "WAL is missing before the latest that is stored: missing={missing}, expected at {}",
+                self.repository.locate(&ObjectName::Segment(missing))
+            ))
+            .hint("restore to a time before it, and take a new backup")
+            .nearest(nearest));
+        }
+        let point = Point {
+            last: walked.resolved.last,
+            boundary: walked.records_end,
+            last_in: walked.resolved.last_commit,
+            first_out: None,
+        };
+        Ok(Chosen::new(candidate, Some(point), walked))
+    }
+
+    fn newest(&self) -> &Candidate<'a> {
+        self.candidates.first().expect("a chooser has a candidate")
+    }
+
+    // -- walking ------------------------------------------------------------------------------
+
+    async fn walk(&self, candidate: &Candidate<'_>, wanted: Wanted) -> Result<Walked> {
+        self.walk_to(candidate, wanted, candidate.end).await
+    }
+
+    /// As far as a newer backup's search did not come.
+    async fn walk_up_to(
+        &self,
+        candidate: &Candidate<'_>,
+        wanted: Wanted,
+        searched_from: Option<Lsn>,
+    ) -> Result<Walked> {
+        let lsn = searched_from.map_or(candidate.end.lsn, |from| from.min(candidate.end.lsn));
+        self.walk_to(
+            candidate,
+            wanted,
+            BranchEnd {
+                lsn,
+                ..candidate.end
+            },
+        )
+        .await
+    }
+
+    async fn walk_to(
+        &self,
+        candidate: &Candidate<'_>,
+        wanted: Wanted,
+        end: BranchEnd,
+    ) -> Result<Walked> {
+        let from = candidate.backup.start_lsn;
+        let stretch = Stretch {
+            branch: &self.branch,
+            size: self.size,
+            from,
+            end,
+        };
+        let walked = walk(self.repository, &stretch, Resolver::new(wanted)).await?;
+        match walked.ended {
+            // the backup itself cannot be made consistent
+            Ended::Damaged(damage) if damage.at() < candidate.backup.stop_lsn => {
+                Err(self.damaged(damage, &walked))
+            }
+            _ => Ok(walked),
+        }
+    }
+
+    fn missing_after(&self, candidate: &Candidate<'_>, walked: &Walked) -> Option<SegmentName> {
+        match walked.ended {
+            Ended::Damaged(_) => None,
+            Ended::Enough | Ended::AtEnd => {
+                hole_after(self.catalog, &self.branch, candidate.end, self.size)
+            }
+        }
+    }
+
+    fn damaged(&self, damage: WalDamage, walked: &Walked) -> Error {
+        let end = self
+            .candidates
+            .first()
+            .map_or_else(|| self.branch.timeline(), |it| it.end.timeline);
+        let within = BranchEnd {
+            timeline: end,
+            lsn: damage.at(),
+        };
+        let start = self.size.start_of(damage.at());
+        let timeline = super::walk::segment_timeline(&self.branch, start, within, self.size);
+        let segment = SegmentName::of(timeline, start, self.size);
+        Error::damaged(format!(
+            "damaged WAL: {damage}; segment={segment}, whole up to={}",
+            walked.records_end
+        ))
+        .hint("restore to a point before it, or begin with a later backup")
+    }
+
+    // -- what follows from it -----------------------------------------------------------------
+
+    /// The timeline that the last record wanted lies on, by number. Where that is an ancestor of the
+    /// branch, recovery neither needs the histories of its descendants nor passes its own end, since
+    /// it stops at a record before the fork.
+    fn recovery_timeline(&self, chosen: &Chosen) -> Result<TimelineId> {
+        let timeline = match chosen.stop() {
+            StopAt::After(lsn) => self.branch.timeline_at(lsn).min(self.branch.timeline()),
+            StopAt::Immediate => chosen.backup.timeline,
+            StopAt::Never => self.branch.timeline(),
+        };
+        // recovery refuses a number without its history file, other than 1
+        if timeline.get() != 1 && !self.catalog.histories.contains_key(&timeline) {
+            return Err(Error::not_found(format!(
+                "the history of timeline {timeline} is not stored: expected at {}",
+                self.repository.locate(&ObjectName::History(timeline))
+            ))
+            .hint("it comes with a stream or a backup of a server on that timeline"));
+        }
+        Ok(timeline)
+    }
+
+    fn warnings(&self, chosen: &Chosen) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for (lsn, xid, database) in &chosen.findings().dropping {
+            warnings.push(format!(
+                "database {database} will have no files: they are removed at {lsn}, before the commit of \
+                 its DROP DATABASE (transaction {xid}), which is out; --to-lsn {lsn} --exclusive keeps it"
+            ));
+        }
+        if let Some(damage) = chosen.damaged_at {
+            warnings.push(format!("behind the target there is damaged WAL: {damage}"));
+        }
+        if self.branch.timeline() > chosen.backup.timeline
+            && !self.catalog.timelines.contains_key(&self.branch.timeline())
+        {
+            warnings.push(format!(
+                "no WAL of timeline {} is stored",
+                self.branch.timeline()
+            ));
+        }
+        warnings
+    }
+}
+
+/// Whether a position is the end of what is stored: between the last record and there, or behind the
+/// header of the page that would come next.
+fn stands_at(at: Lsn, end: Lsn) -> bool {
+    let header = if end.as_u64().is_multiple_of(PAGE_BYTES) {
+        PAGE_HEADER_BYTES_MAX
+    } else {
+        0
+    };
+    at <= end.saturating_add(header)
+}
+
+/// A moment as printed, which must not be earlier than the moment itself.
+fn ceil_rfc3339(time: Timestamp) -> String {
+    let up = jiff::TimestampRound::new()
+        .smallest(jiff::Unit::Microsecond)
+        .mode(jiff::RoundMode::Ceil);
+    rfc3339(time.round(up).unwrap_or(time))
+}
+
+fn check_timeline(catalog: &Catalog, timeline: TimelineId) -> Result<()> {
+    let mut known: Vec<TimelineId> = catalog.timelines.keys().copied().collect();
+    known.extend(catalog.histories.keys());
+    known.extend(catalog.backups.iter().map(|backup| backup.timeline));
+    known.sort_unstable();
+    known.dedup();
+    if known.contains(&timeline) {
+        return Ok(());
+    }
+    let list: Vec<String> = known.iter().map(ToString::to_string).collect();
+    Err(Error::not_found(format!(
+        "nothing of timeline {timeline} is stored: stored={}",
+        list.join(", ")
+    )))
+}
+
+fn no_such_backup(id: &BackupId) -> Error {
+    Error::not_found(format!("there is no backup {id}"))
+        .hint("`anywhen list` shows those that there are")
+}
+
+/// Why a backup cannot be used.
+fn unusable(
+    repository: &Repository,
+    catalog: &Catalog,
+    branch: &TimelineHistory,
+    backup: &BackupRecord,
+    size: SegmentSize,
+) -> Error {
+    let id = &backup.id;
+    let end = catalog.reach(
+        branch,
+        backup.timeline,
+        size.start_of(backup.start_lsn),
+        size,
+    );
+    match branch.reach(backup.timeline) {
+        wal::Reach::NotAncestor => Error::not_found(format!(
+            "backup {id} lies on timeline {}, which is no past of timeline {}",
+            backup.timeline,
+            branch.timeline()
+        ))
+        .hint(format!(
+            "restore along its own with --timeline {}",
+            backup.timeline
+        )),
+        wal::Reach::Until(fork) if backup.stop_lsn > fork => Error::not_found(format!(
+            "backup {id} ended after timeline {} had left its timeline: stop={}, fork={fork}",
+            branch.timeline(),
+            backup.stop_lsn
+        ))
+        .hint(format!(
+            "restore along its own with --timeline {}",
+            backup.timeline
+        )),
+        _ => {
+            let missing = SegmentName::of(end.timeline, end.lsn, size);
+            Error::not_found(format!(
+                "WAL that backup {id} needs is missing: stored up to={}, needed up to={}, missing={}",
+                end.lsn,
+                backup.stop_lsn,
+                repository.locate(&ObjectName::Segment(missing))
+            ))
+            .hint("use another backup, or take a new one")
+        }
+    }
+}

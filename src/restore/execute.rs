@@ -1,0 +1,477 @@
+//! Carries a plan out: directories, files, settings, and `global/pg_control` last, so that nothing that
+//! was left half done looks like a cluster.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use basebackup::{Algorithm, ControlFile, Ledger, RelativePath};
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::process::Command;
+use tokio::sync::watch;
+use wal::{Lsn, SegmentName};
+
+use super::place::{Footprint, Owner};
+use super::plan::{Phase, RestorePlan, RestoreReport};
+use super::settings::{self, StopAt};
+use super::target::TargetAction;
+use super::unit::{FileJob, Manifest, UnitWriter, decode_all, reads_of};
+use super::{place, replay};
+use crate::durable;
+use crate::error::{Error, Result, io};
+use crate::repository::layout::ObjectName;
+use crate::repository::{Repository, blocking};
+
+/// How many units of files are under way at once.
+const UNITS_AT_ONCE: usize = 4;
+/// How long one try of `restore_command` may take; it has retries of its own.
+const TRIAL_LIMIT: Duration = Duration::from_mins(2);
+const CONTROL_FILE: &str = "global/pg_control";
+const BACKUP_MANIFEST: &str = "backup_manifest";
+
+/// Carries out a plan. `progress` hears how many bytes of how many are written.
+///
+/// A restore that fails, or is stopped, leaves the places that it wrote to as it found them.
+pub async fn execute(
+    repository: &Repository,
+    plan: &RestorePlan,
+    progress: &(dyn Fn(u64, u64) + Sync),
+    mut stop: watch::Receiver<bool>,
+) -> Result<RestoreReport> {
+    let mut report = plan.report();
+    report.dry_run = false;
+    let stopped = async move {
+        if stop.wait_for(|asked| *asked).await.is_err() {
+            // nobody is left who could ask
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        done = carry_out(repository, plan, progress, &mut report) => done?,
+        () = stopped => return Err(Error::failure("stopped before the restore was complete")),
+    }
+    Ok(report)
+}
+
+async fn carry_out(
+    repository: &Repository,
+    plan: &RestorePlan,
+    progress: &(dyn Fn(u64, u64) + Sync),
+    report: &mut RestoreReport,
+) -> Result<()> {
+    let began = Instant::now();
+    let postgres = if plan.options.replay {
+        let bin = plan.options.pg_bin.as_deref();
+        Some(replay::find_postgres(bin, plan.backup.major)?)
+    } else {
+        None
+    };
+    let mut footprint = Footprint::begin(&plan.target_dir, plan.owner)?;
+    let manifest = fetch_manifest(repository, plan).await?;
+    make_directories(&manifest, plan, &mut footprint)?;
+    try_restore_command(plan, footprint.owner()).await?;
+
+    let written = write_files(repository, plan, &manifest, &footprint, progress).await?;
+    report.phases.push(Phase::new("files", began.elapsed()));
+
+    let began = Instant::now();
+    let control = write_settings(plan, &footprint, &written.control)?;
+    sync(&footprint).await?;
+    write_control(repository, plan, &manifest, &footprint, written).await?;
+    footprint.remove_marker()?;
+    sync_names(&footprint)?;
+    report.phases.push(Phase::new("sync", began.elapsed()));
+    footprint.keep();
+    drop(footprint);
+
+    report.notes = notes(plan);
+    if let Some(postgres) = postgres {
+        let began = Instant::now();
+        let replayed = replay::replay(plan, &control, &postgres).await?;
+        report.reached = Some(replayed.reached);
+        report.notes.extend(replayed.notes);
+        report.phases.push(Phase::new("replay", began.elapsed()));
+    } else {
+        report.notes.push(how_to_go_on(plan));
+    }
+    Ok(())
+}
+
+async fn fetch_manifest(repository: &Repository, plan: &RestorePlan) -> Result<Manifest> {
+    let name = ObjectName::Manifest(plan.backup.id.clone());
+    let place = repository.locate(&name);
+    let plain = repository.fetch(&name).await?.plain;
+    let expected = plan.backup.manifest_digest.clone();
+    blocking(move || {
+        let found = container::digest(&plain);
+        if found != expected {
+            return Err(Error::damaged(format!(
+                "{place} is not the manifest of its backup: expected={expected}, found={found}"
+            ))
+            .hint("use another backup"));
+        }
+        Manifest::read(plain, place)
+    })
+    .await
+}
+
+fn make_directories(
+    manifest: &Manifest,
+    plan: &RestorePlan,
+    footprint: &mut Footprint,
+) -> Result<()> {
+    let target = &plan.target_dir;
+    let dir = |path: &str| target.join(path);
+    footprint.make_dir(&dir("pg_tblspc"))?;
+    for oid in &manifest.links {
+        let planned = plan.tablespaces.iter().find(|it| it.oid == *oid);
+        let Some(to) = planned.and_then(|it| it.to.as_ref()) else {
+            return Err(Error::damaged(format!(
+                "the backup has a link for a tablespace that it does not list: {oid}"
+            ))
+            .hint("use another backup"));
+        };
+        footprint.make_root(to)?;
+        footprint.make_link(&dir(&format!("pg_tblspc/{oid}")), to)?;
+    }
+    for (_, path) in &plan.made_later {
+        footprint.make_root(path)?;
+    }
+    for path in &manifest.directories {
+        footprint.make_dir(&target.join(path.as_path()))?;
+    }
+    // replay needs them, also where the server had pg_wal elsewhere
+    footprint.make_dir(&dir("pg_wal"))?;
+    footprint.make_dir(&dir("pg_wal/archive_status"))
+}
+
+/// Runs `restore_command` as the server will, with nothing in its environment: what is missing is said now
+/// and not by a server at start.
+async fn try_restore_command(plan: &RestorePlan, owner: Option<Owner>) -> Result<()> {
+    const FETCHED: &str = "pg_wal/RECOVERYXLOG";
+    let start = plan.backup.start_lsn;
+    let segment = SegmentName::of(plan.backup.timeline, start, plan.segment_size);
+    let settings = plan.settings();
+    let command = &settings.restore_command;
+    let line = command.shell_line(
+        plan.system_id,
+        settings.timeline,
+        &segment.to_string(),
+        FETCHED,
+    );
+    let mut shell = Command::new("/bin/sh");
+    shell
+        .arg("-c")
+        .arg(&line)
+        .env_clear()
+        .current_dir(&plan.target_dir);
+    shell
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    if let Some(owner) = owner {
+        shell.uid(owner.uid).gid(owner.gid);
+    }
+    let shown = line.to_string_lossy().into_owned();
+    let failed = |how: &str| {
+        Error::failure(format!("restore_command does not work: {how}: {shown}")).hint(
+            "the server's user must be able to run this program and to read the repository and the \
+             configuration file, with an empty environment",
+        )
+    };
+    let ran = tokio::time::timeout(TRIAL_LIMIT, shell.output()).await;
+    let output = match ran {
+        Err(_elapsed) => return Err(failed("it takes too long")),
+        Ok(Err(error)) => return Err(failed(&error.to_string())),
+        Ok(Ok(output)) => output,
+    };
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(failed(&format!(
+            "{}: {}",
+            output.status,
+            said.trim().replace('\n', "; ")
+        )));
+    }
+    let fetched = plan.target_dir.join(FETCHED);
+    std::fs::remove_file(&fetched).map_err(|error| io("remove", &fetched, &error))
+}
+
+/// What writing the files came to.
+struct WrittenFiles {
+    ledger: Ledger,
+    server_manifest: basebackup::Manifest,
+    listed: Arc<BTreeMap<RelativePath, Algorithm>>,
+    /// `pg_control`, not written yet.
+    control: Vec<u8>,
+}
+
+async fn write_files(
+    repository: &Repository,
+    plan: &RestorePlan,
+    manifest: &Manifest,
+    footprint: &Footprint,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<WrittenFiles> {
+    let text = file_bytes(repository, manifest, BACKUP_MANIFEST).await?;
+    let limit = u64::try_from(text.len()).unwrap_or(u64::MAX);
+    let server_manifest = basebackup::Manifest::parse(&text, limit).map_err(|error| {
+        Error::damaged(format!("damaged backup_manifest: {error}")).hint("use another backup")
+    })?;
+    let files = server_manifest.files.iter();
+    let listed: BTreeMap<_, _> = files
+        .map(|file| (file.path.clone(), file.sum.checksum.algorithm()))
+        .collect();
+    let listed = Arc::new(listed);
+    let control = file_bytes(repository, manifest, CONTROL_FILE).await?;
+
+    let mut ledger = Ledger::new();
+    let (done, total) = (AtomicU64::new(0), plan.backup.bytes);
+    let is_wanted = |job: &FileJob| job.path.as_bytes() != CONTROL_FILE.as_bytes();
+    let units = manifest.units(is_wanted).map(|unit| {
+        let listed = Arc::clone(&listed);
+        let writer = UnitWriter::new(
+            &plan.target_dir,
+            footprint.owner(),
+            listed,
+            footprint.given_up(),
+        );
+        let done = &done;
+        async move {
+            let wrote = |bytes: u64| {
+                let all = done
+                    .fetch_add(bytes, Ordering::Relaxed)
+                    .saturating_add(bytes);
+                progress(all, total);
+            };
+            write_unit(repository, manifest, unit?, writer, &wrote).await
+        }
+    });
+    let mut units = stream::iter(units).buffer_unordered(UNITS_AT_ONCE);
+    while let Some(written) = units.try_next().await? {
+        for (path, sum) in written {
+            if path.as_bytes() == b"tablespace_map" {
+                // recovery would link the tablespaces back to where the live server has them
+                return Err(
+                    Error::damaged("the backup has a tablespace_map").hint("take a new backup")
+                );
+            }
+            ledger.record(path, sum);
+        }
+    }
+    drop(units);
+    Ok(WrittenFiles {
+        ledger,
+        server_manifest,
+        listed,
+        control,
+    })
+}
+
+async fn write_unit(
+    repository: &Repository,
+    manifest: &Manifest,
+    unit: Vec<FileJob>,
+    mut writer: UnitWriter,
+    wrote: &(dyn Fn(u64) + Sync),
+) -> Result<Vec<(RelativePath, basebackup::FileSum)>> {
+    for read in reads_of(manifest, unit) {
+        let stored = match &read.range {
+            Some((name, offset, length)) => repository.fetch_range(name, *offset, *length).await?,
+            None => Bytes::new(),
+        };
+        let before = writer.bytes;
+        writer = blocking(move || writer.apply(read, stored).map(|()| writer)).await?;
+        wrote(writer.bytes.saturating_sub(before));
+    }
+    Ok(std::mem::take(&mut writer.done))
+}
+
+/// The bytes of a file that is small enough to be held.
+async fn file_bytes(repository: &Repository, manifest: &Manifest, path: &str) -> Result<Vec<u8>> {
+    let Some(job) = manifest.file(path)? else {
+        return Err(Error::damaged(format!("the backup has no {path}")).hint("use another backup"));
+    };
+    let mut bytes = Vec::new();
+    for read in reads_of(manifest, vec![job]) {
+        let stored = match &read.range {
+            Some((name, offset, length)) => repository.fetch_range(name, *offset, *length).await?,
+            None => Bytes::new(),
+        };
+        bytes = blocking(move || decode_all(read, stored, &mut bytes).map(|()| bytes)).await?;
+    }
+    Ok(bytes)
+}
+
+/// Writes `postgresql.auto.conf` and the signal file.
+fn write_settings(
+    plan: &RestorePlan,
+    footprint: &Footprint,
+    control: &[u8],
+) -> Result<ControlFile> {
+    let control = ControlFile::parse(control).map_err(|error| {
+        Error::damaged(format!("damaged pg_control in the backup: {error}"))
+            .hint("use another backup")
+    })?;
+    let target = &plan.target_dir;
+    let auto = target.join("postgresql.auto.conf");
+    let before = match std::fs::read(&auto) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(io("read", &auto, &error)),
+    };
+    let mut settings = plan.settings();
+    settings.raised = raised(plan, &control);
+    let replace = |path: &Path, bytes: &[u8]| {
+        durable::replace(path, bytes).map_err(|error| io("write", path, &error))?;
+        footprint.give(path)
+    };
+    replace(&auto, &settings.auto_conf(&before))?;
+    let (signal, other) = if plan.options.standby {
+        ("standby.signal", "recovery.signal")
+    } else {
+        ("recovery.signal", "standby.signal")
+    };
+    let other = target.join(other);
+    match std::fs::remove_file(&other) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(io("remove", &other, &error)),
+    }
+    replace(&target.join(signal), b"")?;
+    Ok(control)
+}
+
+/// Settings that the primary raised after the backup: a hot standby refuses to go on below them.
+fn raised(plan: &RestorePlan, control: &ControlFile) -> Vec<(&'static str, i32)> {
+    let before = replay::parameters_of(control).list();
+    let later = plan.parameters.list();
+    let both = later.into_iter().zip(before);
+    both.filter(|((_, later), (_, before))| later > before)
+        .map(|(later, _)| later)
+        .collect()
+}
+
+/// What all the writing came to is put on disk, a file system at a time.
+async fn sync(footprint: &Footprint) -> Result<()> {
+    let mut devices: BTreeMap<u64, std::path::PathBuf> = BTreeMap::new();
+    for root in footprint.roots() {
+        let metadata = std::fs::metadata(root).map_err(|error| io("read", root, &error))?;
+        devices
+            .entry(metadata.dev())
+            .or_insert_with(|| root.to_owned());
+    }
+    blocking(move || {
+        for root in devices.values() {
+            durable::sync_file_system(root).map_err(|error| io("sync", root, &error))?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Compares all that was written with the server's list, and only then writes `pg_control`.
+async fn write_control(
+    repository: &Repository,
+    plan: &RestorePlan,
+    manifest: &Manifest,
+    footprint: &Footprint,
+    written: WrittenFiles,
+) -> Result<()> {
+    let WrittenFiles {
+        mut ledger,
+        server_manifest,
+        listed,
+        control: _,
+    } = written;
+    let Some(job) = manifest.file(CONTROL_FILE)? else {
+        return Ok(());
+    };
+    let writer = UnitWriter::new(
+        &plan.target_dir,
+        footprint.owner(),
+        listed,
+        footprint.given_up(),
+    );
+    for (path, sum) in write_unit(repository, manifest, vec![job], writer, &|_| ()).await? {
+        ledger.record(path, sum);
+    }
+    let compared = blocking(move || ledger.compare(&server_manifest)).await;
+    if let Err(mismatches) = compared {
+        let shown: Vec<String> = mismatches.iter().take(5).map(ToString::to_string).collect();
+        return Err(Error::damaged(format!(
+            "what was restored is not what the server backed up: {} differences, {}",
+            mismatches.len(),
+            shown.join("; ")
+        ))
+        .hint("use another backup"));
+    }
+    let path = plan.target_dir.join(CONTROL_FILE);
+    let synced = std::fs::File::open(&path).and_then(|file| durable::sync_file(&file));
+    synced.map_err(|error| io("sync", &path, &error))?;
+    sync_dir(&plan.target_dir.join("global"))
+}
+
+fn sync_names(footprint: &Footprint) -> Result<()> {
+    footprint
+        .roots()
+        .chain(footprint.named_in())
+        .try_for_each(sync_dir)
+}
+
+fn sync_dir(path: &Path) -> Result<()> {
+    durable::sync_dir(path).map_err(|error| io("sync", path, &error))
+}
+
+/// What whoever starts the server should know.
+fn notes(plan: &RestorePlan) -> Vec<String> {
+    let mut notes: Vec<String> = Vec::new();
+    let target = &plan.target_dir;
+    let conf = target.join("postgresql.conf");
+    match std::fs::read(&conf) {
+        Err(_) => notes.push(format!(
+            "{} has no postgresql.conf: the source keeps it elsewhere (Debian: /etc/postgresql), so start \
+             the server with one that has the source's settings",
+            target.display()
+        )),
+        Ok(text) => {
+            if settings::sets(&text, "data_directory") {
+                notes.push(format!(
+                    "{} sets data_directory, which names the source's: change it before starting",
+                    conf.display()
+                ));
+            }
+        }
+    }
+    notes
+}
+
+fn how_to_go_on(plan: &RestorePlan) -> String {
+    let dir = plan.target_dir.display();
+    let start = format!("start it with: pg_ctl -D '{dir}' start");
+    match (plan.stop, plan.action) {
+        (StopAt::Never, _) => format!("{start}; it follows its primary"),
+        (_, TargetAction::Pause) => format!(
+            "{start}; it pauses at the target, where it can be read; SELECT pg_wal_replay_resume() opens \
+             it for writing"
+        ),
+        (_, TargetAction::Promote) => format!("{start}; it opens for writing at the target"),
+        (_, TargetAction::Shutdown) => format!("{start}; it shuts down at the target"),
+    }
+}
+
+/// The end of the backup or of the last record wanted: where replay must have come to.
+pub(super) fn replayed_up_to(plan: &RestorePlan) -> Lsn {
+    plan.last.map_or(plan.backup.stop_lsn, |last| last.end)
+}
+
+/// Gives a path outside of the restored directories to the server's user.
+pub(super) fn give(path: &Path, owner: Option<Owner>) -> Result<()> {
+    place::give(path, owner)
+}

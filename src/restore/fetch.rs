@@ -1,0 +1,490 @@
+//! `wal-fetch`: PostgreSQL's `restore_command`.
+//!
+//! PostgreSQL takes any exit code up to 125 for "the archive ends here" and promotes, so that 1 is said of
+//! what is known not to be stored, and of nothing else.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use basebackup::control;
+use tokio::time::Instant;
+use wal::{
+    Lsn, Reach, SegmentHead, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalFileName,
+};
+
+use crate::durable;
+use crate::error::{Error, Kind, Result, io};
+use crate::repository::catalog::TimelineWal;
+use crate::repository::destination::OpenDestination;
+use crate::repository::layout::ObjectName;
+use crate::repository::{Repository, RepositoryError};
+use crate::retry::Backoff;
+
+/// Found.
+const FOUND: u8 = 0;
+/// Not in the archive: recovery has come to its end, a standby asks again.
+const NOT_IN_ARCHIVE: u8 = 1;
+/// Anything else: beyond 125, so that recovery stops with an error, and no signal's number.
+const REFUSED: u8 = 200;
+/// How long an outage is sat out.
+const RETRY_LIMIT: Duration = Duration::from_secs(20);
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+const RETRY_MAX: Duration = Duration::from_secs(4);
+/// Makes `wal-fetch` panic, to test that this does not look like the end of WAL.
+const TEST_PANIC: &str = "ANYWHEN_TEST_PANIC";
+
+/// What PostgreSQL asks for.
+#[derive(Debug, Clone)]
+pub struct FetchRequest {
+    /// The file's name, `%f`.
+    pub name: String,
+    /// Where it goes, `%p`: below the working directory or absolute.
+    pub dest: PathBuf,
+    /// The branch along which recovery goes; the newest timeline where none is named, which is what
+    /// PostgreSQL's `recovery_target_timeline = latest` means.
+    pub timeline: Option<TimelineId>,
+    /// The system; read from `global/pg_control` in the working directory where none is named.
+    pub system_id: Option<u64>,
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub struct FetchOutcome {
+    /// The exit code.
+    pub code: u8,
+    /// What is to be said on standard error.
+    pub error: Option<Error>,
+}
+
+/// Fetches one file, as PostgreSQL runs it: in the data directory.
+///
+/// `open` gives where to look; it is called again after an outage.
+pub async fn run(
+    open: impl Fn() -> Result<OpenDestination>,
+    request: FetchRequest,
+) -> FetchOutcome {
+    let panics = std::env::var_os(TEST_PANIC).is_some_and(|value| value == "wal-fetch");
+    assert!(!panics, "asked for by {TEST_PANIC}");
+    // a standby asks again by itself
+    let is_standby = Path::new("standby.signal").exists();
+    let deadline = Instant::now() + RETRY_LIMIT;
+    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
+    loop {
+        let error = match fetch(&open, &request).await {
+            Ok(true) => {
+                return FetchOutcome {
+                    code: FOUND,
+                    error: None,
+                };
+            }
+            Ok(false) => {
+                return FetchOutcome {
+                    code: NOT_IN_ARCHIVE,
+                    error: None,
+                };
+            }
+            Err(error) => error,
+        };
+        let is_outage = error.kind() == Kind::Unreachable;
+        if is_outage && !is_standby && may_pass(&error) && Instant::now() < deadline {
+            tracing::warn!("trying again: {}", error.message());
+            backoff.wait().await;
+            continue;
+        }
+        let code = if is_outage && is_standby {
+            NOT_IN_ARCHIVE
+        } else {
+            REFUSED
+        };
+        return FetchOutcome {
+            code,
+            error: Some(error),
+        };
+    }
+}
+
+/// Whether waiting may help.
+fn may_pass(error: &Error) -> bool {
+    !error.message().contains("Permission denied")
+}
+
+/// Whether the file was found; it is at `dest` then.
+async fn fetch(
+    open: &impl Fn() -> Result<OpenDestination>,
+    request: &FetchRequest,
+) -> Result<bool> {
+    let name: WalFileName = request.name.parse().map_err(|error| {
+        Error::usage(format!("{error}")).hint("restore_command = 'anywhen wal-fetch %f %p'")
+    })?;
+    let destination = open()?;
+    let system_id = match request.system_id {
+        Some(id) => id,
+        None => system_of_working_directory()?,
+    };
+    let repository = match destination.stored(Some(system_id)).await {
+        Ok(repository) => repository,
+        Err(error) => return Err(error.into()),
+    };
+    let bytes = match name {
+        WalFileName::Segment(segment) => {
+            fetch_segment(&repository, segment, request.timeline).await?
+        }
+        WalFileName::History(timeline) => repository.history(timeline).await?,
+        WalFileName::Partial(segment) => {
+            fetch_file(&repository, &ObjectName::Partial(segment)).await?
+        }
+        WalFileName::Backup { segment, offset } => {
+            fetch_file(&repository, &ObjectName::BackupHistory { segment, offset }).await?
+        }
+    };
+    let Some(bytes) = bytes else {
+        // a repository that went away since it was opened has nothing either
+        return match repository.cluster_record().await {
+            Ok(Some(_)) => Ok(false),
+            Ok(None) => Err(Error::new(
+                Kind::Unreachable,
+                format!(
+                    "the repository's cluster.json is gone: {}",
+                    repository.locate(&ObjectName::Cluster)
+                ),
+            )),
+            Err(error) => Err(error.into()),
+        };
+    };
+    write(&request.dest, &bytes)?;
+    Ok(true)
+}
+
+/// The identity of the cluster in whose directory PostgreSQL runs us.
+fn system_of_working_directory() -> Result<u64> {
+    let path = Path::new("global/pg_control");
+    let bytes = std::fs::read(path).map_err(|error| {
+        io("read", path, &error).hint(
+            "wal-fetch runs in the data directory, as PostgreSQL's restore_command; elsewhere name the \
+             system with --system-id",
+        )
+    })?;
+    let identity = control::identity(&bytes)
+        .map_err(|error| Error::damaged(format!("{}: {error}", path.display())))?;
+    Ok(identity.system_id)
+}
+
+async fn fetch_file(repository: &Repository, name: &ObjectName) -> Result<Option<Vec<u8>>> {
+    match repository.fetch(name).await {
+        Ok(fetched) => Ok(Some(fetched.plain)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A segment as recovery along the branch may see it, at its full size.
+async fn fetch_segment(
+    repository: &Repository,
+    segment: SegmentName,
+    timeline: Option<TimelineId>,
+) -> Result<Option<Vec<u8>>> {
+    let Some(branch) = branch_of(repository, timeline).await? else {
+        return Ok(None);
+    };
+    let reach = branch.reach(segment.timeline);
+    if reach == Reach::NotAncestor {
+        return Ok(None);
+    }
+    let whole = fetch_file(repository, &ObjectName::Segment(segment)).await?;
+    let stored = match whole {
+        Some(bytes) => {
+            let size = check_head(repository, segment, &bytes, None)?;
+            Stored {
+                bytes,
+                size,
+                wal: None,
+            }
+        }
+        None => match incomplete(repository, segment).await? {
+            Some(stored) => stored,
+            None => return Ok(None),
+        },
+    };
+    let Some(start) = segment.start(stored.size) else {
+        return Ok(None);
+    };
+    give(&branch, segment, start, stored).map_err(|hole| {
+        Error::failure(format!(
+            "WAL is missing though more of the branch is stored: {hole}"
+        ))
+        .hint(format!(
+            "{} is a hole: restore to a point before it, or from a backup behind it",
+            repository.locate(&ObjectName::Segment(segment))
+        ))
+    })
+}
+
+/// The branch that recovery goes along; `None` where nothing at all is stored.
+async fn branch_of(
+    repository: &Repository,
+    timeline: Option<TimelineId>,
+) -> Result<Option<TimelineHistory>, RepositoryError> {
+    let timeline = match timeline {
+        Some(timeline) => Some(timeline),
+        None => repository.timelines().await?.last().copied(),
+    };
+    match timeline {
+        Some(timeline) => repository.branch(timeline).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// What is stored of a segment from its beginning on.
+struct Stored {
+    bytes: Vec<u8>,
+    size: SegmentSize,
+    /// What else its timeline has, where the segment is not complete.
+    wal: Option<TimelineWal>,
+}
+
+async fn incomplete(repository: &Repository, segment: SegmentName) -> Result<Option<Stored>> {
+    let wal = repository.timeline_wal(segment.timeline).await?;
+    let of_this = wal.pieces.get(&segment);
+    let pieces = of_this.into_iter().chain(wal.pieces.values());
+    let piece = pieces.flatten().next().and_then(|range| {
+        let owner = wal
+            .pieces
+            .iter()
+            .find(|(_, ranges)| ranges.contains(range))?
+            .0;
+        Some(ObjectName::Piece {
+            segment: *owner,
+            range: *range,
+        })
+    });
+    let known = wal
+        .segments
+        .first()
+        .map(|segment| ObjectName::Segment(*segment))
+        .or(piece);
+    let Some(known) = known else { return Ok(None) };
+    let size = repository.segment_size_of(&known).await?;
+    let content = repository.segment_content(segment, size).await?;
+    let bytes = content.map_or_else(Vec::new, |content| content.bytes);
+    if !bytes.is_empty() {
+        check_head(repository, segment, &bytes, Some(size))?;
+    }
+    Ok(Some(Stored {
+        bytes,
+        size,
+        wal: Some(wal),
+    }))
+}
+
+/// Whether the first page of what is to be handed out is the one that was asked for.
+fn check_head(
+    repository: &Repository,
+    segment: SegmentName,
+    bytes: &[u8],
+    size: Option<SegmentSize>,
+) -> Result<SegmentSize> {
+    let damaged = |reason: String| {
+        let place = repository.locate(&ObjectName::Segment(segment));
+        Error::damaged(format!(
+            "{place} is not the segment that its name says: {reason}"
+        ))
+        .hint("restore this object from a copy of the repository")
+    };
+    let head = SegmentHead::parse(bytes).map_err(|error| damaged(error.to_string()))?;
+    let expected = size.unwrap_or(head.segment_size);
+    let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    if head.segment_size != expected || (size.is_none() && length != expected.bytes()) {
+        return Err(damaged(format!(
+            "segment size={}, expected={expected}, bytes={length}",
+            head.segment_size
+        )));
+    }
+    if head.system_id != repository.system_id() {
+        return Err(damaged(format!("it is of system {}", head.system_id)));
+    }
+    // the segment in which a timeline began starts with pages of its parent
+    if Some(head.start) != segment.start(expected) || head.timeline > segment.timeline {
+        return Err(damaged(format!(
+            "it is of {} on timeline {}",
+            head.start, head.timeline
+        )));
+    }
+    Ok(expected)
+}
+
+/// What recovery may see: nothing at or behind the point where the branch left the timeline, and zeros for
+/// what is not written yet; `None` where the branch has nothing there.
+///
+/// A stretch that is missing below what the branch has is an error: to recovery it would look like the end
+/// of WAL.
+fn give(
+    branch: &TimelineHistory,
+    segment: SegmentName,
+    start: Lsn,
+    stored: Stored,
+) -> Result<Option<Vec<u8>>, Lsn> {
+    let Stored {
+        mut bytes,
+        size,
+        wal,
+    } = stored;
+    let end = size.end_of(start);
+    let Some(part) = branch
+        .parts()
+        .into_iter()
+        .find(|part| part.timeline == segment.timeline)
+    else {
+        return Ok(None);
+    };
+    let limit = part.end.unwrap_or(Lsn::new(u64::MAX));
+    if limit <= start || end <= part.start {
+        return Ok(None);
+    }
+    let stored_end = start.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+    if stored_end < end.min(limit) {
+        // an ancestor is known to go on up to the fork
+        let goes_on = end <= size.start_of(limit) && part.end.is_some();
+        let coverage = wal.map(|wal| wal.coverage(size)).unwrap_or_default();
+        let is_later = |at: Lsn| at > stored_end && at < limit;
+        if goes_on || coverage.iter().any(|range| is_later(range.start)) {
+            return Err(stored_end);
+        }
+    }
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let visible = usize::try_from(limit.bytes_since(start)).unwrap_or(usize::MAX);
+    bytes.truncate(visible);
+    bytes.resize(usize::try_from(size.bytes()).unwrap_or(usize::MAX), 0);
+    Ok(Some(bytes))
+}
+
+/// Writes the file under another name and renames it: PostgreSQL takes whatever is at `dest`.
+fn write(dest: &Path, bytes: &[u8]) -> Result<()> {
+    let mut staged = dest.as_os_str().to_owned();
+    staged.push(format!(".{}.tmp", std::process::id()));
+    let staged = PathBuf::from(staged);
+    let written = std::fs::write(&staged, bytes)
+        .map_err(|error| io("write", &staged, &error))
+        .and_then(|()| durable::rename(&staged, dest).map_err(|error| io("write", dest, &error)));
+    if written.is_err()
+        && let Err(error) = std::fs::remove_file(&staged)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!("could not remove {}: {error}", staged.display());
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn size() -> SegmentSize {
+        SegmentSize::from_bytes(MIB).unwrap()
+    }
+
+    fn timeline(id: u32) -> TimelineId {
+        TimelineId::new(id).unwrap()
+    }
+
+    fn segment(id: u32, number: u64) -> SegmentName {
+        SegmentName::of(timeline(id), Lsn::new(number * MIB), size())
+    }
+
+    fn of(bytes: usize, segments: &[SegmentName]) -> Stored {
+        let wal = TimelineWal {
+            segments: segments.iter().copied().collect(),
+            ..Default::default()
+        };
+        Stored {
+            bytes: vec![7; bytes],
+            size: size(),
+            wal: Some(wal),
+        }
+    }
+
+    fn asked(
+        branch: &TimelineHistory,
+        name: SegmentName,
+        stored: Stored,
+    ) -> Result<Option<Vec<u8>>, Lsn> {
+        give(branch, name, name.start(size()).unwrap(), stored)
+    }
+
+    fn forked() -> TimelineHistory {
+        TimelineHistory::parse(timeline(2), b"1\t0/380000\tno recovery target\n").unwrap()
+    }
+
+    /// Rows that the branch abandoned would come back.
+    #[test]
+    fn nothing_of_an_ancestor_behind_the_fork_is_given() {
+        let whole = usize::try_from(MIB).unwrap();
+        let fork = asked(&forked(), segment(1, 3), of(whole, &[]))
+            .unwrap()
+            .unwrap();
+        assert_eq!(fork.len(), whole);
+        assert!(fork[..0x8_0000].iter().all(|byte| *byte == 7));
+        assert!(fork[0x8_0000..].iter().all(|byte| *byte == 0));
+        assert_eq!(asked(&forked(), segment(1, 4), of(whole, &[])), Ok(None));
+        // along the first timeline itself all of it belongs
+        let first = TimelineHistory::new_first(timeline(1));
+        let all = asked(&first, segment(1, 4), of(whole, &[]))
+            .unwrap()
+            .unwrap();
+        assert!(all.iter().all(|byte| *byte == 7));
+    }
+
+    /// To recovery a hole looks like the end of WAL: it would promote, and lose all that came after.
+    #[test]
+    fn a_hole_is_not_the_end() {
+        let first = TimelineHistory::new_first(timeline(1));
+        let later = [segment(1, 5)];
+        let hole = Lsn::new(4 * MIB);
+        assert_eq!(asked(&first, segment(1, 4), of(0, &later)), Err(hole));
+        assert_eq!(
+            asked(&first, segment(1, 4), of(100, &later)),
+            Err(hole.saturating_add(100))
+        );
+        assert_eq!(asked(&first, segment(1, 6), of(0, &later)), Ok(None));
+        // the branch went on to the fork at 3.5 MiB
+        assert_eq!(
+            asked(&forked(), segment(1, 2), of(0, &[])),
+            Err(Lsn::new(2 * MIB))
+        );
+    }
+
+    #[test]
+    fn an_unfinished_segment_is_padded_to_its_full_size() {
+        let first = TimelineHistory::new_first(timeline(1));
+        let bytes = asked(&first, segment(1, 4), of(100, &[])).unwrap().unwrap();
+        assert_eq!(bytes.len(), usize::try_from(MIB).unwrap());
+        assert!(bytes[..100].iter().all(|byte| *byte == 7));
+        assert!(bytes[100..].iter().all(|byte| *byte == 0));
+    }
+
+    /// Recovery may ask for the child's copy of a segment that lies before the fork.
+    #[test]
+    fn a_timeline_has_nothing_before_it_began() {
+        let later = [segment(2, 3)];
+        assert_eq!(asked(&forked(), segment(2, 2), of(0, &later)), Ok(None));
+        let own = asked(
+            &forked(),
+            segment(2, 3),
+            of(usize::try_from(MIB).unwrap(), &later),
+        );
+        assert!(own.unwrap().unwrap().iter().all(|byte| *byte == 7));
+    }
+
+    #[test]
+    fn what_is_written_is_whole_or_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let dest = folder.path().join("RECOVERYXLOG");
+        write(&dest, b"bytes").unwrap();
+        assert_eq!(std::fs::read(&dest).unwrap(), b"bytes");
+        write(&folder.path().join("absent/x"), b"bytes").unwrap_err();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,72 @@
+//! From a repository back to a data directory: a target becomes a plan, a plan becomes files and settings,
+//! and the server fetches its WAL through [`fetch`].
+//!
+//! Reading order: what is asked for ([`Target`]), which record that is (`resolve`, `walk`), what can be
+//! restored (`windows`), the decision (`choose`, [`RestorePlan`]), what is written (`settings`, `place`,
+//! `execute`), the private server that replays (`replay`), and PostgreSQL's `restore_command`
+//! ([`fetch`]).
+
+mod choose;
+mod execute;
+pub mod fetch;
+mod place;
+mod plan;
+mod replay;
+mod resolve;
+mod settings;
+mod target;
+mod unit;
+mod walk;
+mod windows;
+
+use std::path::PathBuf;
+
+use wal::TimelineId;
+
+pub use choose::plan;
+pub use execute::execute;
+pub use place::{Owner, TablespacePlan};
+pub use plan::{Phase, Reached, RestorePlan, RestoreReport, TargetReport};
+pub use resolve::{Behind, CommitSeen, Parameters, Span};
+pub use settings::{RestoreCommand, StopAt};
+pub use target::{MappedFrom, ParsedTime, TablespaceMapping, Target, TargetAction, parse_time};
+pub use windows::{latest_moment, serves};
+
+use crate::repository::layout::BackupId;
+
+/// What is asked of a restore.
+#[derive(Debug, Clone)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the command line of its own"
+)]
+pub struct RestoreOptions {
+    /// The directory to restore into: absent or empty.
+    pub target_dir: PathBuf,
+    /// Where to end.
+    pub target: Target,
+    /// Leave out what the target names.
+    pub exclusive: bool,
+    /// The backup to begin with; the newest that serves where none is named.
+    pub backup: Option<BackupId>,
+    /// The branch; the newest timeline where none is named.
+    pub timeline: Option<TimelineId>,
+    /// What the server does at the target: pause, and at the latest promote, where nothing is said.
+    pub action: Option<TargetAction>,
+    /// Restore a standby, which follows the primary that the source followed.
+    pub standby: bool,
+    /// Where tablespaces go.
+    pub tablespaces: Vec<TablespaceMapping>,
+    /// Leave `archive_mode` as it was.
+    pub archive_mode_preserve: bool,
+    /// As root: whom the files are given to.
+    pub owner: Option<String>,
+    /// Start the server privately, and wait until it has reached the target.
+    pub replay: bool,
+    /// Where PostgreSQL's programs are.
+    pub pg_bin: Option<PathBuf>,
+    /// Only plan.
+    pub dry_run: bool,
+    /// How the restored server calls this program.
+    pub restore_command: RestoreCommand,
+}

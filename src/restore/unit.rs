@@ -1,0 +1,571 @@
+//! From a backup's manifest to files: what is read together, decoded together and written together.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::{OpenOptionsExt as _, fchown};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use basebackup::{Algorithm, FileChecker, FileSum, RelativePath};
+use bytes::Bytes;
+
+use super::place::Owner;
+use crate::error::{Error, Result, chain, io};
+use crate::repository::layout::ObjectName;
+use crate::repository::records::{Extent, ManifestEntry, ManifestLine, ManifestPath};
+
+/// How much is read from a pack at once, and how much of small files is written in one go.
+const UNIT_BYTES: u64 = 4 << 20;
+/// How many small files are written in one go.
+const UNIT_FILES: usize = 256;
+/// The largest extent that is decoded; those of today have a quarter of a MiB.
+const EXTENT_BYTES_MAX: u64 = 64 << 20;
+
+/// A backup's manifest, as stored.
+pub(super) struct Manifest {
+    plain: Vec<u8>,
+    /// For messages.
+    place: String,
+    packs: BTreeMap<u32, ObjectName>,
+    pub(super) directories: Vec<RelativePath>,
+    /// Tablespace links by OID.
+    pub(super) links: Vec<u32>,
+}
+
+/// A file to write.
+#[derive(Debug, Clone)]
+pub(super) struct FileJob {
+    pub(super) path: RelativePath,
+    pub(super) size: u64,
+    extents: Vec<Extent>,
+}
+
+impl Manifest {
+    /// Reads a manifest but for its files.
+    pub(super) fn read(plain: Vec<u8>, place: String) -> Result<Self> {
+        let mut manifest = Self {
+            plain: Vec::new(),
+            place,
+            packs: BTreeMap::new(),
+            directories: Vec::new(),
+            links: Vec::new(),
+        };
+        for line in lines(&plain) {
+            match manifest.parse(line)? {
+                ManifestLine::Pack { number, path } => {
+                    let name = ObjectName::parse(&path)
+                        .filter(|name| matches!(name, ObjectName::Pack { .. }))
+                        .ok_or_else(|| manifest.bad(&format!("not a pack: {path:?}")))?;
+                    manifest.packs.insert(number, name);
+                }
+                ManifestLine::Directory(entry) => {
+                    let path = manifest.path(&entry)?;
+                    manifest.directories.push(path);
+                }
+                ManifestLine::Link { entry, .. } => {
+                    let path = manifest.path(&entry)?;
+                    let oid = tablespace_oid(&path);
+                    let oid = oid.ok_or_else(|| {
+                        manifest.bad(&format!("a link that is no tablespace's: {path}"))
+                    })?;
+                    manifest.links.push(oid);
+                }
+                ManifestLine::File { .. } => {}
+            }
+        }
+        manifest.plain = plain;
+        Ok(manifest)
+    }
+
+    /// Every file, in the order in which they lie in packs.
+    pub(super) fn files(&self) -> impl Iterator<Item = Result<FileJob>> {
+        lines(&self.plain).filter_map(|line| match self.parse(line) {
+            Ok(ManifestLine::File {
+                entry,
+                size,
+                extents,
+            }) => Some(self.job(&entry, size, extents)),
+            Ok(_) => None,
+            Err(error) => Some(Err(error)),
+        })
+    }
+
+    /// The file at `path`.
+    pub(super) fn file(&self, path: &str) -> Result<Option<FileJob>> {
+        self.files()
+            .find(|job| {
+                job.as_ref()
+                    .map_or(true, |job| job.path.as_bytes() == path.as_bytes())
+            })
+            .transpose()
+    }
+
+    /// The files that `wanted` takes, in units: small ones together.
+    pub(super) fn units(
+        &self,
+        wanted: impl Fn(&FileJob) -> bool,
+    ) -> impl Iterator<Item = Result<Vec<FileJob>>> {
+        let mut files = self
+            .files()
+            .filter(move |job| job.as_ref().map_or(true, &wanted));
+        let mut waiting: Option<FileJob> = None;
+        std::iter::from_fn(move || {
+            let mut unit: Vec<FileJob> = Vec::new();
+            let mut bytes: u64 = 0;
+            loop {
+                let job = match waiting.take().map(Ok).or_else(|| files.next()) {
+                    None => break,
+                    Some(Err(error)) => return Some(Err(error)),
+                    Some(Ok(job)) => job,
+                };
+                bytes = bytes.saturating_add(job.size);
+                if !unit.is_empty() && bytes > UNIT_BYTES {
+                    waiting = Some(job);
+                    break;
+                }
+                unit.push(job);
+                if bytes > UNIT_BYTES || unit.len() >= UNIT_FILES {
+                    break;
+                }
+            }
+            (!unit.is_empty()).then_some(Ok(unit))
+        })
+    }
+
+    fn job(&self, entry: &ManifestEntry, size: u64, extents: Vec<Extent>) -> Result<FileJob> {
+        let path = self.path(entry)?;
+        let lengths = extents.iter().map(Extent::plain_bytes);
+        let sum = lengths.fold(0u64, u64::saturating_add);
+        if sum != size {
+            return Err(self.bad(&format!("{path} has {size} bytes and extents of {sum}")));
+        }
+        for extent in &extents {
+            if let Extent::Stored(pack, _, stored, plain, _) = extent
+                && (*stored > EXTENT_BYTES_MAX
+                    || *plain > EXTENT_BYTES_MAX
+                    || !self.packs.contains_key(pack))
+            {
+                return Err(self.bad(&format!("{path} has an extent that cannot be: {extent:?}")));
+            }
+        }
+        Ok(FileJob {
+            path,
+            size,
+            extents,
+        })
+    }
+
+    fn parse(&self, line: &[u8]) -> Result<ManifestLine> {
+        serde_json::from_slice(line).map_err(|error| self.bad(&error.to_string()))
+    }
+
+    fn path(&self, entry: &ManifestEntry) -> Result<RelativePath> {
+        let shown = |path: &ManifestPath| format!("{path:?}");
+        let bytes = entry.path.to_bytes();
+        let bytes =
+            bytes.ok_or_else(|| self.bad(&format!("not a path: {}", shown(&entry.path))))?;
+        RelativePath::parse(&bytes).map_err(|error| self.bad(&chain(&error)))
+    }
+
+    fn bad(&self, reason: &str) -> Error {
+        Error::damaged(format!("damaged manifest {}: {reason}", self.place))
+            .hint("use another backup")
+    }
+}
+
+fn lines(plain: &[u8]) -> impl Iterator<Item = &[u8]> {
+    plain
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+}
+
+/// The OID in `pg_tblspc/<oid>`.
+fn tablespace_oid(path: &RelativePath) -> Option<u32> {
+    let digits = path.as_bytes().strip_prefix(b"pg_tblspc/")?;
+    digits
+        .iter()
+        .all(u8::is_ascii_digit)
+        .then(|| str::from_utf8(digits).ok()?.parse().ok())?
+}
+
+/// Stored bytes that are read at once, and what is done with them.
+pub(super) struct Read {
+    /// Where to read: pack, offset and length in bytes; none where nothing need be read.
+    pub(super) range: Option<(ObjectName, u64, u64)>,
+    steps: Vec<Step>,
+}
+
+enum Step {
+    Open(RelativePath),
+    /// The next stored bytes of the read, with the length and digest of what they decode to.
+    Stored {
+        stored: u64,
+        plain: u64,
+        blake3: String,
+    },
+    Zeros(u64),
+    Close,
+}
+
+/// What writing the files of a unit takes: as few reads as their extents allow.
+pub(super) fn reads_of(manifest: &Manifest, unit: Vec<FileJob>) -> Vec<Read> {
+    let mut reads: Vec<Read> = Vec::new();
+    let mut current = Read {
+        range: None,
+        steps: Vec::new(),
+    };
+    for job in unit {
+        current.steps.push(Step::Open(job.path));
+        for extent in job.extents {
+            let Extent::Stored(pack, offset, stored, plain, blake3) = extent else {
+                current.steps.push(Step::Zeros(extent.plain_bytes()));
+                continue;
+            };
+            let Some(name) = manifest.packs.get(&pack) else {
+                continue;
+            };
+            match &mut current.range {
+                Some((known, from, length))
+                    if known == name
+                        && from.saturating_add(*length) == offset
+                        && length.saturating_add(stored) <= UNIT_BYTES =>
+                {
+                    *length = length.saturating_add(stored);
+                }
+                empty @ None => *empty = Some((name.clone(), offset, stored)),
+                Some(_) => {
+                    let range = Some((name.clone(), offset, stored));
+                    reads.push(std::mem::replace(
+                        &mut current,
+                        Read {
+                            range,
+                            steps: Vec::new(),
+                        },
+                    ));
+                }
+            }
+            current.steps.push(Step::Stored {
+                stored,
+                plain,
+                blake3,
+            });
+        }
+        current.steps.push(Step::Close);
+    }
+    reads.push(current);
+    reads
+}
+
+/// Writes the files of a unit, one after another.
+pub(super) struct UnitWriter {
+    target: PathBuf,
+    owner: Option<Owner>,
+    /// How `backup_manifest` lists each file.
+    listed: Arc<BTreeMap<RelativePath, Algorithm>>,
+    given_up: Arc<AtomicBool>,
+    open: Option<OpenFile>,
+    /// What was written.
+    pub(super) done: Vec<(RelativePath, FileSum)>,
+    pub(super) bytes: u64,
+}
+
+struct OpenFile {
+    file: File,
+    place: PathBuf,
+    path: RelativePath,
+    checker: FileChecker,
+}
+
+impl UnitWriter {
+    pub(super) fn new(
+        target: &Path,
+        owner: Option<Owner>,
+        listed: Arc<BTreeMap<RelativePath, Algorithm>>,
+        given_up: Arc<AtomicBool>,
+    ) -> Self {
+        Self {
+            target: target.to_owned(),
+            owner,
+            listed,
+            given_up,
+            open: None,
+            done: Vec::new(),
+            bytes: 0,
+        }
+    }
+
+    /// Does the steps of a read whose stored bytes are `stored`.
+    pub(super) fn apply(&mut self, read: Read, mut stored: Bytes) -> Result<()> {
+        let place = read
+            .range
+            .as_ref()
+            .map(|(name, offset, _)| (name.path(), *offset));
+        for step in read.steps {
+            match step {
+                Step::Open(path) => self.open(path)?,
+                Step::Zeros(count) => self.write_zeros(count)?,
+                Step::Stored {
+                    stored: length,
+                    plain,
+                    blake3,
+                } => {
+                    let length = usize::try_from(length).unwrap_or(usize::MAX);
+                    if length > stored.len() {
+                        return Err(damaged_extent(place.as_ref(), "the pack ends before it"));
+                    }
+                    let bytes = stored.split_to(length);
+                    let plain = decode(&bytes, plain, &blake3)
+                        .map_err(|reason| damaged_extent(place.as_ref(), &reason))?;
+                    self.write(&plain)?;
+                }
+                Step::Close => self.close(),
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, path: RelativePath) -> Result<()> {
+        if self.given_up.load(Ordering::SeqCst) {
+            return Err(Error::failure("stopped"));
+        }
+        let place = self.target.join(path.as_path());
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&place)
+            .map_err(|error| io("create", &place, &error))?;
+        if let Some(owner) = self.owner {
+            fchown(&file, Some(owner.uid), Some(owner.gid))
+                .map_err(|error| io("change the owner of", &place, &error))?;
+        }
+        let algorithm = self.listed.get(&path).copied().unwrap_or(Algorithm::None);
+        self.open = Some(OpenFile {
+            file,
+            place,
+            path,
+            checker: FileChecker::new(algorithm),
+        });
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let Some(open) = &mut self.open else {
+            return Ok(());
+        };
+        open.checker.update(bytes);
+        self.bytes = self
+            .bytes
+            .saturating_add(u64::try_from(bytes.len()).unwrap_or(0));
+        open.file
+            .write_all(bytes)
+            .map_err(|error| io("write", &open.place, &error))
+    }
+
+    fn write_zeros(&mut self, count: u64) -> Result<()> {
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        let mut left = count;
+        while left > 0 {
+            let now = usize::try_from(left)
+                .unwrap_or(ZEROS.len())
+                .min(ZEROS.len());
+            self.write(ZEROS.get(..now).unwrap_or_default())?;
+            left = left.saturating_sub(u64::try_from(now).unwrap_or(u64::MAX));
+        }
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        if let Some(OpenFile { path, checker, .. }) = self.open.take() {
+            self.done.push((path, checker.finish()));
+        }
+    }
+}
+
+/// The plain bytes of a job that is small enough to be held, such as `backup_manifest`.
+pub(super) fn decode_all(read: Read, mut stored: Bytes, out: &mut Vec<u8>) -> Result<()> {
+    let place = read
+        .range
+        .as_ref()
+        .map(|(name, offset, _)| (name.path(), *offset));
+    for step in read.steps {
+        match step {
+            Step::Stored {
+                stored: length,
+                plain,
+                blake3,
+            } => {
+                let length = usize::try_from(length).unwrap_or(usize::MAX);
+                let bytes = stored.split_to(length.min(stored.len()));
+                let plain = decode(&bytes, plain, &blake3)
+                    .map_err(|reason| damaged_extent(place.as_ref(), &reason))?;
+                out.extend_from_slice(&plain);
+            }
+            Step::Zeros(count) => {
+                let count = usize::try_from(count).unwrap_or(usize::MAX);
+                out.resize(out.len().saturating_add(count), 0);
+            }
+            Step::Open(_) | Step::Close => {}
+        }
+    }
+    Ok(())
+}
+
+fn decode(stored: &[u8], plain: u64, expected: &str) -> Result<Vec<u8>, String> {
+    let length = usize::try_from(plain).unwrap_or(usize::MAX);
+    let plain = container::decode_frame(stored, length).map_err(|error| chain(&error))?;
+    let found = blake3::hash(&plain).to_hex();
+    if found.as_str() == expected {
+        Ok(plain)
+    } else {
+        Err(format!(
+            "other content than was stored: expected={expected}, found={found}"
+        ))
+    }
+}
+
+fn damaged_extent(place: Option<&(String, u64)>, reason: &str) -> Error {
+    let (path, offset) = place.cloned().unwrap_or_default();
+    Error::damaged(format!(
+        "damaged extent in {path}: offset={offset} or behind, {reason}"
+    ))
+    .hint("restore this object from a copy of the repository, or use another backup")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(path: &str) -> ManifestEntry {
+        ManifestEntry {
+            path: ManifestPath::from_bytes(path.as_bytes()),
+            mode: 0o600,
+            mtime: 0,
+        }
+    }
+
+    fn text(lines: &[ManifestLine]) -> Vec<u8> {
+        let lines = lines
+            .iter()
+            .map(|line| serde_json::to_string(line).unwrap() + "\n");
+        lines.collect::<String>().into_bytes()
+    }
+
+    fn pack() -> ManifestLine {
+        let path = "packs/20261120T140300.000Z/00000000".to_owned();
+        ManifestLine::Pack { number: 0, path }
+    }
+
+    /// A pack of one frame per content, and the extents that name them.
+    fn frames(contents: &[&[u8]]) -> (Vec<u8>, Vec<Extent>) {
+        let mut bytes = Vec::new();
+        let extents = contents.iter().map(|content| {
+            let frame = zstd_frame(content);
+            let offset = u64::try_from(bytes.len()).unwrap();
+            bytes.extend_from_slice(&frame);
+            let digest = blake3::hash(content).to_hex().to_string();
+            let length = |bytes: &[u8]| u64::try_from(bytes.len()).unwrap();
+            Extent::Stored(0, offset, length(&frame), length(content), digest)
+        });
+        let extents = extents.collect();
+        (bytes, extents)
+    }
+
+    fn zstd_frame(content: &[u8]) -> Vec<u8> {
+        let header = container::Header {
+            format: 1,
+            kind: "pack".to_owned(),
+            name: "x".to_owned(),
+            cluster: "main".to_owned(),
+            system_id: "1".to_owned(),
+            timeline: None,
+            start: None,
+            end: None,
+            segment_bytes: None,
+            codec: "zstd".to_owned(),
+            key: None,
+        };
+        let mut encoder = container::Encoder::new(&header, 1).unwrap();
+        let mut out = Vec::new();
+        let frame = encoder.frame(content, &mut out).unwrap();
+        out.split_off(usize::try_from(frame.offset).unwrap())
+    }
+
+    fn file(path: &str, size: u64, extents: Vec<Extent>) -> ManifestLine {
+        ManifestLine::File {
+            entry: entry(path),
+            size,
+            extents,
+        }
+    }
+
+    #[test]
+    fn files_come_back_from_as_few_reads_as_their_extents_allow() {
+        let (bytes, extents) = frames(&[b"first", b"second", b"third"]);
+        let [one, two, three] = <[Extent; 3]>::try_from(extents).unwrap();
+        let manifest = text(&[
+            pack(),
+            file("a", 11, vec![one, two]),
+            file("b", 0, vec![]),
+            file("c", 9, vec![Extent::Zeros { zeros: 4 }, three]),
+        ]);
+        let manifest = Manifest::read(manifest, "m".to_owned()).unwrap();
+        let units: Vec<_> = manifest.units(|_| true).collect::<Result<_>>().unwrap();
+        assert_eq!(units.len(), 1);
+        let mut reads = reads_of(&manifest, units.into_iter().next().unwrap());
+        assert_eq!(reads.len(), 1);
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = UnitWriter::new(folder.path(), None, Arc::default(), Arc::default());
+        writer.apply(reads.remove(0), Bytes::from(bytes)).unwrap();
+        let content = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
+        assert_eq!(content("a"), b"firstsecond");
+        assert_eq!(content("b"), b"");
+        assert_eq!(content("c"), b"\0\0\0\0third");
+        assert_eq!((writer.done.len(), writer.bytes), (3, 20));
+    }
+
+    /// Damage is found, named, and never restored as if it were data.
+    #[test]
+    fn content_that_is_not_what_was_stored_is_refused() {
+        let (_, mut extents) = frames(&[b"wanted"]);
+        let (bytes, _) = frames(&[b"forged"]);
+        let Some(Extent::Stored(_, _, stored, ..)) = extents.first_mut() else {
+            panic!()
+        };
+        *stored = u64::try_from(bytes.len()).unwrap();
+        let manifest = text(&[pack(), file("a", 6, extents)]);
+        let manifest = Manifest::read(manifest, "m".to_owned()).unwrap();
+        let unit = manifest.units(|_| true).next().unwrap().unwrap();
+        let read = reads_of(&manifest, unit).remove(0);
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = UnitWriter::new(folder.path(), None, Arc::default(), Arc::default());
+        let error = writer.apply(read, Bytes::from(bytes)).unwrap_err();
+        assert_eq!(error.kind(), crate::error::Kind::Damaged);
+    }
+
+    #[test]
+    fn a_manifest_cannot_lead_out_of_the_directory() {
+        let link = |path: &str| ManifestLine::Link {
+            entry: entry(path),
+            target: ManifestPath::from_bytes(b"/etc"),
+        };
+        for line in [
+            ManifestLine::Directory(entry("../x")),
+            ManifestLine::Directory(entry("/etc")),
+            link("base"),
+            link("pg_tblspc/../x"),
+            ManifestLine::Pack {
+                number: 0,
+                path: "../../other".to_owned(),
+            },
+        ] {
+            assert!(Manifest::read(text(&[line]), "m".to_owned()).is_err());
+        }
+        let listed = Manifest::read(text(&[file("a/../../b", 0, vec![])]), "m".to_owned()).unwrap();
+        assert!(listed.files().next().unwrap().is_err());
+        let wrong = Manifest::read(text(&[file("a", 5, vec![])]), "m".to_owned()).unwrap();
+        assert!(wrong.files().next().unwrap().is_err());
+    }
+}

@@ -1,0 +1,386 @@
+//! What can be restored, for people and for scripts.
+
+mod show;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use wal::{Lsn, SegmentSize, TimelineId};
+
+use crate::clock::rfc3339;
+use crate::error::Result;
+use crate::repository::Repository;
+use crate::repository::catalog::{BranchEnd, Catalog};
+use crate::repository::destination::Destination;
+use crate::repository::records::BackupRecord;
+use crate::restore;
+
+pub use show::{backup_table, list_table, status_text};
+
+/// `status --json`, as DESIGN.md has it.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// The version of this document's form.
+    pub schema: u32,
+    /// Every cluster that was asked for.
+    pub clusters: Vec<ClusterStatus>,
+}
+
+/// One cluster's system.
+#[derive(Debug, Serialize)]
+pub struct ClusterStatus {
+    /// The cluster's name.
+    pub name: String,
+    /// The system identifier.
+    pub system_id: String,
+    /// The server's major version, where it is known.
+    pub postgres_major: Option<u32>,
+    /// The WAL segment size in bytes, where it is known.
+    pub segment_bytes: Option<u64>,
+    /// The newest timeline.
+    pub timeline: Option<TimelineId>,
+    /// What can be restored.
+    pub windows: Vec<Window>,
+    /// Missing stretches between stored ones.
+    pub holes: Vec<HoleStatus>,
+    /// Where the newest stream last was.
+    pub tip: Option<TipStatus>,
+    /// How much work a loss of the server now would take with it, in seconds; `None` without a
+    /// window.
+    pub seconds_at_risk: Option<f64>,
+    /// How many backups there are.
+    pub backup_count: usize,
+    /// The newest backup.
+    pub last_backup: Option<String>,
+    /// What is stored.
+    pub stored: Stored,
+    #[serde(skip)]
+    pub(crate) branches: Vec<Branch>,
+}
+
+/// A range of moments that can be restored.
+#[derive(Debug, Clone, Serialize)]
+pub struct Window {
+    /// On this timeline, or its ancestors.
+    pub timeline: TimelineId,
+    /// The first moment.
+    #[serde(serialize_with = "rfc3339::serialize")]
+    pub earliest: Timestamp,
+    /// The last moment.
+    #[serde(serialize_with = "rfc3339::serialize")]
+    pub latest: Timestamp,
+    /// The position of the first.
+    pub earliest_lsn: Lsn,
+    /// The end of the WAL that can be replayed.
+    pub latest_lsn: Lsn,
+}
+
+/// A missing stretch.
+#[derive(Debug, Clone, Serialize)]
+pub struct HoleStatus {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// Where it begins.
+    pub start_lsn: Lsn,
+    /// Where it ends.
+    pub end_lsn: Lsn,
+    /// The last moment before it, where that is known.
+    #[serde(serialize_with = "rfc3339::option::serialize")]
+    pub earliest: Option<Timestamp>,
+    /// The first moment after it, where that is known.
+    #[serde(serialize_with = "rfc3339::option::serialize")]
+    pub latest: Option<Timestamp>,
+}
+
+/// Where a stream was.
+#[derive(Debug, Clone, Serialize)]
+pub struct TipStatus {
+    /// Everything before it is stored.
+    pub lsn: Lsn,
+    /// When that was confirmed.
+    #[serde(serialize_with = "rfc3339::serialize")]
+    pub confirmed_at: Timestamp,
+}
+
+/// Bytes in the repository.
+#[derive(Debug, Clone, Serialize)]
+pub struct Stored {
+    /// WAL.
+    pub wal_bytes: u64,
+    /// Backups.
+    pub backup_bytes: u64,
+}
+
+/// A timeline and where it left its parent.
+#[derive(Debug, Clone)]
+pub(crate) struct Branch {
+    pub(crate) timeline: TimelineId,
+    pub(crate) parent: Option<(TimelineId, Lsn)>,
+}
+
+/// `list --json`.
+#[derive(Debug, Serialize)]
+pub struct List {
+    /// The version of this document's form.
+    pub schema: u32,
+    /// Every backup, oldest first.
+    pub backups: Vec<BackupRow>,
+}
+
+/// `backup --json`.
+#[derive(Debug, Serialize)]
+pub struct BackupDone {
+    /// The version of this document's form.
+    pub schema: u32,
+    /// The backup.
+    #[serde(flatten)]
+    pub backup: BackupRow,
+}
+
+/// A backup, for scripts.
+#[derive(Debug, Clone, Serialize)]
+pub struct BackupRow {
+    /// Its id.
+    pub id: String,
+    /// The cluster's name.
+    pub cluster: String,
+    /// The system identifier.
+    pub system_id: String,
+    /// The timeline on which it was taken.
+    pub timeline: TimelineId,
+    /// Replay begins here.
+    pub start_lsn: Lsn,
+    /// It is consistent from here on.
+    pub stop_lsn: Lsn,
+    /// When it began.
+    #[serde(serialize_with = "rfc3339::serialize")]
+    pub started_at: Timestamp,
+    /// When it was complete.
+    #[serde(serialize_with = "rfc3339::serialize")]
+    pub finished_at: Timestamp,
+    /// The user's label.
+    pub label: String,
+    /// The server's version.
+    pub postgres_version: String,
+    /// How many files it has.
+    pub files: u64,
+    /// Their size in bytes.
+    pub bytes: u64,
+    /// What it took in the repository.
+    pub stored_bytes: u64,
+}
+
+impl From<&BackupRecord> for BackupRow {
+    fn from(record: &BackupRecord) -> Self {
+        Self {
+            id: record.id.to_string(),
+            cluster: record.cluster.clone(),
+            system_id: record.system_id.clone(),
+            timeline: record.timeline,
+            start_lsn: record.start_lsn,
+            stop_lsn: record.stop_lsn,
+            started_at: record.started_at,
+            finished_at: record.finished_at,
+            label: record.label.clone(),
+            postgres_version: record.postgres_version.clone(),
+            files: record.files,
+            bytes: record.bytes,
+            stored_bytes: record.stored_bytes,
+        }
+    }
+}
+
+/// Which clusters to show.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    /// Where each is stored.
+    pub destinations: Vec<Destination>,
+    /// Show whatever the repository holds, not only the clusters named.
+    pub every_cluster: bool,
+    /// Refuse a cluster of which nothing is stored.
+    pub must_exist: bool,
+    /// Show this system only.
+    pub system_id: Option<u64>,
+}
+
+impl Shown {
+    async fn repositories(&self) -> Result<Vec<Repository>> {
+        let mut shown = Vec::new();
+        for destination in &self.destinations {
+            let open = destination.open(false)?;
+            let clusters = if self.every_cluster {
+                open.every_cluster().await?
+            } else {
+                vec![open]
+            };
+            for cluster in clusters {
+                let systems = cluster.every_system().await?;
+                if systems.is_empty() && self.must_exist {
+                    // says that there is none
+                    cluster.stored(self.system_id).await?;
+                }
+                let wanted = |id| self.system_id.is_none_or(|wanted| wanted == id);
+                shown.extend(
+                    systems
+                        .into_iter()
+                        .filter(|system| wanted(system.system_id())),
+                );
+            }
+        }
+        Ok(shown)
+    }
+}
+
+/// The state of every cluster that is to be shown.
+pub async fn status(shown: &Shown, now: Timestamp) -> Result<Status> {
+    let mut clusters = Vec::new();
+    for repository in shown.repositories().await? {
+        clusters.push(cluster_status(&repository, now).await?);
+    }
+    Ok(Status {
+        schema: 1,
+        clusters,
+    })
+}
+
+/// The backups of every cluster that is to be shown.
+pub async fn list(shown: &Shown) -> Result<List> {
+    let mut backups = Vec::new();
+    for repository in shown.repositories().await? {
+        backups.extend(repository.backups().await?.iter().map(BackupRow::from));
+    }
+    Ok(List { schema: 1, backups })
+}
+
+/// The state of one cluster's system.
+async fn cluster_status(repository: &Repository, now: Timestamp) -> Result<ClusterStatus> {
+    let catalog = repository.catalog().await?;
+    let record = repository.cluster_record().await?;
+    let windows = match catalog.segment_size {
+        Some(size) => windows(repository, &catalog, size).await?,
+        None => Vec::new(),
+    };
+    let newest = windows.iter().map(|window| window.latest).max();
+    let at_risk = newest.map(|latest| now.duration_since(latest).as_secs_f64().max(0.0));
+    let tip = catalog.tips.values().next_back();
+    let holes = catalog
+        .segment_size
+        .map_or_else(Vec::new, |size| holes(&catalog, size));
+    Ok(ClusterStatus {
+        name: repository.cluster().to_string(),
+        system_id: repository.system_id().to_string(),
+        postgres_major: record.map(|record| record.major),
+        segment_bytes: catalog.segment_size.map(SegmentSize::bytes),
+        timeline: catalog.newest_timeline(),
+        windows,
+        holes,
+        tip: tip.map(|tip| TipStatus {
+            lsn: tip.lsn,
+            confirmed_at: tip.confirmed_at,
+        }),
+        seconds_at_risk: at_risk,
+        backup_count: catalog.backups.len(),
+        last_backup: catalog.backups.last().map(|backup| backup.id.to_string()),
+        stored: Stored {
+            wal_bytes: catalog.wal_bytes,
+            backup_bytes: catalog.backup_bytes,
+        },
+        branches: branches(&catalog),
+    })
+}
+
+/// The windows of every branch: for each stretch of WAL without a break, from its first backup's
+/// moment to the last that is stored.
+async fn windows(
+    repository: &Repository,
+    catalog: &Catalog,
+    size: SegmentSize,
+) -> Result<Vec<Window>> {
+    let mut windows: Vec<(BranchEnd, Window)> = Vec::new();
+    for timeline in tips_of_branches(catalog) {
+        let branch = catalog.branch(timeline);
+        for backup in &catalog.backups {
+            if !restore::serves(catalog, &branch, backup, size) {
+                continue;
+            }
+            let end = catalog.reach(&branch, backup.timeline, backup.start_lsn, size);
+            if windows.iter().any(|(known, _)| *known == end) {
+                // an earlier backup reaches the same end: the window has begun before
+                continue;
+            }
+            let latest = restore::latest_moment(repository, catalog, &branch, backup).await?;
+            let Some((latest, latest_lsn)) = latest else {
+                continue;
+            };
+            windows.push((
+                end,
+                Window {
+                    timeline: end.timeline,
+                    earliest: backup.finished_at,
+                    latest,
+                    earliest_lsn: backup.stop_lsn,
+                    latest_lsn,
+                },
+            ));
+        }
+    }
+    Ok(windows.into_iter().map(|(_, window)| window).collect())
+}
+
+/// Timelines from which no other that is stored goes on.
+fn tips_of_branches(catalog: &Catalog) -> Vec<TimelineId> {
+    let mut known: Vec<TimelineId> = catalog.timelines.keys().copied().collect();
+    known.extend(catalog.backups.iter().map(|backup| backup.timeline));
+    known.sort_unstable();
+    known.dedup();
+    // a parent too: it can reach beyond the point where its child left it
+    known.reverse();
+    known
+}
+
+fn holes(catalog: &Catalog, size: SegmentSize) -> Vec<HoleStatus> {
+    let mut holes = Vec::new();
+    for (timeline, wal) in &catalog.timelines {
+        let coverage = wal.coverage(size);
+        for (before, after) in coverage.iter().zip(coverage.iter().skip(1)) {
+            let recorded = catalog.holes.iter().any(|hole| {
+                hole.timeline == *timeline && hole.start < after.start && before.end < hole.end
+            });
+            // between two backups that brought their own WAL there is a gap, which is no alarm
+            let streamed = catalog.tips.contains_key(timeline);
+            if recorded || streamed {
+                let earlier = catalog
+                    .backups
+                    .iter()
+                    .rev()
+                    .find(|b| b.stop_lsn <= before.end);
+                let later = catalog.backups.iter().find(|b| b.start_lsn >= after.start);
+                holes.push(HoleStatus {
+                    timeline: *timeline,
+                    start_lsn: before.end,
+                    end_lsn: after.start,
+                    earliest: earlier.map(|backup| backup.finished_at),
+                    latest: later.map(|backup| backup.finished_at),
+                });
+            }
+        }
+    }
+    holes
+}
+
+fn branches(catalog: &Catalog) -> Vec<Branch> {
+    let mut timelines: Vec<TimelineId> = catalog.timelines.keys().copied().collect();
+    timelines.extend(catalog.histories.keys());
+    timelines.sort_unstable();
+    timelines.dedup();
+    timelines
+        .into_iter()
+        .map(|timeline| {
+            let branch = catalog.branch(timeline);
+            let parent = branch
+                .entries()
+                .last()
+                .map(|entry| (entry.timeline, entry.end));
+            Branch { timeline, parent }
+        })
+        .collect()
+}

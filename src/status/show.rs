@@ -1,0 +1,182 @@
+//! Tables and sentences that a person can read.
+
+use std::fmt::Write as _;
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, Table};
+use indicatif::HumanBytes;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use super::{BackupRow, Branch, ClusterStatus};
+
+/// What can be restored of one cluster.
+pub fn status_text(status: &ClusterStatus, with_timelines: bool) -> String {
+    let mut text = format!("cluster {} (system {}", status.name, status.system_id);
+    if let Some(major) = status.postgres_major {
+        add(&mut text, format_args!(", PostgreSQL {major}"));
+    }
+    text.push_str(")\n");
+    if status.windows.is_empty() {
+        text.push_str("  nothing can be restored yet");
+        text.push_str(match status.backup_count {
+            0 => ": there is no backup. hint: anywhen backup\n",
+            _ => ": WAL that the backups need is missing. hint: anywhen backup\n",
+        });
+    }
+    for window in &status.windows {
+        add(
+            &mut text,
+            format_args!(
+                "  restorable  {} to {}  (timeline {}, {} to {})\n",
+                shown(window.earliest),
+                shown(window.latest),
+                window.timeline,
+                window.earliest_lsn,
+                window.latest_lsn
+            ),
+        );
+    }
+    if let Some(seconds) = status.seconds_at_risk {
+        add(
+            &mut text,
+            format_args!("  at risk     {} of work\n", seconds_shown(seconds)),
+        );
+    }
+    for hole in &status.holes {
+        add(
+            &mut text,
+            format_args!(
+                "  HOLE        timeline {}, {} to {}. hint: a backup after it opens a new window\n",
+                hole.timeline, hole.start_lsn, hole.end_lsn
+            ),
+        );
+    }
+    if let Some(tip) = &status.tip {
+        let confirmed = shown(tip.confirmed_at);
+        add(
+            &mut text,
+            format_args!("  stream      at {}, confirmed {confirmed}\n", tip.lsn),
+        );
+    } else {
+        text.push_str("  stream      has never run. hint: anywhen stream\n");
+    }
+    let last = status.last_backup.as_deref().unwrap_or("none");
+    add(
+        &mut text,
+        format_args!("  backups     {}, last {last}\n", status.backup_count),
+    );
+    add(
+        &mut text,
+        format_args!(
+            "  stored      {} of WAL, {} of backups\n",
+            HumanBytes(status.stored.wal_bytes),
+            HumanBytes(status.stored.backup_bytes)
+        ),
+    );
+    if with_timelines {
+        text.push_str("  timelines\n");
+        for root in status
+            .branches
+            .iter()
+            .filter(|branch| branch.parent.is_none())
+        {
+            draw(&mut text, &status.branches, root, 2);
+        }
+    }
+    text
+}
+
+fn draw(text: &mut String, branches: &[Branch], branch: &Branch, depth: usize) {
+    let indent = "  ".repeat(depth);
+    match branch.parent {
+        None => add(text, format_args!("{indent}{}\n", branch.timeline)),
+        Some((_, fork)) => add(
+            text,
+            format_args!("{indent}└ {} from {fork}\n", branch.timeline),
+        ),
+    }
+    let children = branches.iter().filter(|child| {
+        child
+            .parent
+            .is_some_and(|(parent, _)| parent == branch.timeline)
+    });
+    for child in children.filter(|child| child.timeline > branch.timeline) {
+        draw(text, branches, child, depth + 1);
+    }
+}
+
+/// The backups as a table.
+pub fn list_table(rows: &[BackupRow]) -> String {
+    if rows.is_empty() {
+        return "no backups. hint: anywhen backup".to_owned();
+    }
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    table.set_header(vec![
+        "id",
+        "cluster",
+        "finished",
+        "PostgreSQL",
+        "files",
+        "size",
+        "stored",
+        "timeline",
+        "label",
+    ]);
+    for row in rows {
+        table.add_row(vec![
+            row.id.clone(),
+            row.cluster.clone(),
+            shown(row.finished_at),
+            row.postgres_version.clone(),
+            row.files.to_string(),
+            HumanBytes(row.bytes).to_string(),
+            HumanBytes(row.stored_bytes).to_string(),
+            row.timeline.to_string(),
+            row.label.clone(),
+        ]);
+    }
+    for column in 4..8 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.to_string()
+}
+
+/// One backup that has just been taken.
+pub fn backup_table(row: &BackupRow) -> String {
+    let took = row.finished_at.duration_since(row.started_at).as_secs_f64();
+    format!(
+        "backup {} is complete: {} files, {}, stored as {}, in {}; restorable from {} on",
+        row.id,
+        row.files,
+        HumanBytes(row.bytes),
+        HumanBytes(row.stored_bytes),
+        seconds_shown(took),
+        shown(row.finished_at)
+    )
+}
+
+/// A moment in local time, to the second, with the zone.
+fn shown(time: Timestamp) -> String {
+    time.to_zoned(TimeZone::system())
+        .strftime("%Y-%m-%d %H:%M:%S %Z")
+        .to_string()
+}
+
+fn seconds_shown(seconds: f64) -> String {
+    if seconds < 120.0 {
+        format!("{seconds:.1} s")
+    } else if seconds < 7200.0 {
+        format!("{:.0} min", seconds / 60.0)
+    } else {
+        format!("{:.1} h", seconds / 3600.0)
+    }
+}
+
+fn add(text: &mut String, arguments: std::fmt::Arguments<'_>) {
+    text.write_fmt(arguments)
+        .expect("writing to a String cannot fail");
+}

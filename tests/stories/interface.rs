@@ -1,0 +1,189 @@
+//! What scripts and people rely on: exit codes, one JSON document, a quiet standard output.
+
+use std::process::{Command, Stdio};
+
+use crate::anywhen::{Anywhen, binary};
+use crate::ground::Ground;
+use crate::record::Record;
+use crate::server::Options;
+
+#[test]
+fn wrong_usage_is_2() {
+    let ground = Ground::new();
+    let anywhen = Anywhen::new(&ground);
+    let target = ground.path("target");
+    let target = target.to_str().unwrap();
+    for arguments in [
+        &["no-such-command"][..],
+        &["list", "--no-such-flag"],
+        &["restore"],
+        &["restore", "-D", target, "--to-lsn", "0/1", "--immediate"],
+        &[
+            "restore",
+            "-D",
+            target,
+            "--to-time",
+            "yesterday evening or so",
+        ],
+        &["restore", "-D", target, "--to-lsn", "not an LSN"],
+        &["list", "--cluster", "Not/A Name"],
+    ] {
+        let mut command = anywhen.bare();
+        command.args(arguments).args(["--repo", &anywhen.url()]);
+        anywhen.run_command(command).failed_with(2);
+    }
+    assert!(!ground.path("target").exists());
+}
+
+#[test]
+fn an_unknown_key_of_the_configuration_is_refused_with_the_nearest() {
+    let ground = Ground::new();
+    let anywhen = Anywhen::new(&ground);
+    let file = format!(
+        "[repository.here]\nurl = \"{}\"\n[cluster.main]\nconection = \"\"\n",
+        anywhen.url()
+    );
+    let file = ground.write("anywhen.toml", &file, 0o600);
+    let mut command = anywhen.bare();
+    command.args(["list", "--config", file.to_str().unwrap()]);
+    let ended = anywhen.run_command(command);
+    ended.failed_with(2);
+    ended.says(&["conection", "connection"]);
+}
+
+/// Every flag has its variable, and a file can stand for both.
+#[test]
+fn flags_variables_and_a_file_configure_alike() {
+    let record = Record::begun(&Options::default());
+    let url = record.anywhen.url();
+    let by_flag = record.anywhen.json(&["list"]);
+    let mut by_variable = record.anywhen.bare();
+    by_variable
+        .args(["list", "--json"])
+        .env("ANYWHEN_REPO", &url)
+        .env("ANYWHEN_CLUSTER", "main");
+    assert_eq!(
+        record
+            .anywhen
+            .run_command(by_variable)
+            .succeeded()
+            .document(),
+        by_flag
+    );
+    let file = format!(
+        "[repository.here]\nurl = \"{url}\"\n[cluster.main]\nconnection = \"{}\"\n",
+        record.server.conninfo()
+    );
+    let file = record.ground.write("anywhen.toml", &file, 0o600);
+    let mut by_file = record.anywhen.bare();
+    by_file.args(["--config", file.to_str().unwrap(), "list", "--json"]);
+    assert_eq!(
+        record.anywhen.run_command(by_file).succeeded().document(),
+        by_flag
+    );
+}
+
+/// The fields of DESIGN.md, which scripts rely on.
+#[test]
+fn json_has_the_promised_fields() {
+    let (record, _) = Record::with_four_rows();
+    let list = record.anywhen.json(&["list"]);
+    assert_eq!(list["schema"], 1);
+    let row = &list["backups"][0];
+    for text in [
+        "id",
+        "cluster",
+        "system_id",
+        "start_lsn",
+        "stop_lsn",
+        "started_at",
+        "finished_at",
+        "postgres_version",
+    ] {
+        assert!(row[text].is_string(), "{text}: {row}");
+    }
+    for number in ["timeline", "files", "bytes", "stored_bytes"] {
+        assert!(row[number].is_u64(), "{number}: {row}");
+    }
+    assert_eq!(row["system_id"], record.server.system_id());
+
+    let status = record.anywhen.json(&["status"]);
+    assert_eq!(status["schema"], 1);
+    let cluster = &status["clusters"][0];
+    assert_eq!(cluster["name"], "main");
+    assert_eq!(cluster["system_id"], record.server.system_id());
+    assert_eq!(cluster["backup_count"], 1);
+    assert_eq!(cluster["last_backup"], row["id"]);
+    assert_eq!(cluster["segment_bytes"], 16 << 20);
+    assert_eq!(
+        cluster["holes"].as_array().map(Vec::len),
+        Some(0),
+        "{status}"
+    );
+    let window = &cluster["windows"][0];
+    for text in ["earliest", "latest", "earliest_lsn", "latest_lsn"] {
+        assert!(window[text].is_string(), "{text}: {window}");
+    }
+    assert!(
+        cluster["stored"]["wal_bytes"].as_u64() > Some(0),
+        "{status}"
+    );
+    assert!(
+        cluster["stored"]["backup_bytes"].as_u64() > Some(0),
+        "{status}"
+    );
+}
+
+/// Logs and progress go to standard error: what a script reads holds nothing else.
+#[test]
+fn a_failure_is_one_document_too() {
+    let ground = Ground::new();
+    let anywhen = Anywhen::new(&ground);
+    let target = ground.path("target");
+    let ended = anywhen.run(&["restore", "-D", target.to_str().unwrap(), "--json"]);
+    ended.failed_with(3);
+    let failure = ended.document();
+    assert!(failure["error"]["kind"].is_string(), "{failure}");
+    assert!(failure["error"]["message"].is_string(), "{failure}");
+}
+
+/// `anywhen list | head -1` ends without a word about broken pipes.
+#[test]
+fn a_closed_pipe_ends_quietly() {
+    let mut child = Command::new(binary())
+        .arg("--help")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+/// A cluster whose slot is forgotten fills its disk: the slot can be seen, and dropped.
+#[test]
+fn the_slot_can_be_shown_and_dropped() {
+    let mut record = Record::begun(&Options::default());
+    let slots = "select coalesce(string_agg(slot_name, ','), 'none') from pg_replication_slots";
+    assert_eq!(record.server.value(slots), "anywhen_main");
+    let shown = record
+        .anywhen
+        .run_on(&record.server, &["slot", "show"])
+        .succeeded();
+    assert!(shown.stdout.contains("anywhen_main"), "{shown}");
+    record.stop_stream();
+    record
+        .anywhen
+        .run_on(&record.server, &["slot", "drop"])
+        .succeeded();
+    assert_eq!(record.server.value(slots), "none");
+}
+
+/// A dead archiver with an unlimited slot fills the primary: that is said while there is time.
+#[test]
+fn an_unlimited_slot_is_warned_of() {
+    let record = Record::begun(&Options::default());
+    let said = record.stream.as_ref().unwrap().stderr();
+    assert!(said.contains("max_slot_wal_keep_size"), "{said}");
+}

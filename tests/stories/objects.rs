@@ -1,0 +1,114 @@
+//! The repository's objects as files, read by stock tools: the second reader of its format.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::anywhen::Anywhen;
+use crate::server::Server;
+
+/// `<repository>/<cluster>/<system identifier>`.
+pub(crate) fn system_dir(anywhen: &Anywhen, server: &Server) -> PathBuf {
+    anywhen
+        .repository()
+        .join(anywhen.cluster)
+        .join(server.system_id())
+}
+
+/// The complete segments that are stored, by name, on every timeline.
+pub(crate) fn stored_segments(system_dir: &Path) -> BTreeMap<String, PathBuf> {
+    files_below(&system_dir.join("wal"))
+        .into_iter()
+        .filter_map(|path| {
+            let name = path.file_name()?.to_str()?.to_owned();
+            is_segment_name(&name).then_some((name, path))
+        })
+        .collect()
+}
+
+/// Takes a segment out of the repository, its pieces too.
+pub(crate) fn remove_segment(system_dir: &Path, name: &str) {
+    let path = stored_segments(system_dir)
+        .remove(name)
+        .expect("a stored segment");
+    fs::remove_file(&path).unwrap();
+    let pieces = path.with_file_name(format!("{name}.pieces"));
+    if pieces.exists() {
+        fs::remove_dir_all(pieces).unwrap();
+    }
+}
+
+/// What `zstd` makes of a stored object.
+#[track_caller]
+pub(crate) fn unpacked(object: &Path) -> Vec<u8> {
+    let output = Command::new("zstd")
+        .arg("-dc")
+        .stdin(File::open(object).unwrap())
+        .output();
+    let output = output.expect("the zstd command");
+    assert!(
+        output.status.success(),
+        "zstd cannot read {}: {}",
+        object.display(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output.stdout
+}
+
+/// Compares every stored segment with the server's own file, and returns how many those were.
+#[track_caller]
+pub(crate) fn assert_equal_to_server(system_dir: &Path, data: &Path) -> usize {
+    let stored = stored_segments(system_dir);
+    for (name, object) in &stored {
+        let original = fs::read(data.join("pg_wal").join(name))
+            .unwrap_or_else(|error| panic!("the server no longer has {name}: {error}"));
+        let copy = unpacked(object);
+        assert_eq!(copy.len(), original.len(), "the length of {name}");
+        let differs = copy.iter().zip(&original).position(|(a, b)| a != b);
+        assert_eq!(differs, None, "the first byte of {name} that differs");
+    }
+    stored.len()
+}
+
+/// Asserts that segment follows segment, on one timeline.
+#[track_caller]
+pub(crate) fn assert_no_gap(system_dir: &Path, segment_mib: u64) {
+    let numbers: Vec<u64> = stored_segments(system_dir)
+        .keys()
+        .map(|name| {
+            let log = u64::from_str_radix(&name[8..16], 16).unwrap();
+            let segment = u64::from_str_radix(&name[16..], 16).unwrap();
+            log * (4096 / segment_mib) + segment
+        })
+        .collect();
+    for pair in numbers.windows(2) {
+        assert_eq!(pair[0] + 1, pair[1], "a segment is missing");
+    }
+}
+
+fn is_segment_name(name: &str) -> bool {
+    name.len() == 24
+        && name
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'A'..=b'F'))
+}
+
+/// Every file below `folder`, in the order of their paths.
+pub(crate) fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten() {
+            let entry = entry.unwrap();
+            let kind = entry.file_type().unwrap();
+            if kind.is_dir() {
+                folders.push(entry.path());
+            } else if kind.is_file() {
+                files.push(entry.path());
+            }
+        }
+    }
+    files.sort();
+    files
+}

@@ -1,0 +1,67 @@
+//! A restored server goes on as the primary: a new timeline in the same repository.
+
+use crate::judge::{End, moments, restored_moments, start_restored};
+use crate::record::Record;
+use crate::server::{Options, Shutdown};
+
+/// After a restore the life of the cluster goes on, and both histories can be restored: the branch that
+/// is alive, and the one that it left.
+#[test]
+fn both_histories_can_be_restored_after_a_restore_that_went_on() {
+    let mut record = Record::begun(&Options::default());
+    let first = record.insert(1);
+    let second = record.insert(2);
+    record.store_all();
+    record.stop_stream();
+    record.server.stop(Shutdown::Fast);
+
+    let target = record.target("branch");
+    record
+        .anywhen
+        .restore(&target, &["--to-time", &first.after, "--action", "promote"]);
+    let branch = start_restored(&record.ground, &target, End::Promoted);
+    assert_eq!(moments(&branch), "0,1");
+    let mut stream = record.anywhen.stream(&branch);
+    branch.execute("insert into moments values (10)");
+    stream.store_all(&branch);
+    stream.stop();
+
+    let latest = record.target("latest");
+    record.anywhen.restore(&latest, &[]);
+    assert_eq!(
+        restored_moments(&record.ground, &latest, End::Promoted),
+        "0,1,10"
+    );
+    let abandoned = ["--to-xid", &second.xid, "--timeline", "1"];
+    assert_eq!(
+        record.rows_at("abandoned", &abandoned, End::Paused),
+        "0,1,2"
+    );
+}
+
+/// A backup taken on the new timeline needs nothing of the old one.
+#[test]
+fn a_backup_of_a_promoted_server_restores() {
+    let mut record = Record::begun(&Options::default());
+    record.insert(1);
+    record.store_all();
+    record.stop_stream();
+    record.server.stop(Shutdown::Fast);
+
+    let target = record.target("branch");
+    record.anywhen.restore(&target, &[]);
+    let branch = start_restored(&record.ground, &target, End::Promoted);
+    let mut stream = record.anywhen.stream(&branch);
+    let backup = record.anywhen.backup(&branch);
+    assert_eq!(backup["timeline"], 2, "{backup}");
+    branch.execute("insert into moments values (2)");
+    stream.store_all(&branch);
+
+    let latest = record.target("latest");
+    let report = record.anywhen.restore(&latest, &[]);
+    assert_eq!(report["backup"], backup["id"], "{report}");
+    assert_eq!(
+        restored_moments(&record.ground, &latest, End::Promoted),
+        "0,1,2"
+    );
+}
