@@ -19,7 +19,7 @@ use replication::connection::Connection;
 use replication::conninfo::ConnectionSettings;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use wal::{Lsn, TimelineId};
+use wal::Lsn;
 
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result, chain};
@@ -119,7 +119,7 @@ impl BackupTaker {
         progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<BackupRecord> {
         let mut sql = server::connect_sql(&self.settings).await?;
-        let mut needed = NeededWal::reserve(&self.settings, facts).await?;
+        let needed = NeededWal::reserve(&self.settings, facts).await?;
         let started_at = self.moment(&mut sql).await?;
         tracing::info!("waiting for a checkpoint");
         let mut options = BaseBackupOptions::new(self.backup_label());
@@ -140,11 +140,7 @@ impl BackupTaker {
         tracing::info!("backup {id} begins at {start_lsn} on timeline {timeline}");
 
         let received = self.receive(stream, repository, id, progress).await?;
-        let Received {
-            written,
-            stop_lsn,
-            stop_timeline,
-        } = received;
+        let Received { written, stop_lsn } = received;
         written.check_identity(facts.system_id, start_lsn)?;
         let from_standby = written.label_origin() == Origin::Standby;
         let finished_at = self.end_moment(&mut sql, from_standby).await?;
@@ -163,7 +159,7 @@ impl BackupTaker {
                 .map(|lsn| server::without_page_header(lsn, facts.segment_size));
             if let Some(end) = position {
                 needed
-                    .receive(repository, stop_timeline, start_lsn, end.max(stop_lsn))
+                    .receive(repository, timeline, start_lsn, end.max(stop_lsn))
                     .await?;
             }
         }
@@ -265,8 +261,8 @@ impl BackupTaker {
                         progress(done, total);
                         Message::Data(bytes)
                     }
-                    BackupMessage::Finished { end, timeline } => {
-                        return Ok::<_, Error>(Some((end, timeline)));
+                    BackupMessage::Finished { end, .. } => {
+                        return Ok::<_, Error>(Some(end));
                     }
                 };
                 if messages.send(message).await.is_err() {
@@ -282,9 +278,9 @@ impl BackupTaker {
         );
         // the cause first: what fails stops the others, and they only say that they were stopped
         uploaded?;
-        let end: Option<(Lsn, TimelineId)> = read?;
+        let end: Option<Lsn> = read?;
         let written = written?;
-        let Some((stop_lsn, stop_timeline)) = end else {
+        let Some(stop_lsn) = end else {
             return Err(Error::failure("the backup's writer stopped before its end"));
         };
         let name = ObjectName::Manifest(id.clone());
@@ -295,11 +291,7 @@ impl BackupTaker {
                 &written.manifest_digest,
             )
             .await?;
-        Ok(Received {
-            written,
-            stop_lsn,
-            stop_timeline,
-        })
+        Ok(Received { written, stop_lsn })
     }
 }
 
@@ -307,7 +299,6 @@ impl BackupTaker {
 struct Received {
     written: Written,
     stop_lsn: Lsn,
-    stop_timeline: TimelineId,
 }
 
 async fn upload(

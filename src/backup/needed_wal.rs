@@ -7,6 +7,7 @@ use replication::stream::{Started, StreamError, StreamEvent, WalStream};
 use wal::{Lsn, SegmentName, SegmentSize, Segmenter, TimelineId, Verifier, WalRange, WalkerStart};
 
 use crate::error::{Error, Kind, Result, chain};
+use crate::receive::receiver::store_history;
 use crate::repository::Repository;
 use crate::repository::layout::ObjectName;
 use crate::server::{self, ServerFacts};
@@ -50,7 +51,7 @@ impl<'a> NeededWal<'a> {
 
     /// Sees to it that everything from the segment of `start` up to `end` is stored.
     pub(super) async fn receive(
-        &mut self,
+        &self,
         repository: &Repository,
         timeline: TimelineId,
         start: Lsn,
@@ -59,7 +60,7 @@ impl<'a> NeededWal<'a> {
         let size = self.facts.segment_size;
         let mut timeline = timeline;
         let mut from = size.start_of(start);
-        crate::receive::receiver::store_history(&mut self.keeper, repository, timeline).await?;
+        self.store_history(repository, timeline).await?;
         loop {
             let stored = repository.timeline_wal(timeline).await?;
             let covered = stored.covered_from(from, size);
@@ -72,11 +73,18 @@ impl<'a> NeededWal<'a> {
                 Some((next, fork)) => {
                     timeline = next;
                     from = size.start_of(fork);
-                    crate::receive::receiver::store_history(&mut self.keeper, repository, timeline)
-                        .await?;
+                    self.store_history(repository, timeline).await?;
                 }
             }
         }
+    }
+
+    /// Not over the keeper's connection: a server that gives up its slot closes that, and the WAL
+    /// may be there nevertheless.
+    async fn store_history(&self, repository: &Repository, timeline: TimelineId) -> Result<()> {
+        let mut connection = server::connect_replication(self.settings).await?;
+        store_history(&mut connection, repository, timeline).await?;
+        Ok(())
     }
 
     /// Streams one timeline until `end` is stored, or the timeline ends: then says which follows.
@@ -87,7 +95,10 @@ impl<'a> NeededWal<'a> {
         start: Lsn,
         end: Lsn,
     ) -> Result<Option<(TimelineId, Lsn)>> {
-        let connection = server::connect_replication(self.settings).await?;
+        let mut connection = server::connect_replication(self.settings).await?;
+        // a standby of 13 does not know its timeline before it was asked for it
+        let identity = connection.identify_system().await;
+        identity.map_err(|error| server::query_error("identify the server", &error))?;
         let started = connection.start_replication(None, start, timeline).await;
         let stream = match started.map_err(|error| stream_error(&error))? {
             Started::Streaming(stream) => stream,

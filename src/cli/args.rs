@@ -137,7 +137,7 @@ pub(super) enum Command {
     after_help = "Example:\n  anywhen stream --repo file:///backups -d 'host=db1 user=anywhen'"
 )]
 pub(super) struct StreamArgs {
-    /// The replication slot, made at need [default: anywhen_<cluster>]
+    /// The replication slot, made at need [default: anywhen_CLUSTER]
     #[arg(long, env = "ANYWHEN_SLOT", value_name = "NAME")]
     pub(super) slot: Option<String>,
     /// Stream without a slot: the server may remove WAL before it was received
@@ -308,6 +308,9 @@ pub(super) struct WalFetchArgs {
     /// The branch that is restored: nothing that it left behind is handed out
     #[arg(long, env = "ANYWHEN_FETCH_TIMELINE", value_name = "N")]
     pub(super) timeline: Option<wal::TimelineId>,
+    /// What lies behind this position is not needed: that it is missing or damaged does not matter
+    #[arg(long, env = "ANYWHEN_FETCH_UNTIL", value_name = "LSN")]
+    pub(super) until: Option<wal::Lsn>,
 }
 
 #[derive(Debug, Args)]
@@ -327,7 +330,7 @@ pub(super) enum SlotCommand {
 
 #[derive(Debug, Args)]
 pub(super) struct SlotArgs {
-    /// The replication slot [default: anywhen_<cluster>]
+    /// The replication slot [default: anywhen_CLUSTER]
     #[arg(long, env = "ANYWHEN_SLOT", value_name = "NAME")]
     pub(super) slot: Option<String>,
 }

@@ -94,11 +94,11 @@ pub(super) async fn backup(global: &Global, args: BackupArgs, stop: Stop) -> Res
 pub(super) async fn restore(global: &Global, args: RestoreArgs, stop: Stop) -> Result<()> {
     let settings = Settings::load(&global.given())?;
     let cluster = settings.cluster()?;
+    let options = restore_options(&settings, cluster, args)?;
     let repository = destination(cluster)
         .open(false)?
         .stored(global.system_id)
         .await?;
-    let options = restore_options(&settings, cluster, args)?;
     let plan = restore::plan(&repository, &options, &SystemClock).await?;
     if options.dry_run {
         return if global.json {
@@ -211,6 +211,7 @@ pub(super) async fn wal_fetch(global: &Global, args: WalFetchArgs) -> u8 {
             name: args.name,
             dest: args.dest,
             timeline: args.timeline,
+            until: args.until,
             system_id: global.system_id,
         },
     );

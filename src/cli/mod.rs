@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use clap::error::ErrorKind;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::error::{Error, Kind};
@@ -100,10 +100,23 @@ fn usage(error: &clap::Error, is_wal_fetch: bool) -> u8 {
 
 async fn run(cli: Cli) -> u8 {
     let (stop_in, stop) = watch::channel(false);
-    let listening = tokio::spawn(listen(stop_in));
     let as_json = cli.global.json;
-    let outcome = match cli.command {
+    let command = match cli.command {
+        // a signal ends it as it ends any program: PostgreSQL knows what that means
         Command::WalFetch(args) => return commands::wal_fetch(&cli.global, args).await,
+        command => command,
+    };
+    // from here on a signal is a request, not the end of the process
+    let handlers = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    );
+    let (Ok(interrupt), Ok(terminate)) = handlers else {
+        output::failure(&Error::failure("cannot take signals"), as_json);
+        return Kind::Failure.exit_code();
+    };
+    let listening = tokio::spawn(listen(interrupt, terminate, stop_in));
+    let outcome = match command {
         // these come to an orderly end by themselves
         Command::Stream(args) => commands::stream(&cli.global, args, stop).await,
         Command::Backup(args) => commands::backup(&cli.global, args, stop).await,
@@ -119,7 +132,6 @@ async fn run(cli: Cli) -> u8 {
     let Err(mut error) = outcome else { return 0 };
     if listening.is_finished()
         && let Ok(number) = listening.await
-        && number != 0
     {
         error = Error::new(Kind::Stopped(number), error.to_string());
     }
@@ -128,14 +140,7 @@ async fn run(cli: Cli) -> u8 {
 }
 
 /// Waits for SIGINT or SIGTERM, passes that on, and returns the signal's number.
-async fn listen(stop: watch::Sender<bool>) -> u8 {
-    let (Ok(mut interrupt), Ok(mut terminate)) = (
-        signal(SignalKind::interrupt()),
-        signal(SignalKind::terminate()),
-    ) else {
-        // without handlers the signals end the process as they always do
-        return 0;
-    };
+async fn listen(mut interrupt: Signal, mut terminate: Signal, stop: watch::Sender<bool>) -> u8 {
     let kind = tokio::select! {
         _ = interrupt.recv() => SignalKind::interrupt(),
         _ = terminate.recv() => SignalKind::terminate(),

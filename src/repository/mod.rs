@@ -8,6 +8,8 @@ pub mod destination;
 pub mod layout;
 pub mod records;
 pub mod store;
+pub mod walk;
+pub mod windows;
 
 use std::collections::BTreeSet;
 

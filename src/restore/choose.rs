@@ -14,21 +14,23 @@ use super::plan::RestorePlan;
 use super::resolve::{Findings, Point, Resolved, Resolver, Span, Wanted};
 use super::settings::StopAt;
 use super::target::{Target, TargetAction, rfc3339};
-use super::walk::{Ended, Stretch, Walked, walk};
-use super::windows::{Candidate, candidates, hole_after};
+use super::walk::{Walked, walk};
 use crate::clock::Clock;
 use crate::error::{Error, Nearest, Result, io};
 use crate::repository::Repository;
 use crate::repository::catalog::{BranchEnd, Catalog};
 use crate::repository::layout::{BackupId, ObjectName};
 use crate::repository::records::BackupRecord;
+use crate::repository::walk::{Ended, Stretch, segment_timeline};
+use crate::repository::windows::{Candidate, candidates, hole_after};
 
-/// The longest header of a WAL page: an insert position stands behind it before anything is written.
+/// The longest header of a WAL page: an insert position stands behind it before anything is
+/// written.
 const PAGE_HEADER_BYTES_MAX: u64 = 40;
 const PAGE_BYTES: u64 = 8192;
 
-/// Decides what a restore will do. Nothing is written; what cannot be reached is refused with the nearest
-/// that can.
+/// Decides what a restore will do. Nothing is written; what cannot be reached is refused with the
+/// nearest that can.
 pub async fn plan(
     repository: &Repository,
     options: &RestoreOptions,
@@ -104,7 +106,7 @@ fn check_options(options: &RestoreOptions) -> Result<()> {
 /// The backup and the record that were chosen.
 struct Chosen {
     backup: BackupRecord,
-    /// The last record wanted, if it lies behind the backup's end.
+    /// The last record wanted; `None` if even the backup's own last one was not seen.
     last: Option<Span>,
     point: Option<Point>,
     resolved: Resolved,
@@ -122,7 +124,11 @@ impl Chosen {
             Some(point) => point.last,
             None => walked.resolved.last,
         };
-        let last = last.filter(|last| last.end > stop);
+        // Where nothing behind the backup is wanted, its last record is named. `immediate` stops only
+        // once another record follows (xlogrecovery.c, recoveryStopsBefore), which need not be
+        // stored, and for a backup from a standby it may stop before the backup's end.
+        let of_backup = walked.resolved.last_of_backup;
+        let last = last.filter(|last| last.end > stop).or(of_backup);
         let Walked {
             ended,
             mut resolved,
@@ -278,7 +284,8 @@ impl<'a> Chooser<'a> {
                 if at > latest {
                     return Err(self.beyond_time(at, latest, candidate, &walked));
                 }
-                // every commit that is stored belongs; what stands behind the last one is not asked for
+                // every commit that is stored belongs; what stands behind the last one is not asked
+                // for
                 let last = Point {
                     last: walked.resolved.last_kept,
                     boundary: walked.records_end,
@@ -585,7 +592,12 @@ impl<'a> Chooser<'a> {
             from,
             end,
         };
-        let walked = walk(self.repository, &stretch, Resolver::new(wanted)).await?;
+        let walked = walk(
+            self.repository,
+            &stretch,
+            Resolver::new(wanted, candidate.backup.stop_lsn),
+        )
+        .await?;
         match walked.ended {
             // the backup itself cannot be made consistent
             Ended::Damaged(damage) if damage.at() < candidate.backup.stop_lsn => {
@@ -614,7 +626,7 @@ impl<'a> Chooser<'a> {
             lsn: damage.at(),
         };
         let start = self.size.start_of(damage.at());
-        let timeline = super::walk::segment_timeline(&self.branch, start, within, self.size);
+        let timeline = segment_timeline(&self.branch, start, within, self.size);
         let segment = SegmentName::of(timeline, start, self.size);
         Error::damaged(format!(
             "damaged WAL: {damage}; segment={segment}, whole up to={}",
@@ -625,9 +637,9 @@ impl<'a> Chooser<'a> {
 
     // -- what follows from it -----------------------------------------------------------------
 
-    /// The timeline that the last record wanted lies on, by number. Where that is an ancestor of the
-    /// branch, recovery neither needs the histories of its descendants nor passes its own end, since
-    /// it stops at a record before the fork.
+    /// The timeline that the last record wanted lies on, by number. Where that is an ancestor of
+    /// the branch, recovery neither needs the histories of its descendants nor passes its own end,
+    /// since it stops at a record before the fork.
     fn recovery_timeline(&self, chosen: &Chosen) -> Result<TimelineId> {
         let timeline = match chosen.stop() {
             StopAt::After(lsn) => self.branch.timeline_at(lsn).min(self.branch.timeline()),
@@ -668,8 +680,8 @@ impl<'a> Chooser<'a> {
     }
 }
 
-/// Whether a position is the end of what is stored: between the last record and there, or behind the
-/// header of the page that would come next.
+/// Whether a position is the end of what is stored: between the last record and there, or behind
+/// the header of the page that would come next.
 fn stands_at(at: Lsn, end: Lsn) -> bool {
     let header = if end.as_u64().is_multiple_of(PAGE_BYTES) {
         PAGE_HEADER_BYTES_MAX

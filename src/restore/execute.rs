@@ -1,5 +1,5 @@
-//! Carries a plan out: directories, files, settings, and `global/pg_control` last, so that nothing that
-//! was left half done looks like a cluster.
+//! Carries a plan out: directories, files, settings, and `global/pg_control` last, so that nothing
+//! that was left half done looks like a cluster.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::process::Command;
 use tokio::sync::watch;
-use wal::{Lsn, SegmentName};
+use wal::SegmentName;
 
 use super::place::{Footprint, Owner};
 use super::plan::{Phase, RestorePlan, RestoreReport};
@@ -25,7 +25,7 @@ use super::{place, replay};
 use crate::durable;
 use crate::error::{Error, Result, io};
 use crate::repository::layout::ObjectName;
-use crate::repository::{Repository, blocking};
+use crate::repository::{Repository, RepositoryError, blocking};
 
 /// How many units of files are under way at once.
 const UNITS_AT_ONCE: usize = 4;
@@ -105,7 +105,7 @@ async fn carry_out(
 async fn fetch_manifest(repository: &Repository, plan: &RestorePlan) -> Result<Manifest> {
     let name = ObjectName::Manifest(plan.backup.id.clone());
     let place = repository.locate(&name);
-    let plain = repository.fetch(&name).await?.plain;
+    let plain = repository.fetch(&name).await.map_err(gone)?.plain;
     let expected = plan.backup.manifest_digest.clone();
     blocking(move || {
         let found = container::digest(&plain);
@@ -118,6 +118,15 @@ async fn fetch_manifest(repository: &Repository, plan: &RestorePlan) -> Result<M
         Manifest::read(plain, place)
     })
     .await
+}
+
+/// An object that a finished backup refers to and that is not there is damage, not a wrong name.
+fn gone(error: RepositoryError) -> Error {
+    if error.is_not_found() {
+        return Error::damaged(format!("an object of the backup is gone: {error}"))
+            .hint("restore this object from a copy of the repository, or use another backup");
+    }
+    error.into()
 }
 
 fn make_directories(
@@ -150,20 +159,15 @@ fn make_directories(
     footprint.make_dir(&dir("pg_wal/archive_status"))
 }
 
-/// Runs `restore_command` as the server will, with nothing in its environment: what is missing is said now
-/// and not by a server at start.
+/// Runs `restore_command` as the server will, with nothing in its environment: what is missing is
+/// said now and not by a server at start.
 async fn try_restore_command(plan: &RestorePlan, owner: Option<Owner>) -> Result<()> {
     const FETCHED: &str = "pg_wal/RECOVERYXLOG";
     let start = plan.backup.start_lsn;
     let segment = SegmentName::of(plan.backup.timeline, start, plan.segment_size);
     let settings = plan.settings();
     let command = &settings.restore_command;
-    let line = command.shell_line(
-        plan.system_id,
-        settings.timeline,
-        &segment.to_string(),
-        FETCHED,
-    );
+    let line = command.shell_line(settings.fetching, &segment.to_string(), FETCHED);
     let mut shell = Command::new("/bin/sh");
     shell
         .arg("-c")
@@ -283,7 +287,10 @@ async fn write_unit(
 ) -> Result<Vec<(RelativePath, basebackup::FileSum)>> {
     for read in reads_of(manifest, unit) {
         let stored = match &read.range {
-            Some((name, offset, length)) => repository.fetch_range(name, *offset, *length).await?,
+            Some((name, offset, length)) => {
+                let fetched = repository.fetch_range(name, *offset, *length).await;
+                fetched.map_err(gone)?
+            }
             None => Bytes::new(),
         };
         let before = writer.bytes;
@@ -301,7 +308,10 @@ async fn file_bytes(repository: &Repository, manifest: &Manifest, path: &str) ->
     let mut bytes = Vec::new();
     for read in reads_of(manifest, vec![job]) {
         let stored = match &read.range {
-            Some((name, offset, length)) => repository.fetch_range(name, *offset, *length).await?,
+            Some((name, offset, length)) => {
+                let fetched = repository.fetch_range(name, *offset, *length).await;
+                fetched.map_err(gone)?
+            }
             None => Bytes::new(),
         };
         bytes = blocking(move || decode_all(read, stored, &mut bytes).map(|()| bytes)).await?;
@@ -464,11 +474,6 @@ fn how_to_go_on(plan: &RestorePlan) -> String {
         (_, TargetAction::Promote) => format!("{start}; it opens for writing at the target"),
         (_, TargetAction::Shutdown) => format!("{start}; it shuts down at the target"),
     }
-}
-
-/// The end of the backup or of the last record wanted: where replay must have come to.
-pub(super) fn replayed_up_to(plan: &RestorePlan) -> Lsn {
-    plan.last.map_or(plan.backup.stop_lsn, |last| last.end)
 }
 
 /// Gives a path outside of the restored directories to the server's user.

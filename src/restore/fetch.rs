@@ -1,7 +1,7 @@
 //! `wal-fetch`: PostgreSQL's `restore_command`.
 //!
-//! PostgreSQL takes any exit code up to 125 for "the archive ends here" and promotes, so that 1 is said of
-//! what is known not to be stored, and of nothing else.
+//! PostgreSQL takes any exit code up to 125 for "the archive ends here" and promotes, so that 1 is
+//! said of what is known not to be stored, and of nothing else.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -43,6 +43,10 @@ pub struct FetchRequest {
     /// The branch along which recovery goes; the newest timeline where none is named, which is what
     /// PostgreSQL's `recovery_target_timeline = latest` means.
     pub timeline: Option<TimelineId>,
+    /// Where recovery ends. Servers read ahead (since 15 for prefetching), so that they ask for
+    /// what lies behind it: that it is missing or damaged must not end a recovery that does not
+    /// need it.
+    pub until: Option<Lsn>,
     /// The system; read from `global/pg_control` in the working directory where none is named.
     pub system_id: Option<u64>,
 }
@@ -127,7 +131,17 @@ async fn fetch(
     };
     let bytes = match name {
         WalFileName::Segment(segment) => {
-            fetch_segment(&repository, segment, request.timeline).await?
+            let fetched = fetch_segment(&repository, segment, request.timeline).await;
+            match fetched {
+                Err(error) if request.is_beyond(&repository, segment).await? => {
+                    if error.kind() == Kind::Unreachable {
+                        return Err(error);
+                    }
+                    tracing::warn!("not needed: {}", error.message());
+                    None
+                }
+                fetched => fetched?,
+            }
         }
         WalFileName::History(timeline) => repository.history(timeline).await?,
         WalFileName::Partial(segment) => {
@@ -153,6 +167,21 @@ async fn fetch(
     };
     write(&request.dest, &bytes)?;
     Ok(true)
+}
+
+impl FetchRequest {
+    /// Whether recovery ends before the segment begins.
+    async fn is_beyond(&self, repository: &Repository, segment: SegmentName) -> Result<bool> {
+        let Some(until) = self.until else {
+            return Ok(false);
+        };
+        let wal = repository.timeline_wal(segment.timeline).await?;
+        let Some(known) = any_object(&wal, segment) else {
+            return Ok(false);
+        };
+        let size = repository.segment_size_of(&known).await?;
+        Ok(segment.start(size).is_some_and(|start| start >= until))
+    }
 }
 
 /// The identity of the cluster in whose directory PostgreSQL runs us.
@@ -244,25 +273,9 @@ struct Stored {
 
 async fn incomplete(repository: &Repository, segment: SegmentName) -> Result<Option<Stored>> {
     let wal = repository.timeline_wal(segment.timeline).await?;
-    let of_this = wal.pieces.get(&segment);
-    let pieces = of_this.into_iter().chain(wal.pieces.values());
-    let piece = pieces.flatten().next().and_then(|range| {
-        let owner = wal
-            .pieces
-            .iter()
-            .find(|(_, ranges)| ranges.contains(range))?
-            .0;
-        Some(ObjectName::Piece {
-            segment: *owner,
-            range: *range,
-        })
-    });
-    let known = wal
-        .segments
-        .first()
-        .map(|segment| ObjectName::Segment(*segment))
-        .or(piece);
-    let Some(known) = known else { return Ok(None) };
+    let Some(known) = any_object(&wal, segment) else {
+        return Ok(None);
+    };
     let size = repository.segment_size_of(&known).await?;
     let content = repository.segment_content(segment, size).await?;
     let bytes = content.map_or_else(Vec::new, |content| content.bytes);
@@ -274,6 +287,27 @@ async fn incomplete(repository: &Repository, segment: SegmentName) -> Result<Opt
         size,
         wal: Some(wal),
     }))
+}
+
+/// Something that is stored of the timeline, to learn the segment size from: of this segment if there
+/// is any, and not of the segment if it is whole, since that may be what is damaged.
+fn any_object(wal: &TimelineWal, segment: SegmentName) -> Option<ObjectName> {
+    let of = |segment: SegmentName| {
+        let range = wal.pieces.get(&segment)?.first()?;
+        Some(ObjectName::Piece {
+            segment,
+            range: *range,
+        })
+    };
+    let whole = wal.segments.iter().find(|other| **other != segment);
+    of(segment)
+        .or_else(|| whole.map(|segment| ObjectName::Segment(*segment)))
+        .or_else(|| wal.pieces.keys().find_map(|segment| of(*segment)))
+        .or_else(|| {
+            wal.segments
+                .first()
+                .map(|segment| ObjectName::Segment(*segment))
+        })
 }
 
 /// Whether the first page of what is to be handed out is the one that was asked for.
@@ -312,11 +346,11 @@ fn check_head(
     Ok(expected)
 }
 
-/// What recovery may see: nothing at or behind the point where the branch left the timeline, and zeros for
-/// what is not written yet; `None` where the branch has nothing there.
+/// What recovery may see: nothing at or behind the point where the branch left the timeline, and
+/// zeros for what is not written yet; `None` where the branch has nothing there.
 ///
-/// A stretch that is missing below what the branch has is an error: to recovery it would look like the end
-/// of WAL.
+/// A stretch that is missing below what the branch has is an error: to recovery it would look like
+/// the end of WAL.
 fn give(
     branch: &TimelineHistory,
     segment: SegmentName,
@@ -437,7 +471,8 @@ mod tests {
         assert!(all.iter().all(|byte| *byte == 7));
     }
 
-    /// To recovery a hole looks like the end of WAL: it would promote, and lose all that came after.
+    /// To recovery a hole looks like the end of WAL: it would promote, and lose all that came
+    /// after.
     #[test]
     fn a_hole_is_not_the_end() {
         let first = TimelineHistory::new_first(timeline(1));

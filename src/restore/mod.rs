@@ -1,10 +1,10 @@
-//! From a repository back to a data directory: a target becomes a plan, a plan becomes files and settings,
-//! and the server fetches its WAL through [`fetch`].
+//! From a repository back to a data directory: a target becomes a plan, a plan becomes files and
+//! settings, and the server fetches its WAL through [`fetch`].
 //!
-//! Reading order: what is asked for ([`Target`]), which record that is (`resolve`, `walk`), what can be
-//! restored (`windows`), the decision (`choose`, [`RestorePlan`]), what is written (`settings`, `place`,
-//! `execute`), the private server that replays (`replay`), and PostgreSQL's `restore_command`
-//! ([`fetch`]).
+//! Reading order: what is asked for ([`Target`]), which record that is (`resolve`, `walk`), the
+//! decision (`choose`, [`RestorePlan`]), what is written
+//! (`settings`, `place`, `execute`), the private server that replays (`replay`), and PostgreSQL's
+//! `restore_command` ([`fetch`]).
 
 mod choose;
 mod execute;
@@ -17,7 +17,6 @@ mod settings;
 mod target;
 mod unit;
 mod walk;
-mod windows;
 
 use std::path::PathBuf;
 
@@ -30,7 +29,6 @@ pub use plan::{Phase, Reached, RestorePlan, RestoreReport, TargetReport};
 pub use resolve::{Behind, CommitSeen, Parameters, Span};
 pub use settings::{RestoreCommand, StopAt};
 pub use target::{MappedFrom, ParsedTime, TablespaceMapping, Target, TargetAction, parse_time};
-pub use windows::{latest_moment, serves};
 
 use crate::repository::layout::BackupId;
 

@@ -1,5 +1,5 @@
-//! The places that a restore writes to: checked before a byte is written, and left as they were found
-//! if it fails.
+//! The places that a restore writes to: checked before a byte is written, and left as they were
+//! found if it fails.
 
 use std::fs::{self, DirBuilder};
 use std::os::unix::ffi::OsStrExt as _;
@@ -31,8 +31,8 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// Who must own a restore into `target`: as root the user called `name`, or the owner of the folder;
-    /// never root, as whom PostgreSQL refuses to run.
+    /// Who must own a restore into `target`: as root the user called `name`, or the owner of the
+    /// folder; never root, as whom PostgreSQL refuses to run.
     pub(super) fn of_restore(name: Option<&str>, target: &Path) -> Result<Option<Self>> {
         if !geteuid().is_root() {
             let Some(name) = name else { return Ok(None) };
@@ -58,7 +58,8 @@ impl Owner {
         Ok(Some(owner))
     }
 
-    /// The owner of the directory, where it is there and not root's, else of the nearest folder above.
+    /// The owner of the directory, where it is there and not root's, else of the nearest folder
+    /// above.
     fn of_folder(target: &Path) -> Result<Self> {
         let found = target.ancestors().enumerate().find_map(|(at, path)| {
             let metadata = fs::metadata(path).ok()?;

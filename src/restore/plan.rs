@@ -10,7 +10,7 @@ use wal::{Lsn, SegmentSize, TimelineId};
 use super::RestoreOptions;
 use super::place::{Owner, TablespacePlan};
 use super::resolve::{Behind, CommitSeen, LOOK_AHEAD_BYTES, Parameters, Span};
-use super::settings::{RecoverySettings, StopAt};
+use super::settings::{Fetching, RecoverySettings, StopAt};
 use super::target::{Target, TargetAction, rfc3339};
 use crate::repository::records::BackupRecord;
 
@@ -29,7 +29,7 @@ pub struct RestorePlan {
     pub timeline: TimelineId,
     /// Where recovery stops.
     pub stop: StopAt,
-    /// The last record wanted, where one behind the backup's end is.
+    /// The last record wanted: at or behind the backup's end.
     pub last: Option<Span>,
     /// The last commit that is in, if there is one behind the backup's beginning.
     pub last_in: Option<CommitSeen>,
@@ -62,11 +62,14 @@ impl RestorePlan {
         let follows = self.stop == StopAt::Never;
         RecoverySettings {
             restore_command: self.options.restore_command.clone(),
-            system_id: self.system_id,
-            timeline: if follows {
-                self.options.timeline
-            } else {
-                Some(self.timeline)
+            fetching: Fetching {
+                system_id: self.system_id,
+                timeline: if follows {
+                    self.options.timeline
+                } else {
+                    Some(self.timeline)
+                },
+                until: (!follows).then(|| self.replayed_up_to()),
             },
             stop: self.stop,
             action: self.action,
@@ -83,6 +86,11 @@ impl RestorePlan {
             StopAt::Immediate => Some(self.backup.stop_lsn),
             StopAt::Never => None,
         }
+    }
+
+    /// Where replay has come to when it is done: the end of the last record wanted.
+    pub fn replayed_up_to(&self) -> Lsn {
+        self.last.map_or(self.backup.stop_lsn, |last| last.end)
     }
 
     /// What is reported of a plan that is not carried out.

@@ -1,4 +1,5 @@
-//! `--replay`: the restored server, started where nobody else reaches it, until it stands at its target.
+//! `--replay`: the restored server, started where nobody else reaches it, until it stands at its
+//! target.
 
 use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt as _;
@@ -14,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use wal::Lsn;
 
-use super::execute::{give, replayed_up_to};
+use super::execute::give;
 use super::plan::{Reached, RestorePlan};
 use super::resolve::Parameters;
 use super::target::{TargetAction, rfc3339};
@@ -50,7 +51,8 @@ pub(super) fn parameters_of(control: &ControlFile) -> Parameters {
     }
 }
 
-/// The `postgres` program of a major version: in `given`, or where distributions put it, or in `PATH`.
+/// The `postgres` program of a major version: in `given`, or where distributions put it, or in
+/// `PATH`.
 pub(super) fn find_postgres(given: Option<&Path>, major: u32) -> Result<PathBuf> {
     if let Some(folder) = given {
         let program = folder.join("postgres");
@@ -224,7 +226,7 @@ impl Server {
         plan: &RestorePlan,
         private: &PrivateFolder,
     ) -> Result<Replayed> {
-        let wanted = replayed_up_to(plan);
+        let wanted = plan.replayed_up_to();
         let mut backoff = Backoff::new(POLL_FIRST, POLL_MAX);
         let mut asking = Asking::new(plan, private);
         loop {
@@ -421,8 +423,8 @@ impl<'a> Asking<'a> {
                 }
             };
             let lsn = row.get("lsn").and_then(|text| text.parse::<Lsn>().ok());
-            // a server that stops at a position leaves out the stamp of the record that it stopped at
-            // (xlogrecovery.c, recoveryStopsAfter)
+            // a server that stops at a position leaves out the stamp of the record that it stopped
+            // at (xlogrecovery.c, recoveryStopsAfter)
             let stamp = self.plan.last_in.map(|commit| rfc3339(commit.time));
             let time = stamp.or_else(|| row.get("time").map(str::to_owned));
             let reached = lsn.map(|lsn| Reached { lsn, time });
@@ -438,7 +440,7 @@ impl<'a> Asking<'a> {
     fn state_from_log(&self) -> State {
         let log = self.private.log();
         let reached = || Reached {
-            lsn: replayed_up_to(self.plan),
+            lsn: self.plan.replayed_up_to(),
             time: self.plan.last_in.map(|commit| rfc3339(commit.time)),
         };
         if log.contains(PAUSED_AT_TARGET) {
@@ -481,7 +483,7 @@ fn after_end(
     let control = ControlFile::parse(&bytes)
         .map_err(|error| Error::damaged(format!("{}: {error}", path.display())))?;
     let lsn = control.min_recovery_point;
-    if lsn < replayed_up_to(plan) {
+    if lsn < plan.replayed_up_to() {
         return Err(not_reached(
             private,
             &format!("the server shut down at {lsn}"),

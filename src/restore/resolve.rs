@@ -1,15 +1,19 @@
 //! Which record is the last one wanted: decided from records alone. Pure.
 //!
-//! Recovery is given the start of one record and nothing else, so that every sort of target becomes a
-//! record. For times and for excluded transactions that is the last commit (or preparation) that
-//! belongs, not the last record before the first commit that does not: DROP DATABASE removes its files
-//! by a record that stands before its commit, and replaying that leaves a database without files.
+//! Recovery is given the start of one record and nothing else, so that every sort of target becomes
+//! a record. For times and for excluded transactions that is the last commit (or preparation) that
+//! belongs, not the last record before the first commit that does not: DROP DATABASE removes its
+//! files by a record that stands before its commit, and replaying that leaves a database without
+//! files.
 
 use jiff::Timestamp;
-use wal::{Body, Lsn, PgTime};
+use wal::{Body, Lsn};
 
-/// How far behind the point we look for what was left out, in bytes of WAL: inversions of commit times
-/// are a matter of moments.
+use crate::repository::walk::Flow;
+use crate::repository::windows::timestamp;
+
+/// How far behind the point we look for what was left out, in bytes of WAL: inversions of commit
+/// times are a matter of moments.
 pub(super) const LOOK_AHEAD_BYTES: u64 = 16 << 20;
 
 /// One record, as far as targets care.
@@ -91,17 +95,6 @@ impl What {
             _ => Self::Other,
         }
     }
-}
-
-/// A server's clock as a timestamp; the nearest that can be held.
-pub(super) fn timestamp(time: PgTime) -> Timestamp {
-    let micros = time.to_unix_micros();
-    let bound = if micros < 0 {
-        Timestamp::MIN
-    } else {
-        Timestamp::MAX
-    };
-    Timestamp::from_microsecond(micros).unwrap_or(bound)
 }
 
 /// Settings that a server in recovery must not be below (`xlog_internal.h`, `xl_parameter_change`).
@@ -199,8 +192,8 @@ pub struct Behind {
 pub(super) struct Findings {
     /// Tablespaces that replay makes, with the place of the record.
     pub(super) tablespaces: Vec<(Lsn, u32, Vec<u8>)>,
-    /// Databases whose files replay removes, with the place of the record and the transaction, which
-    /// has not committed.
+    /// Databases whose files replay removes, with the place of the record and the transaction,
+    /// which has not committed.
     pub(super) dropping: Vec<(Lsn, u32, u32)>,
     pub(super) parameters: Parameters,
 }
@@ -214,13 +207,6 @@ impl Findings {
     }
 }
 
-/// Whether more records are of use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Flow {
-    Continue,
-    Stop,
-}
-
 /// Takes records in order, and finds the last one wanted.
 #[derive(Debug, Clone)]
 pub(super) struct Resolver {
@@ -230,6 +216,10 @@ pub(super) struct Resolver {
     findings: Findings,
     behind: Behind,
     last: Option<Span>,
+    /// Where the backup ended.
+    consistent_at: Lsn,
+    /// The last record that ends there or before.
+    last_of_backup: Option<Span>,
     /// The last commit or preparation.
     last_kept: Option<Span>,
     last_commit: Option<CommitSeen>,
@@ -250,6 +240,8 @@ pub(super) struct Resolved {
     pub(super) behind: Behind,
     /// The last record of all.
     pub(super) last: Option<Span>,
+    /// The last record that ends at or before the backup's end.
+    pub(super) last_of_backup: Option<Span>,
     pub(super) last_kept: Option<Span>,
     pub(super) last_commit: Option<CommitSeen>,
     /// The latest stamp of any commit.
@@ -265,9 +257,12 @@ pub(super) struct Resolved {
 }
 
 impl Resolver {
-    pub(super) fn new(wanted: Wanted) -> Self {
+    /// Looks for `wanted` from a backup that ended at `consistent_at`.
+    pub(super) fn new(wanted: Wanted, consistent_at: Lsn) -> Self {
         Self {
             wanted,
+            consistent_at,
+            last_of_backup: None,
             point: None,
             at_point: Findings::default(),
             findings: Findings::default(),
@@ -284,7 +279,7 @@ impl Resolver {
     }
 
     /// Takes the next record.
-    pub(super) fn take(&mut self, record: &Seen) -> Flow {
+    pub(super) fn see(&mut self, record: &Seen) -> Flow {
         let flow = match &self.point {
             None => {
                 if let Some(point) = self.decide(record) {
@@ -314,6 +309,7 @@ impl Resolver {
             findings,
             behind: self.behind,
             last: self.last,
+            last_of_backup: self.last_of_backup,
             last_kept: self.last_kept,
             last_commit: self.last_commit,
             newest_stamp: self.newest_stamp,
@@ -424,6 +420,9 @@ impl Resolver {
 
     fn note(&mut self, record: &Seen) {
         self.last = Some(record.span);
+        if record.span.end <= self.consistent_at {
+            self.last_of_backup = self.last;
+        }
         match &record.what {
             What::Commit { time, .. } => {
                 self.last_kept = Some(record.span);
@@ -495,9 +494,9 @@ mod tests {
     }
 
     fn resolve(wanted: Wanted, records: &[Seen]) -> Resolved {
-        let mut resolver = Resolver::new(wanted);
+        let mut resolver = Resolver::new(wanted, Lsn::ZERO);
         for record in records {
-            if resolver.take(record) == Flow::Stop {
+            if resolver.see(record) == Flow::Stop {
                 break;
             }
         }

@@ -24,7 +24,7 @@ pub struct RestoreCommand {
 
 impl RestoreCommand {
     /// The words of the command, without those that PostgreSQL puts in.
-    fn words(&self, system_id: u64, timeline: Option<TimelineId>) -> Vec<OsString> {
+    fn words(&self, fetching: Fetching) -> Vec<OsString> {
         let mut words = vec![self.program.clone().into_os_string()];
         if let Some(config) = &self.config {
             words.extend(["--config".into(), config.clone().into_os_string()]);
@@ -33,24 +33,21 @@ impl RestoreCommand {
             words.extend(["--repo".into(), repo.into()]);
         }
         words.extend(["--cluster".into(), self.cluster.as_str().into()]);
-        words.extend(["--system-id".into(), system_id.to_string().into()]);
+        words.extend(["--system-id".into(), fetching.system_id.to_string().into()]);
         words.push("wal-fetch".into());
-        if let Some(timeline) = timeline {
+        if let Some(timeline) = fetching.timeline {
             words.extend(["--timeline".into(), timeline.to_string().into()]);
+        }
+        if let Some(until) = fetching.until {
+            words.extend(["--until".into(), until.to_string().into()]);
         }
         words
     }
 
     /// The command for a shell, with `file` and `path` in the places of `%f` and `%p`.
-    pub(super) fn shell_line(
-        &self,
-        system_id: u64,
-        timeline: Option<TimelineId>,
-        file: &str,
-        path: &str,
-    ) -> OsString {
+    pub(super) fn shell_line(&self, fetching: Fetching, file: &str, path: &str) -> OsString {
         let mut line: Vec<u8> = Vec::new();
-        let words = self.words(system_id, timeline);
+        let words = self.words(fetching);
         let words = words.iter().map(OsString::as_os_str);
         for word in words.chain([OsStr::new(file), OsStr::new(path)]) {
             if !line.is_empty() {
@@ -61,11 +58,11 @@ impl RestoreCommand {
         OsString::from_vec(line)
     }
 
-    /// The value of `restore_command`: as [`Self::shell_line`], where a `%` that is not PostgreSQL's is
-    /// doubled.
-    fn setting(&self, system_id: u64, timeline: Option<TimelineId>) -> Vec<u8> {
+    /// The value of `restore_command`: as [`Self::shell_line`], where a `%` that is not
+    /// PostgreSQL's is doubled.
+    fn setting(&self, fetching: Fetching) -> Vec<u8> {
         let mut line: Vec<u8> = Vec::new();
-        for word in self.words(system_id, timeline) {
+        for word in self.words(fetching) {
             for byte in shell_quoted(word.as_bytes()) {
                 line.push(byte);
                 if byte == b'%' {
@@ -77,6 +74,16 @@ impl RestoreCommand {
         line.extend(b"%f %p");
         line
     }
+}
+
+/// What WAL a recovery asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Fetching {
+    pub(super) system_id: u64,
+    /// The branch; `None` is the newest timeline, for a standby that follows.
+    pub(super) timeline: Option<TimelineId>,
+    /// The end of the last record wanted; `None` for a standby that follows.
+    pub(super) until: Option<Lsn>,
 }
 
 /// A word as a shell takes it: as it is where it is harmless, else within single quotes.
@@ -127,9 +134,8 @@ pub enum StopAt {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RecoverySettings {
     pub(super) restore_command: RestoreCommand,
-    pub(super) system_id: u64,
-    /// `recovery_target_timeline`; `None` is `latest`, for a standby that follows.
-    pub(super) timeline: Option<TimelineId>,
+    /// Its timeline is `recovery_target_timeline` too.
+    pub(super) fetching: Fetching,
     pub(super) stop: StopAt,
     pub(super) action: TargetAction,
     pub(super) standby: bool,
@@ -166,10 +172,11 @@ impl RecoverySettings {
     /// The settings in the order in which they must stand.
     pub(super) fn list(&self) -> Vec<(&'static str, Vec<u8>)> {
         let text = |text: &str| text.as_bytes().to_vec();
-        let command = self.restore_command.setting(self.system_id, self.timeline);
+        let command = self.restore_command.setting(self.fetching);
         let mut list = vec![("restore_command", command)];
-        // postgresql.conf may name another target, and two are an error. The empty ones stand first:
-        // each forgets the target that was read before it (xlogrecovery.c, assign_recovery_target_*)
+        // postgresql.conf may name another target, and two are an error. The empty ones stand
+        // first: each forgets the target that was read before it (xlogrecovery.c,
+        // assign_recovery_target_*)
         list.extend(
             [
                 "recovery_target",
@@ -191,6 +198,7 @@ impl RecoverySettings {
             StopAt::Never => {}
         }
         let timeline = self
+            .fetching
             .timeline
             .map_or_else(|| "latest".to_owned(), |id| id.to_string());
         list.push(("recovery_target_timeline", timeline.into_bytes()));
@@ -297,8 +305,11 @@ mod tests {
                 repo: Some("file:///backups".to_owned()),
                 cluster: "main".parse().unwrap(),
             },
-            system_id: 7,
-            timeline: TimelineId::new(3),
+            fetching: Fetching {
+                system_id: 7,
+                timeline: TimelineId::new(3),
+                until: Some(Lsn::new(0x20)),
+            },
             stop,
             action: TargetAction::Pause,
             standby: false,
@@ -306,6 +317,12 @@ mod tests {
             raised: Vec::new(),
         }
     }
+
+    const FOLLOWS: Fetching = Fetching {
+        system_id: 7,
+        timeline: None,
+        until: None,
+    };
 
     fn value_of<'a>(list: &'a [(&str, Vec<u8>)], name: &str) -> &'a [u8] {
         &list
@@ -322,12 +339,12 @@ mod tests {
         assert_eq!(
             str::from_utf8(value_of(&list, "restore_command")).unwrap(),
             "/usr/bin/anywhen --repo file:///backups --cluster main --system-id 7 wal-fetch \
-             --timeline 3 %f %p"
+             --timeline 3 --until 0/20 %f %p"
         );
     }
 
-    /// A path with a quote in it would otherwise run something else as the server's user, and one with
-    /// a percent sign would name another file.
+    /// A path with a quote in it would otherwise run something else as the server's user, and one
+    /// with a percent sign would name another file.
     #[test]
     fn hostile_paths_survive_shell_configuration_file_and_percent_signs() {
         let path = "/o'brien & sons/100%/back\\slash/$(date)/größe\n2/anywhen";
@@ -351,7 +368,9 @@ mod tests {
         let words = String::from_utf8(output.stdout).unwrap();
         assert_eq!(words.split('|').next(), Some(path));
         assert!(words.ends_with("|F|P|"), "{words}");
-        let direct = settings.restore_command.shell_line(7, None, "F", "P");
+        let direct = settings
+            .restore_command
+            .shell_line(settings.fetching, "F", "P");
         assert!(direct.to_str().unwrap().contains("100%/"));
     }
 
@@ -450,7 +469,7 @@ mod tests {
     fn a_standby_keeps_the_primary_that_it_follows() {
         let standby = RecoverySettings {
             standby: true,
-            timeline: None,
+            fetching: FOLLOWS,
             ..settings(b"/a", StopAt::Never)
         };
         let conf = standby.auto_conf(b"primary_conninfo = 'host=live'\nprimary_slot_name = 's'\n");

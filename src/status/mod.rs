@@ -12,7 +12,7 @@ use crate::repository::Repository;
 use crate::repository::catalog::{BranchEnd, Catalog};
 use crate::repository::destination::Destination;
 use crate::repository::records::BackupRecord;
-use crate::restore;
+use crate::repository::windows::{latest_moment, serves};
 
 pub use show::{backup_table, list_table, status_text};
 
@@ -299,7 +299,7 @@ async fn windows(
     for timeline in tips_of_branches(catalog) {
         let branch = catalog.branch(timeline);
         for backup in &catalog.backups {
-            if !restore::serves(catalog, &branch, backup, size) {
+            if !serves(catalog, &branch, backup, size) {
                 continue;
             }
             let end = catalog.reach(&branch, backup.timeline, backup.start_lsn, size);
@@ -307,7 +307,7 @@ async fn windows(
                 // an earlier backup reaches the same end: the window has begun before
                 continue;
             }
-            let latest = restore::latest_moment(repository, catalog, &branch, backup).await?;
+            let latest = latest_moment(repository, catalog, &branch, backup).await?;
             let Some((latest, latest_lsn)) = latest else {
                 continue;
             };

@@ -1,6 +1,7 @@
 //! The product as a black box: the `anywhen` binary, a repository in a folder, and the objects in it.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -10,6 +11,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::ground::{Ground, Programs, Running, command, eventually, shared_folder};
+use crate::objects::folders_below;
 use crate::server::{Server, value};
 
 /// One repository, one cluster name, and where the output of the commands goes.
@@ -53,6 +55,14 @@ impl Anywhen {
 
     pub(crate) fn repository(&self) -> &Path {
         &self.repository
+    }
+
+    /// Takes away the right to write into any folder of the repository, or gives it back: an outage.
+    pub(crate) fn set_writable(&self, writable: bool) {
+        let mode = if writable { 0o700 } else { 0o500 };
+        for folder in folders_below(&self.repository) {
+            fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).unwrap();
+        }
     }
 
     /// `anywhen` with an environment that holds nothing of the developer's.
@@ -251,7 +261,7 @@ impl Stream {
         let written = value(&mut sql, "select pg_current_wal_flush_lsn()");
         let reached = format!(
             "select coalesce(bool_or(flush_lsn >= '{written}'), false)
-             from pg_stat_replication where state = 'streaming'"
+             from pg_stat_replication where application_name <> 'walreceiver'"
         );
         eventually("the stream stores all that is written", || {
             self.assert_running();
@@ -278,6 +288,19 @@ impl Stream {
         assert_eq!(status.code(), Some(0), "{}", self.running.stderr());
     }
 
+    /// Asks it to stop, which it cannot do well.
+    #[track_caller]
+    pub(crate) fn stop_in_vain(mut self) -> Ended {
+        self.running.signal(Signal::TERM);
+        let status = self.running.end("the stream that was asked to stop");
+        Ended {
+            code: status.code(),
+            stdout: self.running.stdout(),
+            stderr: self.running.stderr(),
+            call: "anywhen stream".to_owned(),
+        }
+    }
+
     /// What a power cut does.
     pub(crate) fn kill9(mut self) {
         self.running.signal(Signal::KILL);
@@ -297,7 +320,8 @@ pub(crate) fn binary() -> &'static Path {
         let copy = shared_folder().join("anywhen");
         // not by our own hands: a program that is open for writing, in a child forked meanwhile by another
         // story too, cannot be executed
-        let status = Command::new("cp")
+        let status = Command::new("install")
+            .arg("--mode=755")
             .arg(env!("CARGO_BIN_EXE_anywhen"))
             .arg(&copy)
             .status();

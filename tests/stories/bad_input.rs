@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
 use crate::anywhen::Anywhen;
+use crate::judge::End;
 use crate::objects::{files_below, remove_segment, stored_segments, system_dir};
 use crate::record::Record;
 use crate::server::{Options, Server, Shutdown};
@@ -231,10 +232,7 @@ fn a_missing_segment_is_named_and_what_lies_before_it_is_restored() {
         "{status}"
     );
     let before = ["--to-lsn", &first.commit_lsn];
-    assert_eq!(
-        record.rows_at("before", &before, crate::judge::End::Paused),
-        "0,1"
-    );
+    assert_eq!(record.rows_at("before", &before, End::Paused), "0,1");
 }
 
 /// Damage is never restored as if it were data.
@@ -309,4 +307,96 @@ fn nothing_listed(anywhen: &Anywhen) {
     let ended = anywhen.run(&["list", "--json"]);
     assert!(matches!(ended.code, Some(0 | 3)), "{ended}");
     assert!(!ended.stdout.contains("start_lsn"), "{ended}");
+}
+
+/// initdb or `pg_upgrade` makes another system; told that it is meant, both are kept and can be restored.
+#[test]
+fn a_new_system_is_taken_when_it_is_said_to_be_meant() {
+    let record = Record::begun(&Options::default());
+    let options = Options {
+        own_system: true,
+        ..Options::default()
+    };
+    let mut other = Server::init(&record.ground, "other", &options);
+    other.start();
+    other.execute("create table moments (id int); insert into moments values (77)");
+    let backup = ["backup", "--checkpoint", "fast", "--new-system"];
+    record.anywhen.run_on(&other, &backup).succeeded();
+    let list = record.anywhen.json(&["list"]);
+    assert_eq!(list["backups"].as_array().map(Vec::len), Some(2), "{list}");
+    for (name, server, rows) in [("first", &record.server, "0"), ("second", &other, "77")] {
+        let system = server.system_id();
+        assert_eq!(
+            record.rows_at(name, &["--system-id", &system], End::Promoted),
+            rows
+        );
+    }
+}
+
+/// A pack that rots away is found by its own checks, not by the server that starts on it.
+#[test]
+fn a_damaged_backup_is_never_restored_as_if_it_were_data() {
+    let record = Record::of_server(&Options::default());
+    record.insert(0);
+    record.anywhen.backup(&record.server);
+    let packs = system_dir(&record.anywhen, &record.server).join("packs");
+    let pack = files_below(&packs).pop().expect("a pack");
+    let mut bytes = fs::read(&pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x01;
+    fs::set_permissions(&pack, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(&pack, &bytes).unwrap();
+    let damaged = record.target("damaged");
+    let ended = record
+        .anywhen
+        .run(&["restore", "-D", damaged.to_str().unwrap()]);
+    ended.failed_with(5);
+    ended.says(&[pack.file_name().unwrap().to_str().unwrap()]);
+    assert!(
+        !damaged.join("global/pg_control").exists(),
+        "a server would start there"
+    );
+
+    fs::remove_file(&pack).unwrap();
+    let missing = record.target("missing");
+    let ended = record
+        .anywhen
+        .run(&["restore", "-D", missing.to_str().unwrap()]);
+    assert!(matches!(ended.code, Some(3 | 5)), "{ended}");
+    ended.says(&[pack.file_name().unwrap().to_str().unwrap()]);
+}
+
+/// Between backups that are complete by themselves nothing was promised: no alarm, and both restore.
+#[test]
+fn backups_without_a_stream_are_windows_of_their_own_and_no_hole() {
+    let record = Record::of_server(&Options::default());
+    record.insert(0);
+    let first = record.anywhen.backup(&record.server);
+    record.fill_segments(3);
+    let between = record.insert(1);
+    record.fill_segments(3);
+    record.insert(2);
+    record.anywhen.backup(&record.server);
+    let status = record.anywhen.json(&["status"]);
+    let cluster = &status["clusters"][0];
+    assert_eq!(
+        cluster["holes"].as_array().map(Vec::len),
+        Some(0),
+        "{status}"
+    );
+    assert_eq!(
+        cluster["windows"].as_array().map(Vec::len),
+        Some(2),
+        "{status}"
+    );
+    let refused = record.target("refused");
+    record
+        .anywhen
+        .restore_refused(&refused, &["--to-time", &between.after], 3);
+    let id = first["id"].as_str().unwrap();
+    assert_eq!(
+        record.rows_at("first", &["--backup", id, "--immediate"], End::Paused),
+        "0"
+    );
+    assert_eq!(record.rows_at("latest", &[], End::Promoted), "0,1,2");
 }

@@ -1,5 +1,7 @@
 //! `kill -9` at any moment: nothing is half done, and the next start goes on.
 
+use rustix::process::Signal;
+
 use crate::ground::eventually;
 use crate::judge::End;
 use crate::objects::{assert_equal_to_server, assert_no_gap, system_dir};
@@ -124,4 +126,26 @@ fn a_directory_half_restored_does_not_start_as_if_it_were_whole() {
         .run(&["restore", "-D", target.to_str().unwrap()]);
     again.failed();
     again.says(&[target.to_str().unwrap()]);
+}
+
+/// Ctrl-C and `systemctl stop` end a backup at once, and leave none.
+#[test]
+fn a_backup_that_is_told_to_stop_ends_by_the_signal_and_is_not_listed() {
+    let record = Record::of_server(&Options::default());
+    for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
+        let mut slow = record.anywhen.command(&["backup", "--max-rate", "1M"]);
+        slow.args(["-d", &record.server.conninfo()]);
+        let mut backup = record.anywhen.launch(slow);
+        let streaming =
+            "select count(*) from pg_stat_progress_basebackup where backup_streamed > 0";
+        let mut sql = record.server.sql();
+        eventually("the backup streams", || value(&mut sql, streaming) == "1");
+        backup.signal(signal);
+        let status = backup.end("the backup that was told to stop");
+        assert_eq!(status.code(), Some(code), "{}", backup.stderr());
+        let any = "select count(*) from pg_stat_progress_basebackup";
+        eventually("the server has noticed", || value(&mut sql, any) == "0");
+        let list = record.anywhen.json(&["list"]);
+        assert_eq!(list["backups"].as_array().map(Vec::len), Some(0), "{list}");
+    }
 }

@@ -160,30 +160,3 @@ fn a_closed_pipe_ends_quietly() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 }
-
-/// A cluster whose slot is forgotten fills its disk: the slot can be seen, and dropped.
-#[test]
-fn the_slot_can_be_shown_and_dropped() {
-    let mut record = Record::begun(&Options::default());
-    let slots = "select coalesce(string_agg(slot_name, ','), 'none') from pg_replication_slots";
-    assert_eq!(record.server.value(slots), "anywhen_main");
-    let shown = record
-        .anywhen
-        .run_on(&record.server, &["slot", "show"])
-        .succeeded();
-    assert!(shown.stdout.contains("anywhen_main"), "{shown}");
-    record.stop_stream();
-    record
-        .anywhen
-        .run_on(&record.server, &["slot", "drop"])
-        .succeeded();
-    assert_eq!(record.server.value(slots), "none");
-}
-
-/// A dead archiver with an unlimited slot fills the primary: that is said while there is time.
-#[test]
-fn an_unlimited_slot_is_warned_of() {
-    let record = Record::begun(&Options::default());
-    let said = record.stream.as_ref().unwrap().stderr();
-    assert!(said.contains("max_slot_wal_keep_size"), "{said}");
-}

@@ -3,12 +3,13 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 
 use crate::ground::write_as_account;
 use crate::judge::{End, assert_sound, assert_verified, moments, start_restored};
 use crate::objects::{assert_equal_to_server, files_below, system_dir};
 use crate::record::Record;
-use crate::server::{Options, value};
+use crate::server::{Options, Shutdown, value};
 
 /// A restore beside the live server must not write through the live server's links.
 #[test]
@@ -283,4 +284,48 @@ fn a_busy_cluster_comes_back_sound() {
     let restored = start_restored(&record.ground, &target, End::Promoted);
     assert_eq!(restored.value(digest), expected);
     assert_sound(&restored, "postgres");
+}
+
+/// Debian keeps the configuration in /etc: the data directory alone does not start. `--replay` does.
+#[test]
+fn a_cluster_whose_configuration_is_elsewhere_is_replayed_nevertheless() {
+    let mut record = Record::of_server(&Options::default());
+    record.server.stop(Shutdown::Fast);
+    let etc = record.ground.make_dir("etc", 0o700);
+    record.server.move_configuration(&etc);
+    record.server.start();
+    record.insert(0);
+    record.stream = Some(record.anywhen.stream(&record.server));
+    record.anywhen.backup(&record.server);
+    let known = record.insert(1);
+    record.insert(2);
+    record.store_all();
+
+    let target = record.target("restored");
+    let to = ["--to-time", &known.after, "--replay"];
+    let report = record.anywhen.restore(&target, &to);
+    assert!(report["reached"]["lsn"].is_string(), "{report}");
+    // the operator puts the configuration back
+    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+        let contents = fs::read_to_string(etc.join(name))
+            .unwrap()
+            .replace("data_directory", "# ");
+        write_as_account(&target.join(name), contents.as_bytes(), 0o600);
+    }
+    let restored = start_restored(&record.ground, &target, End::Paused);
+    assert_eq!(moments(&restored), "0,1");
+}
+
+/// The folder may be there already, made by whoever set up the disk.
+#[test]
+fn an_empty_folder_is_taken_and_closed() {
+    let record = Record::of_server(&Options::default());
+    record.insert(0);
+    record.anywhen.backup(&record.server);
+    let target = record.ground.make_dir("prepared", 0o755);
+    record.anywhen.restore(&target, &[]);
+    let mode = fs::metadata(&target).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    let restored = start_restored(&record.ground, &target, End::Promoted);
+    assert_eq!(moments(&restored), "0");
 }

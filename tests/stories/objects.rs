@@ -96,19 +96,35 @@ fn is_segment_name(name: &str) -> bool {
 
 /// Every file below `folder`, in the order of their paths.
 pub(crate) fn files_below(folder: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).into_iter().flatten() {
-            let entry = entry.unwrap();
-            let kind = entry.file_type().unwrap();
-            if kind.is_dir() {
-                folders.push(entry.path());
-            } else if kind.is_file() {
-                files.push(entry.path());
-            }
-        }
-    }
+    let mut files: Vec<PathBuf> = folders_below(folder)
+        .iter()
+        .flat_map(|folder| entries(folder))
+        .filter(|(_, kind)| kind.is_file())
+        .map(|(path, _)| path)
+        .collect();
     files.sort();
     files
+}
+
+/// `folder` and every folder below it; links are not followed.
+pub(crate) fn folders_below(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut ahead = vec![folder.to_owned()];
+    while let Some(folder) = ahead.pop() {
+        let below = entries(&folder)
+            .into_iter()
+            .filter(|(_, kind)| kind.is_dir());
+        ahead.extend(below.map(|(path, _)| path));
+        found.push(folder);
+    }
+    found
+}
+
+fn entries(folder: &Path) -> Vec<(PathBuf, fs::FileType)> {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    entries
+        .map(|entry| entry.unwrap())
+        // a running program may take a file away between two looks
+        .filter_map(|entry| Some((entry.path(), entry.file_type().ok()?)))
+        .collect()
 }

@@ -64,6 +64,8 @@ pub(crate) struct Server {
     data: PathBuf,
     socket_dir: PathBuf,
     tcp_port: Option<u16>,
+    /// Where postgresql.conf is, when it is not in the data directory.
+    config: Option<PathBuf>,
     log: PathBuf,
 }
 
@@ -111,8 +113,23 @@ impl Server {
             data: data.to_owned(),
             socket_dir: ground.make_dir(&format!("{name}.sock"), 0o700),
             tcp_port: None,
+            config: None,
             log: ground.path(&format!("{name}.log")),
         }
+    }
+
+    /// Moves the configuration of a stopped server to `folder`, as Debian keeps it in /etc.
+    pub(crate) fn move_configuration(&mut self, folder: &Path) {
+        let mut settings = fs::read_to_string(self.data.join("postgresql.conf")).unwrap();
+        writeln!(settings, "data_directory = '{}'", self.data.display()).unwrap();
+        write_as_account(&folder.join("postgresql.conf"), settings.as_bytes(), 0o600);
+        for name in ["pg_hba.conf", "pg_ident.conf"] {
+            let contents = fs::read(self.data.join(name)).unwrap();
+            write_as_account(&folder.join(name), &contents, 0o600);
+            fs::remove_file(self.data.join(name)).unwrap();
+        }
+        fs::remove_file(self.data.join("postgresql.conf")).unwrap();
+        self.config = Some(folder.to_owned());
     }
 
     pub(crate) fn data(&self) -> &Path {
@@ -142,7 +159,7 @@ impl Server {
         let mut postgres = command(Programs::get().program("postgres"));
         postgres
             .arg("-D")
-            .arg(&self.data)
+            .arg(self.config.as_ref().unwrap_or(&self.data))
             .arg("-k")
             .arg(&self.socket_dir);
         match self.tcp_port {
@@ -342,4 +359,11 @@ pub(crate) fn copy_dir(from: &Path, to: &Path) {
         from.display(),
         to.display()
     );
+}
+
+/// Appends a line to the settings of a stopped server.
+pub(crate) fn write_setting(data: &Path, line: &str) {
+    let path = data.join("postgresql.auto.conf");
+    let settings = fs::read_to_string(&path).unwrap();
+    write_as_account(&path, format!("{settings}{line}\n").as_bytes(), 0o600);
 }

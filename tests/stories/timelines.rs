@@ -43,13 +43,16 @@ fn both_histories_can_be_restored_after_a_restore_that_went_on() {
 #[test]
 fn a_backup_of_a_promoted_server_restores() {
     let mut record = Record::begun(&Options::default());
-    record.insert(1);
+    let first = record.insert(1);
+    record.insert(99);
     record.store_all();
     record.stop_stream();
     record.server.stop(Shutdown::Fast);
 
+    // the backup will hold the settings of this restore: the next one replaces them
     let target = record.target("branch");
-    record.anywhen.restore(&target, &[]);
+    let to = ["--to-time", &first.after, "--action", "promote"];
+    record.anywhen.restore(&target, &to);
     let branch = start_restored(&record.ground, &target, End::Promoted);
     let mut stream = record.anywhen.stream(&branch);
     let backup = record.anywhen.backup(&branch);

@@ -1,0 +1,354 @@
+//! What can be restored: which backups serve a branch, and up to which moment.
+
+use jiff::{Timestamp, Unit};
+use wal::{Body, Lsn, Major, PgTime, Reach, Record, SegmentName, SegmentSize, TimelineHistory};
+
+use super::Repository;
+use super::catalog::{BranchEnd, Catalog};
+use super::records::BackupRecord;
+use super::walk::{Ended, Flow, Stretch, TakeRecords, walk};
+use crate::error::Result;
+
+/// A backup that serves a branch.
+#[derive(Debug, Clone, Copy)]
+pub struct Candidate<'a> {
+    /// The backup.
+    pub backup: &'a BackupRecord,
+    /// Where the WAL that is stored without a break from the backup on ends.
+    pub end: BranchEnd,
+}
+
+impl<'a> Candidate<'a> {
+    /// The backup, if it lies on the branch and its own WAL is stored whole.
+    pub fn of(
+        catalog: &Catalog,
+        branch: &TimelineHistory,
+        backup: &'a BackupRecord,
+        size: SegmentSize,
+    ) -> Option<Self> {
+        match branch.reach(backup.timeline) {
+            Reach::NotAncestor => return None,
+            Reach::Until(fork) if backup.stop_lsn > fork => return None,
+            Reach::Until(_) | Reach::Whole => {}
+        }
+        // recovery asks for whole segments
+        let from = size.start_of(backup.start_lsn);
+        let end = catalog.reach(branch, backup.timeline, from, size);
+        (end.lsn >= backup.stop_lsn).then_some(Self { backup, end })
+    }
+
+    /// The latest moment for which every commit up to it is known to be stored, to the microsecond.
+    ///
+    /// `newest_stamp` is the latest of the commits that were seen; `tip` is whether the stream's
+    /// word on the end of what is stored counts.
+    pub fn latest(
+        &self,
+        catalog: &Catalog,
+        newest_stamp: Option<Timestamp>,
+        tip: bool,
+    ) -> Timestamp {
+        let confirmed = catalog
+            .tip_within(self.end)
+            .filter(|_| tip)
+            .and_then(|tip| tip.moment);
+        let latest = self
+            .backup
+            .finished_at
+            .max(newest_stamp.unwrap_or(Timestamp::MIN));
+        floor_micros(latest.max(confirmed.unwrap_or(Timestamp::MIN)))
+    }
+}
+
+/// What is printed must be reachable, and print has microseconds.
+pub fn floor_micros(time: Timestamp) -> Timestamp {
+    let floor = jiff::TimestampRound::new()
+        .smallest(Unit::Microsecond)
+        .mode(jiff::RoundMode::Floor);
+    time.round(floor).unwrap_or(time)
+}
+
+/// The backups that serve a branch, newest first.
+pub fn candidates<'a>(
+    catalog: &'a Catalog,
+    branch: &TimelineHistory,
+    size: SegmentSize,
+) -> Vec<Candidate<'a>> {
+    let serving = catalog.backups.iter();
+    let mut serving: Vec<Candidate<'a>> = serving
+        .filter_map(|backup| Candidate::of(catalog, branch, backup, size))
+        .collect();
+    serving.sort_by(|a, b| {
+        let key = |it: &Candidate<'a>| (it.backup.stop_lsn, it.backup.finished_at);
+        key(b).cmp(&key(a))
+    });
+    serving
+}
+
+/// Whether a restore along `branch` can begin with `backup`: it lies on the branch, and its own WAL
+/// is stored without a break.
+pub fn serves(
+    catalog: &Catalog,
+    branch: &TimelineHistory,
+    backup: &BackupRecord,
+    size: SegmentSize,
+) -> bool {
+    Candidate::of(catalog, branch, backup, size).is_some()
+}
+
+/// The latest moment that a restore from `backup` along `branch` reaches, and the end of the WAL
+/// stored for it; `None` where the backup does not serve the branch.
+///
+/// Reads the last stored segments, backwards to the last commit.
+pub async fn latest_moment(
+    repository: &Repository,
+    catalog: &Catalog,
+    branch: &TimelineHistory,
+    backup: &BackupRecord,
+) -> Result<Option<(Timestamp, Lsn)>> {
+    let Some(size) = catalog.segment_size else {
+        return Ok(None);
+    };
+    let Some(candidate) = Candidate::of(catalog, branch, backup, size) else {
+        return Ok(None);
+    };
+    let mut end = candidate.end;
+    let mut read_to = end.lsn;
+    let mut is_whole = true;
+    loop {
+        let from = size.start_of(read_to.saturating_sub(1));
+        let within = BranchEnd {
+            lsn: read_to,
+            ..end
+        };
+        let stretch = Stretch {
+            branch,
+            size,
+            from,
+            end: within,
+        };
+        let walked = walk(repository, &stretch, NewestStamp(None)).await?;
+        if let Ended::Damaged(damage) = walked.ended {
+            // the window ends where WAL cannot be trusted
+            is_whole = false;
+            end.lsn = damage.at().max(from);
+        }
+        let stamp = walked.taker.0;
+        if stamp.is_some() || from <= size.start_of(backup.stop_lsn) {
+            return Ok(Some((candidate.latest(catalog, stamp, is_whole), end.lsn)));
+        }
+        read_to = from;
+    }
+}
+
+/// The latest stamp of the commits that pass.
+struct NewestStamp(Option<Timestamp>);
+
+impl TakeRecords for NewestStamp {
+    fn take(&mut self, record: &Record, major: Major) -> Flow {
+        if let Ok(Body::Commit(end)) = record.body(major) {
+            self.0 = self.0.max(Some(timestamp(end.time)));
+        }
+        Flow::Continue
+    }
+}
+
+/// A stamp as a moment; one that no clock shows becomes the nearest that there is.
+pub fn timestamp(time: PgTime) -> Timestamp {
+    let micros = time.to_unix_micros();
+    Timestamp::from_microsecond(micros).unwrap_or(if micros < 0 {
+        Timestamp::MIN
+    } else {
+        Timestamp::MAX
+    })
+}
+
+/// The first segment that is missing behind `end` though more of the branch is stored.
+pub fn hole_after(
+    catalog: &Catalog,
+    branch: &TimelineHistory,
+    end: BranchEnd,
+    size: SegmentSize,
+) -> Option<SegmentName> {
+    let parts = branch.parts();
+    let reached = parts
+        .iter()
+        .skip_while(|part| part.timeline != end.timeline);
+    reached.enumerate().find_map(|(at, part)| {
+        let from = if at == 0 { end.lsn } else { part.start };
+        let coverage = catalog.timelines.get(&part.timeline)?.coverage(size);
+        let is_later = |start: Lsn| start >= from && part.end.is_none_or(|fork| start < fork);
+        let more = coverage.iter().any(|range| is_later(range.start));
+        // the whole child is behind a fork that could not be passed
+        let unreached = at > 0 && coverage.iter().any(|range| range.end > from);
+        (more || unreached).then(|| SegmentName::of(part.timeline, from, size))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use wal::TimelineId;
+
+    use super::*;
+    use crate::repository::catalog::TimelineWal;
+    use crate::repository::records::{FORMAT, Tip};
+
+    const MIB: u64 = 1 << 20;
+
+    fn size() -> SegmentSize {
+        SegmentSize::from_bytes(MIB).unwrap()
+    }
+
+    fn timeline(id: u32) -> TimelineId {
+        TimelineId::new(id).unwrap()
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    /// A backup of the first half of the segment `number`, finished at that second.
+    fn backup(id: u32, number: u64) -> BackupRecord {
+        let second = i64::try_from(number).unwrap();
+        BackupRecord {
+            format: FORMAT,
+            id: crate::repository::layout::BackupId::at(at(second)),
+            cluster: "main".to_owned(),
+            system_id: "1".to_owned(),
+            timeline: timeline(id),
+            start_lsn: Lsn::new(number * MIB + 40),
+            stop_lsn: Lsn::new(number * MIB + MIB / 2),
+            started_at: at(second),
+            finished_at: at(second),
+            label: String::new(),
+            postgres_version: "18.6".to_owned(),
+            major: 18,
+            segment_bytes: MIB,
+            files: 1,
+            bytes: 1,
+            stored_bytes: 1,
+            tablespaces: Vec::new(),
+            manifest_digest: String::new(),
+            from_standby: false,
+        }
+    }
+
+    fn catalog(wal: &[(u32, &[u64])], backups: &[(u32, u64)]) -> Catalog {
+        let mut catalog = Catalog {
+            segment_size: Some(size()),
+            ..Catalog::default()
+        };
+        for (id, numbers) in wal {
+            let names = numbers
+                .iter()
+                .map(|number| SegmentName::of(timeline(*id), Lsn::new(number * MIB), size()));
+            let segments: BTreeSet<SegmentName> = names.collect();
+            let wal = TimelineWal {
+                segments,
+                ..TimelineWal::default()
+            };
+            catalog.timelines.insert(timeline(*id), wal);
+        }
+        catalog.backups = backups
+            .iter()
+            .map(|(id, number)| backup(*id, *number))
+            .collect();
+        let history = TimelineHistory::parse(timeline(2), b"1\t0/480000\tno target\n").unwrap();
+        catalog.histories.insert(timeline(2), history);
+        catalog
+    }
+
+    fn serving(catalog: &Catalog, branch: u32) -> Vec<u64> {
+        let found = candidates(catalog, &catalog.branch(timeline(branch)), size());
+        found
+            .iter()
+            .map(|it| it.backup.start_lsn.as_u64() / MIB)
+            .collect()
+    }
+
+    #[test]
+    fn a_backup_serves_the_branches_that_it_lies_on_newest_first() {
+        // timeline 2 left timeline 1 in the middle of segment 4
+        let catalog = catalog(
+            &[(1, &[1, 2, 3, 4, 5, 6]), (2, &[4, 5, 6])],
+            &[(1, 2), (1, 3), (1, 5), (2, 6)],
+        );
+        assert_eq!(serving(&catalog, 1), [5, 3, 2]);
+        assert_eq!(serving(&catalog, 2), [6, 3, 2]);
+    }
+
+    /// A restore from it would stop at the hole, and the server would never become consistent.
+    #[test]
+    fn a_backup_whose_own_wal_is_missing_serves_nothing() {
+        let catalog = catalog(&[(1, &[1, 3])], &[(1, 1), (1, 2), (1, 3)]);
+        assert_eq!(serving(&catalog, 1), [3, 1]);
+    }
+
+    #[test]
+    fn what_is_missing_before_more_of_the_branch_is_a_hole() {
+        let end = |id, lsn: u64| BranchEnd {
+            timeline: timeline(id),
+            lsn: Lsn::new(lsn),
+        };
+        let hole = |catalog: &Catalog, branch, end| {
+            hole_after(catalog, &catalog.branch(timeline(branch)), end, size()).map(|segment| {
+                (
+                    segment.timeline.get(),
+                    segment.start(size()).unwrap().as_u64() / MIB,
+                )
+            })
+        };
+        let gap = catalog(&[(1, &[1, 2, 4])], &[]);
+        assert_eq!(hole(&gap, 1, end(1, 3 * MIB)), Some((1, 3)));
+        assert_eq!(hole(&gap, 1, end(1, 5 * MIB)), None);
+        // the child's copy of the segment with the fork is missing, and more of the child is there
+        let fork = 4 * MIB + MIB / 2;
+        let child = catalog(&[(1, &[3, 4, 5]), (2, &[5])], &[]);
+        assert_eq!(hole(&child, 2, end(1, fork)), Some((2, 4)));
+        // nothing of the child is there: the branch ends at the fork, whatever its parent did later
+        let parent = catalog(&[(1, &[3, 4, 5])], &[]);
+        assert_eq!(hole(&parent, 2, end(1, fork)), None);
+    }
+
+    /// What `status` prints as the latest moment must be reached by `restore --to`.
+    #[test]
+    fn the_latest_moment_is_what_is_confirmed_to_be_stored() {
+        let mut catalog = catalog(&[(1, &[1, 2])], &[(1, 1)]);
+        let branch = catalog.branch(timeline(1));
+        let tip = |lsn: u64| Tip {
+            lsn: Lsn::new(lsn),
+            confirmed_at: at(100),
+            moment: Some("1970-01-01T00:01:39.1234567Z".parse().unwrap()),
+        };
+        let latest = |catalog: &Catalog, stamp: Option<Timestamp>, whole| {
+            let backup = &catalog.backups[0];
+            let found = Candidate::of(catalog, &branch, backup, size()).unwrap();
+            rfc3339(found.latest(catalog, stamp, whole))
+        };
+        assert_eq!(latest(&catalog, None, true), "1970-01-01T00:00:01.000000Z");
+        assert_eq!(
+            latest(&catalog, Some(at(50)), true),
+            "1970-01-01T00:00:50.000000Z"
+        );
+        catalog.tips.insert(timeline(1), tip(3 * MIB));
+        assert_eq!(
+            latest(&catalog, Some(at(50)), true),
+            "1970-01-01T00:01:39.123456Z"
+        );
+        assert_eq!(
+            latest(&catalog, Some(at(50)), false),
+            "1970-01-01T00:00:50.000000Z"
+        );
+        // it speaks of WAL that is not there any more
+        catalog.tips.insert(timeline(1), tip(3 * MIB + 1));
+        assert_eq!(
+            latest(&catalog, Some(at(50)), true),
+            "1970-01-01T00:00:50.000000Z"
+        );
+    }
+
+    fn rfc3339(time: Timestamp) -> String {
+        crate::clock::rfc3339::text(&time)
+    }
+}

@@ -1,0 +1,74 @@
+//! Standbys: made by a restore, backed up, promoted under a running stream.
+
+use crate::ground::{Ground, eventually};
+use crate::judge::{End, assert_verified, moments, restored_moments};
+use crate::record::Record;
+use crate::server::{Options, Server, Shutdown, write_setting};
+
+/// Restores a standby of the record's server, and waits until it follows.
+fn standby_of(record: &Record, ground: &Ground) -> Server {
+    let target = ground.path("standby");
+    record.anywhen.restore(&target, &["--standby"]);
+    assert!(target.join("standby.signal").exists());
+    let primary = record.server.conninfo();
+    write_setting(&target, &format!("primary_conninfo = '{primary}'"));
+    let mut standby = Server::at(ground, &target);
+    standby.start();
+    follow(record, &standby);
+    standby
+}
+
+/// Waits until the standby has replayed all that the primary wrote.
+fn follow(record: &Record, standby: &Server) {
+    let written = record.server.value("select pg_current_wal_flush_lsn()");
+    let replayed = format!("select pg_last_wal_replay_lsn() >= '{written}'");
+    eventually("the standby follows", || standby.value(&replayed) == "t");
+}
+
+/// A backup of a standby spares the primary. What is restored of it is no standby.
+#[test]
+fn a_backup_of_a_standby_restores_with_the_wal_of_the_primary() {
+    let mut record = Record::begun(&Options::default());
+    let standby = standby_of(&record, &record.ground);
+    record.insert(1);
+    follow(&record, &standby);
+    let backup = record.anywhen.backup(&standby);
+    record.insert(2);
+    record.store_all();
+
+    let target = record.target("latest");
+    let report = record.anywhen.restore(&target, &[]);
+    assert_eq!(report["backup"], backup["id"], "{report}");
+    assert_verified(&target);
+    assert!(!target.join("standby.signal").exists());
+    assert_eq!(
+        restored_moments(&record.ground, &target, End::Promoted),
+        "0,1,2"
+    );
+}
+
+/// The standby that is streamed from becomes the primary: the stream goes over to its timeline.
+#[test]
+fn a_stream_follows_a_promotion() {
+    let mut record = Record::begun(&Options::default());
+    let standby = standby_of(&record, &record.ground);
+    record.store_all();
+    record.stop_stream();
+    let mut stream = record.anywhen.stream(&standby);
+    record.insert(1);
+    follow(&record, &standby);
+    record.server.stop(Shutdown::Fast);
+    standby.execute("select pg_promote()");
+    standby.wait_until_promoted();
+    standby.execute("insert into moments values (2)");
+    stream.store_all(&standby);
+    stream.stop();
+
+    let target = record.target("latest");
+    record.anywhen.restore(&target, &[]);
+    assert_eq!(
+        restored_moments(&record.ground, &target, End::Promoted),
+        "0,1,2"
+    );
+    assert_eq!(moments(&standby), "0,1,2");
+}
