@@ -392,6 +392,14 @@ impl Search<'_> {
     }
 }
 
+/// Whether `described` is what a connection to this host is called, at any of its addresses.
+pub(crate) fn may_be(host: &Host, described: &str) -> bool {
+    let Host { place, port, .. } = host;
+    let with_address = format!("host={place}(");
+    described == format!("host={place} port={port}")
+        || (described.starts_with(&with_address) && described.ends_with(&format!(") port={port}")))
+}
+
 fn described(host: &Host, address: Option<&Address>) -> String {
     let Host { place, port, .. } = host;
     match (place, address) {

@@ -2,8 +2,10 @@
 //! that it needs, and `backup.json` last.
 
 mod needed_wal;
+mod tries;
 mod writer;
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +21,7 @@ use replication::connection::Connection;
 use replication::conninfo::ConnectionSettings;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use wal::Lsn;
+use wal::{Lsn, TimelineId};
 
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result, chain};
@@ -27,8 +29,10 @@ use crate::repository::destination::{Destination, OpenDestination};
 use crate::repository::layout::{BackupId, ObjectName};
 use crate::repository::records::{BackupRecord, FORMAT, TablespaceRecord};
 use crate::repository::{Repository, ServerIdentity, blocking};
+use crate::retry::Backoff;
 use crate::server::{self, ServerFacts};
 use needed_wal::NeededWal;
+use tries::Tries;
 use writer::{Message, Pack, Written};
 
 /// How many messages of up to 128 KiB wait for the writer at most.
@@ -36,6 +40,10 @@ const QUEUED_MESSAGES: usize = 64;
 /// How long after a clock was read its moment counts as past for every commit: a commit is
 /// stamped before its record is written.
 const COMMIT_STAMP_ALLOWANCE: Duration = Duration::from_secs(1);
+/// A server that sends nothing for so long in the middle of a backup is gone.
+const SILENCE_MAX: Duration = Duration::from_mins(10);
+/// How long a standby may take to replay up to the end of its backup.
+const REPLAY_WAIT: Duration = Duration::from_mins(1);
 
 /// What is asked of a backup.
 #[derive(Debug, Clone)]
@@ -95,21 +103,28 @@ impl BackupTaker {
         let repository = self.destination.repository(identity, new_system).await?;
         let id = repository.announce_backup(self.clock.now()).await?;
         let taking = self.take(base, &facts, &repository, &id, progress);
-        let outcome = tokio::select! {
-            outcome = taking => outcome,
+        let taken = tokio::select! {
+            taken = taking => taken,
             asked = stop.wait_for(|asked| *asked) => match asked {
                 Ok(_) => Err(Error::new(Kind::Failure, "stopped before the backup was complete")),
                 Err(_) => Err(Error::new(Kind::Failure, "stopped")),
             },
         };
-        if outcome.is_err()
-            && let Err(error) = repository.discard_backup(&id).await
-        {
-            tracing::warn!("what the failed backup had stored stays: {}", chain(&error));
+        match taken {
+            Ok(record) => {
+                commit(&repository, &record).await?;
+                Ok(record)
+            }
+            Err(error) => {
+                if let Err(error) = repository.discard_backup(&id).await {
+                    tracing::warn!("what the failed backup had stored stays: {}", chain(&error));
+                }
+                Err(error)
+            }
         }
-        outcome
     }
 
+    /// Stores everything of a backup but the record that makes it exist.
     async fn take(
         &self,
         base: Connection,
@@ -118,21 +133,11 @@ impl BackupTaker {
         id: &BackupId,
         progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<BackupRecord> {
-        let mut sql = server::connect_sql(&self.settings).await?;
-        let needed = NeededWal::reserve(&self.settings, facts).await?;
-        let started_at = self.moment(&mut sql).await?;
+        let needed = NeededWal::reserve(&self.settings, facts, id, &*self.clock).await?;
+        let started_at = self.start_moment().await?;
         tracing::info!("waiting for a checkpoint");
-        let mut options = BaseBackupOptions::new(self.backup_label());
-        options.checkpoint = if self.options.fast_checkpoint {
-            CheckpointMode::Fast
-        } else {
-            CheckpointMode::Spread
-        };
-        options.max_rate_kib = self.options.max_rate_kib;
-        options.manifest_checksums = ManifestChecksums::Crc32c;
-        options.progress = true;
         let stream = base
-            .base_backup(options)
+            .base_backup(self.server_options())
             .await
             .map_err(|error| base_backup_error(&error))?;
         let (start_lsn, timeline) = (stream.start(), stream.timeline());
@@ -140,32 +145,21 @@ impl BackupTaker {
         tracing::info!("backup {id} begins at {start_lsn} on timeline {timeline}");
 
         let received = self.receive(stream, repository, id, progress).await?;
-        let Received { written, stop_lsn } = received;
+        let Received {
+            written,
+            stop_lsn,
+            stop_timeline,
+        } = received;
+        check_timeline(timeline, stop_timeline)?;
         written.check_identity(facts.system_id, start_lsn)?;
         let from_standby = written.label_origin() == Origin::Standby;
-        let finished_at = self.end_moment(&mut sql, from_standby).await?;
-        let read_at = Instant::now();
+        let end = self.end(facts, &written, stop_lsn).await?;
         needed
-            .receive(repository, timeline, start_lsn, stop_lsn)
+            .receive(repository, timeline, start_lsn, end.lsn)
             .await?;
-        if !from_standby {
-            // every commit stamped up to `finished_at` precedes this position: with it stored,
-            // the backup's own moment can be restored without any other WAL
-            tokio::time::sleep_until(read_at + COMMIT_STAMP_ALLOWANCE).await;
-            let position = server::read_moment(&mut sql).await;
-            let position = position
-                .map_err(|error| server::query_error("read the end of WAL", &error))?
-                .insert_lsn
-                .map(|lsn| server::without_page_header(lsn, facts.segment_size));
-            if let Some(end) = position {
-                needed
-                    .receive(repository, timeline, start_lsn, end.max(stop_lsn))
-                    .await?;
-            }
-        }
         needed.release().await;
 
-        let record = BackupRecord {
+        Ok(BackupRecord {
             format: FORMAT,
             id: id.clone(),
             cluster: repository.cluster().to_string(),
@@ -174,7 +168,7 @@ impl BackupTaker {
             start_lsn,
             stop_lsn,
             started_at,
-            finished_at,
+            finished_at: end.time,
             label: self.options.label.clone(),
             postgres_version: facts.version.clone(),
             major: facts.major,
@@ -185,9 +179,20 @@ impl BackupTaker {
             tablespaces,
             manifest_digest: written.manifest_digest,
             from_standby,
+        })
+    }
+
+    fn server_options(&self) -> BaseBackupOptions {
+        let mut options = BaseBackupOptions::new(self.backup_label());
+        options.checkpoint = if self.options.fast_checkpoint {
+            CheckpointMode::Fast
+        } else {
+            CheckpointMode::Spread
         };
-        repository.commit_backup(&record).await?;
-        Ok(record)
+        options.max_rate_kib = self.options.max_rate_kib;
+        options.manifest_checksums = ManifestChecksums::Crc32c;
+        options.progress = true;
+        options
     }
 
     /// The label in the server's `backup_label`, which is one line.
@@ -200,23 +205,76 @@ impl BackupTaker {
         }
     }
 
-    async fn moment(&self, sql: &mut Connection) -> Result<Timestamp> {
-        let moment = server::read_moment(sql).await;
-        Ok(moment
-            .map_err(|error| server::query_error("read the server's clock", &error))?
-            .time)
+    async fn start_moment(&self) -> Result<Timestamp> {
+        let mut sql = server::connect_sql(&self.settings).await?;
+        Ok(moment(&mut sql).await?.time)
     }
 
-    /// A moment that no commit before the stop position is stamped after.
-    async fn end_moment(&self, sql: &mut Connection, from_standby: bool) -> Result<Timestamp> {
-        if from_standby
-            && let Some(replayed) = server::last_replayed_commit(sql)
-                .await
-                .map_err(|error| server::query_error("read the last replayed commit", &error))?
-        {
-            return Ok(replayed);
+    /// The backup's own moment, which can be restored without any WAL but its own.
+    ///
+    /// Over a new connection each time: one that was idle during the copy may be gone.
+    async fn end(&self, facts: &ServerFacts, written: &Written, stop_lsn: Lsn) -> Result<End> {
+        let mut tries = Tries::new();
+        loop {
+            let ended = match written.label_origin() {
+                Origin::Primary => self.end_on_primary(facts, stop_lsn).await,
+                Origin::Standby => self.end_on_standby(written, stop_lsn).await,
+            };
+            match ended {
+                Ok(end) => return Ok(end),
+                Err(error) => tries.again_after(error).await?,
+            }
         }
-        self.moment(sql).await
+    }
+
+    async fn end_on_primary(&self, facts: &ServerFacts, stop_lsn: Lsn) -> Result<End> {
+        let mut sql = server::connect_sql(&self.settings).await?;
+        let time = moment(&mut sql).await?.time;
+        // every commit stamped up to `time` precedes a position that is read a little later
+        tokio::time::sleep_until(Instant::now() + COMMIT_STAMP_ALLOWANCE).await;
+        let Some(position) = moment(&mut sql).await?.insert_lsn else {
+            return Err(
+                Error::failure("the primary became a standby while the backup ran")
+                    .hint("take the backup again"),
+            );
+        };
+        let position = server::without_page_header(position, facts.segment_size);
+        Ok(End {
+            time,
+            lsn: position.max(stop_lsn),
+        })
+    }
+
+    async fn end_on_standby(&self, written: &Written, stop_lsn: Lsn) -> Result<End> {
+        let failed = |error| server::query_error("read how far the standby has replayed", &error);
+        let mut sql = server::connect_sql(&self.settings).await?;
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+        let waiting_since = Instant::now();
+        loop {
+            let replayed = server::replayed_lsn(&mut sql).await.map_err(failed)?;
+            match replayed {
+                Some(lsn) if lsn >= stop_lsn => break,
+                _ if waiting_since.elapsed() < REPLAY_WAIT => backoff.wait().await,
+                _ => {
+                    return Err(Error::failure(format!(
+                        "the standby has not replayed up to the end of its backup: end={stop_lsn}, \
+                         replayed={}",
+                        replayed.map_or_else(|| "nothing".to_owned(), |lsn| lsn.to_string())
+                    ))
+                    .hint("is its replay paused? SELECT pg_wal_replay_resume(); then try again"));
+                }
+            }
+        }
+        // the time first: the commit that it is of has been replayed by the position
+        let commit = server::last_replayed_commit(&mut sql)
+            .await
+            .map_err(failed)?;
+        let replayed = server::replayed_lsn(&mut sql).await.map_err(failed)?;
+        Ok(End {
+            // the standby's own clock says nothing about what the primary has committed
+            time: commit.unwrap_or_else(|| written.after_checkpoint()),
+            lsn: replayed.unwrap_or(stop_lsn).max(stop_lsn),
+        })
     }
 
     /// Reads the backup to its end, with the writer on a thread of its own.
@@ -249,10 +307,7 @@ impl BackupTaker {
         let reading = async move {
             let mut done: u64 = 0;
             loop {
-                let message = stream
-                    .next()
-                    .await
-                    .map_err(|error| base_backup_error(&error))?;
+                let message = within(SILENCE_MAX, stream.next()).await?;
                 let message = match message {
                     BackupMessage::CopyOutBegins => Message::CopyBegins,
                     BackupMessage::CopyOutEnds => Message::CopyEnds,
@@ -261,8 +316,8 @@ impl BackupTaker {
                         progress(done, total);
                         Message::Data(bytes)
                     }
-                    BackupMessage::Finished { end, .. } => {
-                        return Ok::<_, Error>(Some(end));
+                    BackupMessage::Finished { end, timeline } => {
+                        return Ok::<_, Error>(Some((end, timeline)));
                     }
                 };
                 if messages.send(message).await.is_err() {
@@ -278,20 +333,21 @@ impl BackupTaker {
         );
         // the cause first: what fails stops the others, and they only say that they were stopped
         uploaded?;
-        let end: Option<Lsn> = read?;
-        let written = written?;
-        let Some(stop_lsn) = end else {
+        let end: Option<(Lsn, TimelineId)> = read?;
+        let mut written = written?;
+        let Some((stop_lsn, stop_timeline)) = end else {
             return Err(Error::failure("the backup's writer stopped before its end"));
         };
         let name = ObjectName::Manifest(id.clone());
+        let manifest = Bytes::from(std::mem::take(&mut written.manifest));
         repository
-            .create_object(
-                &name,
-                Bytes::from(written.manifest.clone()),
-                &written.manifest_digest,
-            )
+            .create_object(&name, manifest, &written.manifest_digest)
             .await?;
-        Ok(Received { written, stop_lsn })
+        Ok(Received {
+            written,
+            stop_lsn,
+            stop_timeline,
+        })
     }
 }
 
@@ -299,6 +355,68 @@ impl BackupTaker {
 struct Received {
     written: Written,
     stop_lsn: Lsn,
+    stop_timeline: TimelineId,
+}
+
+/// The moment that a backup ends at.
+struct End {
+    /// No commit before the stop position is stamped later; every one that is stamped up to it
+    /// precedes `lsn`.
+    time: Timestamp,
+    /// At or behind the stop position.
+    lsn: Lsn,
+}
+
+/// Makes the backup exist. What it refers to is never removed from here on: a write that was given
+/// up may come to its end all the same.
+async fn commit(repository: &Repository, record: &BackupRecord) -> Result<()> {
+    let mut tries = Tries::new();
+    while let Err(error) = repository.commit_backup(record).await {
+        let failed = tries.again_after(error.into()).await;
+        failed.map_err(|error| {
+            error
+                .context("it is not known whether the backup is complete")
+                .hint("once the repository answers, `anywhen list` shows whether it is there")
+        })?;
+    }
+    Ok(())
+}
+
+async fn moment(sql: &mut Connection) -> Result<server::Moment> {
+    let moment = server::read_moment(sql).await;
+    moment.map_err(|error| server::query_error("read the server's clock and end of WAL", &error))
+}
+
+/// The server's next message, if it comes in time.
+async fn within<T>(
+    silence_max: Duration,
+    next: impl Future<Output = Result<T, BaseBackupError>>,
+) -> Result<T> {
+    match tokio::time::timeout(silence_max, next).await {
+        Ok(message) => message.map_err(|error| base_backup_error(&error)),
+        Err(_elapsed) => Err(Error::new(
+            Kind::Unreachable,
+            format!(
+                "the server went silent in the middle of the backup: seconds={}",
+                silence_max.as_secs()
+            ),
+        )
+        .hint("check the server's log and the network, and take the backup again")),
+    }
+}
+
+/// Refuses a backup whose WAL lies on two timelines: restores are planned on one.
+fn check_timeline(start: TimelineId, end: TimelineId) -> Result<()> {
+    if start == end {
+        return Ok(());
+    }
+    Err(Error::failure(format!(
+        "the timeline changed during the backup: start={start}, end={end}"
+    ))
+    .hint(
+        "take it again; if that happens again, the standby has no restart point on the new \
+         timeline yet: CHECKPOINT; on the primary first",
+    ))
 }
 
 async fn upload(
@@ -341,5 +459,33 @@ fn base_backup_error(error: &BaseBackupError) -> Error {
         }
         _ if error.is_transient() => Error::new(Kind::Unreachable, message),
         _ => Error::failure(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_a_backup_whose_timeline_changed() {
+        // it would be listed on the first timeline, whose WAL ends before the backup does
+        let timeline = |id| TimelineId::new(id).unwrap();
+        check_timeline(timeline(2), timeline(2)).unwrap();
+        let error = check_timeline(timeline(1), timeline(2)).unwrap_err();
+        assert_eq!(
+            error.message(),
+            "the timeline changed during the backup: start=1, end=2"
+        );
+        assert_eq!(error.kind(), Kind::Failure);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_goes_silent_ends_the_backup() {
+        // else a connection that died without a word would hold up every later backup
+        let silent = std::future::pending::<Result<(), BaseBackupError>>();
+        let error = within(Duration::from_millis(1), silent).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Unreachable);
+        assert!(error.message().contains("silent"), "{error}");
+        within(SILENCE_MAX, async { Ok(()) }).await.unwrap();
     }
 }

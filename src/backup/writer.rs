@@ -9,11 +9,12 @@ use basebackup::{
 };
 use bytes::Bytes;
 use container::{Encoder, Header};
+use jiff::Timestamp;
 use tokio::sync::mpsc;
 use wal::Lsn;
 
 use crate::error::{Error, Result, chain};
-use crate::repository::Repository;
+use crate::repository::{PLAIN_BYTES_MAX, Repository};
 use crate::repository::layout::{BackupId, ObjectName};
 use crate::repository::records::{Extent, ManifestEntry, ManifestLine, ManifestPath};
 
@@ -22,8 +23,6 @@ use crate::repository::records::{Extent, ManifestEntry, ManifestLine, ManifestPa
 const EXTENT_BYTES: usize = 512 << 10;
 /// A pack is closed once it holds so many stored bytes.
 const PACK_BYTES: u64 = 32 << 20;
-/// The largest `backup_manifest` that is taken: some ten million files.
-const BACKUP_MANIFEST_BYTES_MAX: usize = 2 << 30;
 /// Files whose content is read besides being stored are no larger.
 const KEPT_FILE_BYTES_MAX: u64 = 64 << 10;
 /// The checksum that the server is asked for, which is its default.
@@ -71,6 +70,13 @@ impl Written {
             )));
         }
         Ok(())
+    }
+
+    /// A moment that no commit before the backup's checkpoint is stamped after. The checkpoint's
+    /// own, in whole seconds, is read before its redo position (`xlog.c`, `CreateCheckPoint`).
+    pub(super) fn after_checkpoint(&self) -> Timestamp {
+        let second = self.control.checkpoint.time.saturating_add(1);
+        Timestamp::from_second(second).unwrap_or(Timestamp::MAX)
     }
 
     /// Whether a primary or a standby was backed up.
@@ -208,14 +214,8 @@ impl Writer {
                 tar.finish().map_err(|error| refused(&error))?;
             }
             Event::ManifestData(bytes) => {
-                if self.backup_manifest.len().saturating_add(bytes.len())
-                    > BACKUP_MANIFEST_BYTES_MAX
-                {
-                    return Err(Error::failure(format!(
-                        "the server's backup_manifest is larger than {BACKUP_MANIFEST_BYTES_MAX} \
-                         bytes"
-                    )));
-                }
+                let with_these = length(&self.backup_manifest).saturating_add(length(bytes));
+                check_readable("the server's backup_manifest", with_these)?;
                 self.backup_manifest.extend_from_slice(bytes);
             }
             Event::ManifestBegins | Event::ManifestEnds | Event::Progress(_) => {}
@@ -412,7 +412,7 @@ impl Writer {
         serde_json::to_writer(&mut self.manifest, line)
             .map_err(|error| Error::failure(format!("cannot write the manifest: {error}")))?;
         self.manifest.push(b'\n');
-        Ok(())
+        check_readable("the backup's manifest", length(&self.manifest))
     }
 
     fn finish(mut self, packs: &mpsc::Sender<Pack>) -> Result<Written> {
@@ -452,9 +452,8 @@ impl Writer {
 
     /// Compares every file that came with what the server says it sent.
     fn check_backup_manifest(&self) -> Result<()> {
-        let most = u64::try_from(BACKUP_MANIFEST_BYTES_MAX).unwrap_or(u64::MAX);
-        let manifest =
-            Manifest::parse(&self.backup_manifest, most).map_err(|error| refused(&error))?;
+        let manifest = Manifest::parse(&self.backup_manifest, PLAIN_BYTES_MAX)
+            .map_err(|error| refused(&error))?;
         self.ledger.compare(&manifest).map_err(|mismatches| {
             let shown: Vec<String> = mismatches.iter().take(5).map(ToString::to_string).collect();
             Error::damaged(format!(
@@ -484,6 +483,20 @@ fn entry(path: &RelativePath, mode: u32, mtime: i64) -> ManifestEntry {
     }
 }
 
+/// Refuses now what a restore could not read back.
+fn check_readable(what: &str, bytes: u64) -> Result<()> {
+    if bytes <= PLAIN_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Error::failure(format!(
+        "{what} is larger than a restore can read: bytes={bytes} or more, most={PLAIN_BYTES_MAX}"
+    ))
+    .hint(
+        "the cluster has too many files, or too much data, for this version: some millions of \
+         files, some terabytes; back it up by other means, or split it",
+    ))
+}
+
 fn length(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }
@@ -494,4 +507,18 @@ fn refused(error: &(dyn std::error::Error + 'static)) -> Error {
         chain(error)
     ))
     .hint("take the backup again; if it happens again, check the network and the server's log")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_a_manifest_that_no_restore_could_read() {
+        // a backup that is listed, and found unusable on the day that it is needed
+        check_readable("the manifest", PLAIN_BYTES_MAX).unwrap();
+        let error = check_readable("the manifest", PLAIN_BYTES_MAX + 1).unwrap_err();
+        assert!(error.message().contains("bytes=1073741825"), "{error}");
+        assert!(error.hint_text().is_some());
+    }
 }

@@ -147,7 +147,7 @@ pub(super) struct StreamArgs {
     #[arg(long, env = "ANYWHEN_FLUSH_INTERVAL", value_parser = parse_duration, value_name = "TIME")]
     pub(super) flush_interval: Option<Duration>,
     /// How often the repository's tip is rewritten at most
-    #[arg(long, env = "ANYWHEN_TIP_INTERVAL", value_parser = parse_duration, value_name = "TIME",
+    #[arg(long, env = "ANYWHEN_TIP_INTERVAL", value_parser = parse_interval, value_name = "TIME",
           default_value = "10s")]
     pub(super) tip_interval: Duration,
     /// How long a server that shuts down waits for its last WAL to be stored
@@ -343,6 +343,14 @@ pub(super) struct DemoArgs {
     /// Keep the folder, and say where it is
     #[arg(long, env = "ANYWHEN_KEEP")]
     pub(super) keep: bool,
+}
+
+/// A length of time that is not zero.
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err("must be longer than zero".to_owned()),
+        interval => Ok(interval),
+    }
 }
 
 /// A rate in KiB a second, as `BASE_BACKUP` takes it (basebackup.h, `MAX_RATE_LOWER` and

@@ -115,6 +115,7 @@ async fn run(cli: Cli) -> u8 {
         output::failure(&Error::failure("cannot take signals"), as_json);
         return Kind::Failure.exit_code();
     };
+    let asked_to_stop = stop.clone();
     let listening = tokio::spawn(listen(interrupt, terminate, stop_in));
     let outcome = match command {
         // these come to an orderly end by themselves
@@ -130,7 +131,7 @@ async fn run(cli: Cli) -> u8 {
         }
     };
     let Err(mut error) = outcome else { return 0 };
-    if listening.is_finished()
+    if *asked_to_stop.borrow()
         && let Ok(number) = listening.await
     {
         error = Error::new(Kind::Stopped(number), error.to_string());
@@ -148,5 +149,18 @@ async fn listen(mut interrupt: Signal, mut terminate: Signal, stop: watch::Sende
     if stop.send(true).is_err() {
         tracing::debug!("nobody waits for the signal");
     }
-    u8::try_from(kind.as_raw_value()).unwrap_or_default()
+    let number = u8::try_from(kind.as_raw_value()).unwrap_or_default();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        // asked twice: whoever asks does not want to wait for what is stuck
+        #[expect(
+            clippy::exit,
+            reason = "nothing may stand between a second signal and the end"
+        )]
+        std::process::exit(i32::from(Kind::Stopped(number).exit_code()));
+    });
+    number
 }

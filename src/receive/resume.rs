@@ -1,9 +1,9 @@
 //! Where a stream goes on: from what the repository holds, what the server has, and what its slot
 //! keeps. Pure.
 
-use std::collections::BTreeMap;
-
 use wal::{Lsn, SegmentSize, TimelineHistory, TimelineId, WalRange};
+
+use crate::repository::catalog::{BranchEnd, Catalog};
 
 /// Where to start streaming.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,68 +34,116 @@ pub enum ResumeError {
 
 /// Where to go on.
 ///
-/// `branch` is the history of the server's timeline, `stored` the end of what is stored of each
-/// timeline, and `fresh` where to begin when nothing is: what the slot keeps, or the end of WAL.
+/// `branch` is the history of the server's timeline. Everything before `floor` was reported to the
+/// server, or was never ours: it is what the slot keeps, or where the last stream had come to
+/// without a break. From there the stored WAL is followed to its first break, wherever more is
+/// stored behind that: a backup brings WAL of its own, and segments are not stored in their order.
 pub fn resume_at(
     branch: &TimelineHistory,
-    stored: &BTreeMap<TimelineId, Lsn>,
-    fresh: Lsn,
+    catalog: &Catalog,
+    floor: Lsn,
     size: SegmentSize,
 ) -> Result<ResumeAt, ResumeError> {
-    let parts = branch.parts();
     let server = branch.timeline();
-    let ahead = stored
-        .keys()
-        .next_back()
-        .copied()
-        .filter(|newest| *newest > server);
-    if let Some(stored) = ahead {
+    let newest = catalog.timelines.keys().next_back().copied();
+    if let Some(stored) = newest.filter(|newest| *newest > server) {
         return Err(ResumeError::OlderServer { stored, server });
     }
-    let newest = parts
-        .iter()
-        .enumerate()
-        .rev()
-        .find_map(|(at, part)| stored.get(&part.timeline).map(|end| (at, part, *end)));
-    let Some((at, part, end)) = newest else {
-        let start = size.start_of(fresh);
-        return Ok(ResumeAt {
-            timeline: branch.timeline_at(fresh),
-            start,
-            known: start,
-        });
+    let floor_start = size.start_of(floor);
+    let at = BranchEnd {
+        timeline: branch.timeline_at(floor_start),
+        lsn: floor_start,
     };
-    match (part.end, parts.get(at + 1)) {
-        (Some(fork), Some(child)) if end >= fork => {
+    let end = catalog.reach(branch, at.timeline, at.lsn, size);
+    // nothing is stored there: the server may still have what follows the last that is
+    let end = if end == at {
+        last_before(branch, catalog, floor_start, size).unwrap_or(end)
+    } else {
+        end
+    };
+    let parts = branch.parts();
+    let child = parts
+        .iter()
+        .skip_while(|part| part.timeline != end.timeline)
+        .nth(1);
+    let fork = parts
+        .iter()
+        .find(|part| part.timeline == end.timeline)
+        .and_then(|part| part.end);
+    match (fork, child) {
+        (Some(fork), Some(child)) if end.lsn >= fork => {
             let start = size.start_of(fork);
+            let known = catalog
+                .timelines
+                .get(&child.timeline)
+                .map_or(start, |wal| wal.covered_from(start, size));
             Ok(ResumeAt {
                 timeline: child.timeline,
                 start,
-                known: start,
+                known: known.min(size.end_of(start)),
             })
         }
         _ => Ok(ResumeAt {
-            timeline: part.timeline,
-            start: size.start_of(end),
-            known: end,
+            timeline: end.timeline,
+            start: size.start_of(end.lsn),
+            known: end.lsn,
         }),
     }
 }
 
-/// The hole that is left when the server no longer has what would follow, and where to go on.
+/// The end of the last stored stretch of the branch that lies before `lsn`, if streams wrote any.
+fn last_before(
+    branch: &TimelineHistory,
+    catalog: &Catalog,
+    lsn: Lsn,
+    size: SegmentSize,
+) -> Option<BranchEnd> {
+    if catalog.tips.is_empty() {
+        return None;
+    }
+    branch.parts().iter().rev().find_map(|part| {
+        let coverage = catalog.timelines.get(&part.timeline)?.coverage(size);
+        let before = coverage.iter().rev().find(|range| range.start < lsn)?;
+        let end = part.end.map_or(before.end, |fork| before.end.min(fork));
+        Some(BranchEnd {
+            timeline: part.timeline,
+            lsn: end,
+        })
+    })
+}
+
+/// The holes that are left when the server no longer has what would follow, by timeline, and where
+/// to go on: at `available`, which it has.
 pub fn skip_removed(
     at: ResumeAt,
+    branch: &TimelineHistory,
     available: Lsn,
     size: SegmentSize,
-) -> Option<(WalRange, ResumeAt)> {
+) -> Option<(Vec<(TimelineId, WalRange)>, ResumeAt)> {
     let start = size.start_of(available);
-    (start > at.known).then_some((
-        WalRange {
-            start: at.known,
-            end: start,
-        },
+    if start <= at.known {
+        return None;
+    }
+    let parts = branch.parts();
+    let holes = parts
+        .iter()
+        .filter_map(|part| {
+            let whole = WalRange {
+                start: part.start,
+                end: part.end.unwrap_or(start),
+            };
+            let hole = whole.intersection(WalRange {
+                start: at.known,
+                end: start,
+            })?;
+            Some((part.timeline, hole))
+        })
+        .collect();
+    let timeline = branch.timeline_at(start);
+    Some((
+        holes,
         ResumeAt {
-            timeline: at.timeline,
+            timeline,
             start,
             known: start,
         },
@@ -104,7 +152,11 @@ pub fn skip_removed(
 
 #[cfg(test)]
 mod tests {
+    use wal::SegmentName;
+
     use super::*;
+    use crate::repository::catalog::TimelineWal;
+    use crate::repository::records::Tip;
 
     const MIB: u64 = 1 << 20;
 
@@ -116,16 +168,42 @@ mod tests {
         TimelineId::new(id).unwrap()
     }
 
+    /// Timeline 2 left timeline 1 in the middle of segment 3.
     fn branch() -> TimelineHistory {
         TimelineHistory::parse(timeline(2), b"1\t0/380000\tno recovery target\n").unwrap()
     }
 
-    fn resume(stored: &[(u32, u64)]) -> Result<ResumeAt, ResumeError> {
-        let stored = stored
-            .iter()
-            .map(|(id, end)| (timeline(*id), Lsn::new(*end)))
-            .collect();
-        resume_at(&branch(), &stored, Lsn::new(5 * MIB + 17), size())
+    fn range(start: u64, end: u64) -> WalRange {
+        WalRange {
+            start: Lsn::new(start),
+            end: Lsn::new(end),
+        }
+    }
+
+    fn stored(stretches: &[(u32, u64, u64)], streamed: bool) -> Catalog {
+        let mut catalog = Catalog::default();
+        for (id, start, end) in stretches {
+            let segment = SegmentName::of(timeline(*id), Lsn::new(*start), size());
+            let wal: &mut TimelineWal = catalog.timelines.entry(timeline(*id)).or_default();
+            wal.pieces
+                .entry(segment)
+                .or_default()
+                .insert(range(*start, *end));
+        }
+        if streamed {
+            let confirmed_at = jiff::Timestamp::UNIX_EPOCH;
+            let tip = Tip {
+                lsn: Lsn::new(MIB),
+                confirmed_at,
+                moment: None,
+            };
+            catalog.tips.insert(timeline(1), tip);
+        }
+        catalog
+    }
+
+    fn resume(catalog: &Catalog, floor: u64) -> Result<ResumeAt, ResumeError> {
+        resume_at(&branch(), catalog, Lsn::new(floor), size())
     }
 
     fn at(id: u32, start: u64, known: u64) -> ResumeAt {
@@ -138,50 +216,87 @@ mod tests {
 
     #[test]
     fn begins_where_the_slot_keeps_wal() {
-        assert_eq!(resume(&[]), Ok(at(2, 5 * MIB, 5 * MIB)));
+        assert_eq!(
+            resume(&stored(&[], false), 5 * MIB + 17),
+            Ok(at(2, 5 * MIB, 5 * MIB))
+        );
     }
 
     #[test]
     fn goes_on_in_the_segment_that_was_not_complete() {
+        let half = stored(&[(2, 4 * MIB, 4 * MIB + 100)], true);
         assert_eq!(
-            resume(&[(2, 4 * MIB + 100)]),
+            resume(&half, 4 * MIB + 50),
             Ok(at(2, 4 * MIB, 4 * MIB + 100))
         );
-        assert_eq!(resume(&[(2, 5 * MIB)]), Ok(at(2, 5 * MIB, 5 * MIB)));
+        let whole = stored(&[(2, 4 * MIB, 5 * MIB)], true);
+        assert_eq!(resume(&whole, 4 * MIB + 50), Ok(at(2, 5 * MIB, 5 * MIB)));
+    }
+
+    /// The server would recycle what lies before the backup as soon as we report what lies behind.
+    #[test]
+    fn a_backup_that_was_taken_meanwhile_hides_no_break() {
+        let catalog = stored(&[(2, 4 * MIB, 4 * MIB + 100), (2, 7 * MIB, 8 * MIB)], true);
+        assert_eq!(
+            resume(&catalog, 4 * MIB + 80),
+            Ok(at(2, 4 * MIB, 4 * MIB + 100))
+        );
+    }
+
+    /// A kill while a large segment was under way, and a small piece behind it was not.
+    #[test]
+    fn a_piece_that_overtook_its_segment_hides_no_break() {
+        let catalog = stored(&[(2, 6 * MIB, 6 * MIB + 100)], true);
+        assert_eq!(resume(&catalog, 5 * MIB + 1), Ok(at(2, 5 * MIB, 5 * MIB)));
+    }
+
+    /// A new primary's slot begins at its own checkpoint, behind what we have.
+    #[test]
+    fn tries_what_follows_the_last_that_is_stored_before_the_slot() {
+        let catalog = stored(&[(2, 4 * MIB, 4 * MIB + 100)], true);
+        assert_eq!(resume(&catalog, 6 * MIB), Ok(at(2, 4 * MIB, 4 * MIB + 100)));
     }
 
     #[test]
     fn finishes_the_parent_before_the_child_begins() {
-        // skipping to the child would leave a hole before the fork
-        assert_eq!(resume(&[(1, 2 * MIB + 5)]), Ok(at(1, 2 * MIB, 2 * MIB + 5)));
-        assert_eq!(resume(&[(1, 0x38_0000)]), Ok(at(2, 3 * MIB, 3 * MIB)));
-        assert_eq!(resume(&[(1, 4 * MIB)]), Ok(at(2, 3 * MIB, 3 * MIB)));
+        let early = stored(&[(1, 2 * MIB, 2 * MIB + 5)], true);
+        assert_eq!(resume(&early, 2 * MIB), Ok(at(1, 2 * MIB, 2 * MIB + 5)));
+        // a backup of the child does not hide that the parent was not finished
+        let both = stored(&[(1, 2 * MIB, 2 * MIB + 5), (2, 4 * MIB, 5 * MIB)], true);
+        assert_eq!(resume(&both, 2 * MIB), Ok(at(1, 2 * MIB, 2 * MIB + 5)));
+        let forked = stored(&[(1, 3 * MIB, 0x38_0000)], true);
+        assert_eq!(resume(&forked, 3 * MIB), Ok(at(2, 3 * MIB, 3 * MIB)));
+        let beyond = stored(&[(1, 3 * MIB, 4 * MIB)], true);
+        assert_eq!(resume(&beyond, 3 * MIB + 9), Ok(at(2, 3 * MIB, 3 * MIB)));
     }
 
     #[test]
     fn refuses_a_server_that_was_left_behind() {
-        let error = resume(&[(1, MIB), (3, 5 * MIB)]).unwrap_err();
-        assert_eq!(
-            error,
-            ResumeError::OlderServer {
-                stored: timeline(3),
-                server: timeline(2)
-            }
-        );
+        let catalog = stored(&[(1, MIB, 2 * MIB), (3, 5 * MIB, 6 * MIB)], true);
+        let error = resume(&catalog, MIB).unwrap_err();
+        let expected = ResumeError::OlderServer {
+            stored: timeline(3),
+            server: timeline(2),
+        };
+        assert_eq!(error, expected);
     }
 
     #[test]
-    fn what_the_server_removed_is_a_hole() {
-        let (hole, next) =
-            skip_removed(at(2, 4 * MIB, 4 * MIB + 100), Lsn::new(7 * MIB + 3), size()).unwrap();
-        assert_eq!(
-            (hole.start.as_u64(), hole.end.as_u64()),
-            (4 * MIB + 100, 7 * MIB)
-        );
+    fn what_the_server_removed_is_a_hole_on_each_timeline() {
+        let from = at(1, 2 * MIB, 2 * MIB + 100);
+        let (holes, next) = skip_removed(from, &branch(), Lsn::new(7 * MIB + 3), size()).unwrap();
         assert_eq!(next, at(2, 7 * MIB, 7 * MIB));
-        assert_eq!(
-            skip_removed(at(2, 4 * MIB, 5 * MIB), Lsn::new(4 * MIB), size()),
-            None
+        let expected = [
+            (timeline(1), range(2 * MIB + 100, 0x38_0000)),
+            (timeline(2), range(0x38_0000, 7 * MIB)),
+        ];
+        assert_eq!(holes, expected);
+        let nothing = skip_removed(
+            at(2, 4 * MIB, 5 * MIB),
+            &branch(),
+            Lsn::new(4 * MIB),
+            size(),
         );
+        assert_eq!(nothing, None);
     }
 }

@@ -154,7 +154,9 @@ impl Session {
         if let Some(flush_at) = self.flush_at.filter(|_| self.piece_in_flight.is_none()) {
             earliest = earliest.min(flush_at);
         }
-        if let Phase::ServerStops { until } = self.phase {
+        if let Phase::ServerStops { until } = self.phase
+            && self.progress.stored() < self.progress.received()
+        {
             earliest = earliest.min(until);
         }
         earliest

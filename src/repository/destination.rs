@@ -49,6 +49,21 @@ impl OpenDestination {
         Ok(repository.with_levels(self.levels.0, self.levels.1))
     }
 
+    /// The repository of a server that was met before: nothing is made that is not there any more.
+    pub async fn stored_for(
+        &self,
+        identity: ServerIdentity,
+    ) -> Result<Repository, RepositoryError> {
+        let known = systems(&self.store, &self.cluster).await?;
+        if !known.contains(&identity.system_id) {
+            return Err(RepositoryError::Gone {
+                url: self.store.url().to_owned(),
+            });
+        }
+        let repository = self.stored(Some(identity.system_id)).await?;
+        Ok(repository.with_levels(self.levels.0, self.levels.1))
+    }
+
     /// What is stored under the cluster's name, for reading.
     pub async fn stored(&self, system_id: Option<u64>) -> Result<Repository, RepositoryError> {
         Repository::open(&self.store, &self.cluster, system_id).await

@@ -27,7 +27,7 @@ use records::{BackupRecord, ClusterRecord, FORMAT, Hole, Tip, WalFacts};
 use store::{Created, Store, StoreError};
 
 /// The largest plain object that is held in memory at once: a segment of 1 GiB.
-const PLAIN_BYTES_MAX: u64 = 1 << 30;
+pub const PLAIN_BYTES_MAX: u64 = 1 << 30;
 /// How much of an object's end is read to find its trailer.
 const TAIL_BYTES: u64 = 16 << 10;
 
@@ -87,6 +87,24 @@ pub enum RepositoryError {
         /// The repository.
         url: String,
     },
+    /// What was stored a while ago is not there.
+    #[error("what was stored in {url} is not there any more")]
+    Gone {
+        /// The repository.
+        url: String,
+    },
+    /// The server's segment size was changed.
+    #[error(
+        "the WAL segment size has changed: stored={stored} bytes, this server={found} bytes ({path})"
+    )]
+    OtherSegmentSize {
+        /// The size of what is stored.
+        stored: u64,
+        /// The server's.
+        found: u64,
+        /// A stored object of that size.
+        path: String,
+    },
     /// Several systems live under the name, and none was chosen.
     #[error("cluster {cluster} in {url} holds several systems: {systems}")]
     SeveralSystems {
@@ -115,7 +133,10 @@ impl RepositoryError {
 
     /// Whether another attempt may succeed.
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Store(StoreError::Unreachable { .. }))
+        matches!(
+            self,
+            Self::Store(StoreError::Unreachable { .. }) | Self::Gone { .. }
+        )
     }
 }
 
@@ -149,6 +170,11 @@ impl From<RepositoryError> for Error {
             ),
             RepositoryError::NoCluster { .. } => Self::not_found(message)
                 .hint("check --repo and --cluster; `anywhen list` shows what is stored"),
+            RepositoryError::Gone { .. } => Self::new(Kind::Unreachable, message)
+                .hint("is the disk mounted? nothing is acknowledged until it is back"),
+            RepositoryError::OtherSegmentSize { .. } => {
+                Self::usage(message).hint("give the server another --cluster name")
+            }
             RepositoryError::SeveralSystems { .. } => {
                 Self::usage(message).hint("name one with --system-id")
             }
@@ -677,9 +703,83 @@ impl Repository {
         serde_json::from_slice(&bytes).map(Some).map_err(damaged)
     }
 
+    /// As [`Self::find`]; one damaged object among many is said, and does not hide the others.
+    async fn find_or_warn<T: DeserializeOwned>(&self, name: &ObjectName) -> Result<Option<T>> {
+        match self.find(name).await {
+            Err(error @ RepositoryError::Damaged { .. }) => {
+                tracing::error!("left out: {error}");
+                Ok(None)
+            }
+            other => other,
+        }
+    }
+
     /// A backup by its id; `None` if there is none, or it never came to its end.
     pub async fn backup(&self, id: &BackupId) -> Result<Option<BackupRecord>> {
         self.find(&ObjectName::Backup(id.clone())).await
+    }
+
+    /// Whether the WAL in a segment or a piece was checked and found whole.
+    pub async fn is_verified(&self, name: &ObjectName) -> Result<bool> {
+        let facts = self.trailer(name).await?.facts;
+        let facts = facts.get("wal").cloned().unwrap_or_default();
+        let facts: WalFacts =
+            serde_json::from_value(facts).map_err(|error| RepositoryError::Damaged {
+                path: self.locate(name),
+                reason: format!("its trailer does not say what was verified: {error}"),
+            })?;
+        Ok(facts.verified)
+    }
+
+    /// Refuses a server whose segment size is not that of what is stored.
+    pub async fn check_segment_size(&self, size: SegmentSize) -> Result<()> {
+        let Some(newest) = self.timelines().await?.last().copied() else {
+            return Ok(());
+        };
+        let wal = self.timeline_wal(newest).await?;
+        let piece = || {
+            let (segment, ranges) = wal.pieces.last_key_value()?;
+            let range = *ranges.last()?;
+            Some(ObjectName::Piece {
+                segment: *segment,
+                range,
+            })
+        };
+        let segment = wal
+            .segments
+            .last()
+            .map(|segment| ObjectName::Segment(*segment));
+        let Some(name) = segment.or_else(piece) else {
+            return Ok(());
+        };
+        let stored = self.segment_size_of(&name).await?;
+        if stored == size {
+            return Ok(());
+        }
+        Err(RepositoryError::OtherSegmentSize {
+            stored: stored.bytes(),
+            found: size.bytes(),
+            path: self.locate(&name),
+        })
+    }
+
+    /// Makes everything durable that a listing shows.
+    pub async fn sync(&self) -> Result<()> {
+        Ok(self.store.sync().await?)
+    }
+
+    /// What is stored of WAL, and where streams have been.
+    pub async fn wal_catalog(&self) -> Result<Catalog> {
+        let mut catalog = Catalog::default();
+        catalog.add_listing(&self.store.list("wal/").await?);
+        for object in self.store.list("tip/").await? {
+            if let Some(name @ ObjectName::Tip(timeline)) = ObjectName::parse(&object.path)
+                && let Ok(Some(tip)) = self.find::<Tip>(&name).await
+            {
+                catalog.tips.insert(timeline, tip);
+            }
+        }
+        Ok(catalog)
     }
 
     /// Every backup that came to its end, oldest first.
@@ -687,7 +787,7 @@ impl Repository {
         let mut backups = Vec::new();
         for object in self.store.list("backups/").await? {
             if let Some(name @ ObjectName::Backup(_)) = ObjectName::parse(&object.path) {
-                backups.extend(self.find::<BackupRecord>(&name).await?);
+                backups.extend(self.find_or_warn::<BackupRecord>(&name).await?);
             }
         }
         backups.sort_by(|a, b| (a.started_at, &a.id).cmp(&(b.started_at, &b.id)));
@@ -760,7 +860,9 @@ impl Repository {
                     }
                 }
                 Some(name @ ObjectName::Hole { .. }) => {
-                    catalog.holes.extend(self.find::<Hole>(&name).await?);
+                    catalog
+                        .holes
+                        .extend(self.find_or_warn::<Hole>(&name).await?);
                 }
                 _ => {}
             }

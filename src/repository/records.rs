@@ -50,6 +50,9 @@ pub struct Hole {
     pub found_at: Timestamp,
     /// Why it arose.
     pub reason: String,
+    /// The WAL is stored as it came, but cannot be trusted.
+    #[serde(default)]
+    pub unverified: bool,
 }
 
 impl Hole {

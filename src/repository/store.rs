@@ -1,6 +1,9 @@
 //! The store below a repository: objects by path, written once. Only this file and its siblings
 //! see `object_store`.
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -84,6 +87,51 @@ pub struct Store {
     inner: Arc<dyn ObjectStore>,
     url: String,
     prefix: String,
+    root: Root,
+}
+
+/// The folder of a local store, and which one it is: a disk that was taken away, or came back
+/// over it, is not the one that was opened.
+#[derive(Debug, Clone)]
+struct Root {
+    folder: PathBuf,
+    device_and_inode: (u64, u64),
+}
+
+impl Root {
+    fn of(folder: PathBuf) -> io::Result<Self> {
+        let device_and_inode = Self::identity(&folder)?;
+        Ok(Self {
+            folder,
+            device_and_inode,
+        })
+    }
+
+    fn identity(folder: &std::path::Path) -> io::Result<(u64, u64)> {
+        let metadata = std::fs::metadata(folder)?;
+        Ok((metadata.dev(), metadata.ino()))
+    }
+
+    /// An error where the folder is not the one that was opened.
+    fn check(&self) -> io::Result<()> {
+        if Self::identity(&self.folder)? == self.device_and_inode {
+            return Ok(());
+        }
+        Err(io::Error::other(
+            "another folder is there than when the repository was opened",
+        ))
+    }
+
+    /// Makes an object that exists durable, with the folders that lead to it.
+    fn sync_object(&self, below: &str) -> io::Result<()> {
+        let object = self.folder.join(below);
+        durable::sync_file(&File::open(&object)?)?;
+        let folders = object.ancestors().skip(1);
+        for folder in folders.take_while(|folder| folder.starts_with(&self.folder)) {
+            durable::sync_dir(folder)?;
+        }
+        Ok(())
+    }
 }
 
 impl Store {
@@ -99,9 +147,8 @@ impl Store {
         };
         if create {
             durable::create_dir_all(&folder).map_err(|error| failed(&error))?;
-        } else if let Err(error) = std::fs::metadata(&folder) {
-            return Err(failed(&error));
         }
+        let root = Root::of(folder.clone()).map_err(|error| failed(&error))?;
         let local = LocalFileSystem::new_with_prefix(&folder)
             .map_err(|error| failed(&chain(&error)))?
             .with_fsync(true);
@@ -109,6 +156,7 @@ impl Store {
             inner: Arc::new(local),
             url: url.to_owned(),
             prefix: String::new(),
+            root,
         })
     }
 
@@ -119,6 +167,7 @@ impl Store {
             inner: Arc::clone(&self.inner),
             url: self.url.clone(),
             prefix: format!("{}{folder}/", self.prefix),
+            root: self.root.clone(),
         }
     }
 
@@ -138,19 +187,28 @@ impl Store {
             mode: PutMode::Create,
             ..PutOptions::default()
         };
+        self.check("write", path)?;
         match self
             .inner
             .put_opts(&self.at(path), bytes.into(), options)
             .await
         {
             Ok(_) => Ok(Created::New),
-            Err(object_store::Error::AlreadyExists { .. }) => Ok(Created::Exists),
+            Err(object_store::Error::AlreadyExists { .. }) => {
+                // whoever made it may have been stopped before it was durable
+                let (root, below) = (self.root.clone(), format!("{}{path}", self.prefix));
+                let synced = tokio::task::spawn_blocking(move || root.sync_object(&below)).await;
+                let synced = synced.map_err(io::Error::other).and_then(|synced| synced);
+                synced.map_err(|error| self.unreachable("sync", path, &error))?;
+                Ok(Created::Exists)
+            }
             Err(error) => Err(self.failed("write", path, &error)),
         }
     }
 
     /// Writes an object over what is there: for the tip alone.
     pub async fn overwrite(&self, path: &str, bytes: Bytes) -> Result<(), StoreError> {
+        self.check("write", path)?;
         match self.inner.put(&self.at(path), bytes.into()).await {
             Ok(_) => Ok(()),
             Err(error) => Err(self.failed("write", path, &error)),
@@ -159,6 +217,7 @@ impl Store {
 
     /// The whole object.
     pub async fn get(&self, path: &str) -> Result<Bytes, StoreError> {
+        self.check("read", path)?;
         let got = self.inner.get(&self.at(path)).await;
         let got = got.map_err(|error| self.failed("read", path, &error))?;
         got.bytes()
@@ -196,6 +255,7 @@ impl Store {
 
     /// Every object below `folder` (which ends in `/`, or is empty), sorted by path.
     pub async fn list(&self, folder: &str) -> Result<Vec<Listed>, StoreError> {
+        self.check("list", folder)?;
         let prefix = self.at(folder);
         let objects: Vec<_> = self
             .inner
@@ -222,6 +282,7 @@ impl Store {
 
     /// The names of the folders directly below `folder`, sorted.
     pub async fn folders(&self, folder: &str) -> Result<Vec<String>, StoreError> {
+        self.check("list", folder)?;
         let prefix = self.at(folder);
         let listed = self
             .inner
@@ -242,6 +303,29 @@ impl Store {
         match self.inner.delete(&self.at(path)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(self.failed("delete", path, &error)),
+        }
+    }
+
+    /// Makes durable whatever a listing shows.
+    pub async fn sync(&self) -> Result<(), StoreError> {
+        self.check("sync", "")?;
+        let root = self.root.folder.clone();
+        let synced = tokio::task::spawn_blocking(move || durable::sync_file_system(&root)).await;
+        let synced = synced.map_err(io::Error::other).and_then(|synced| synced);
+        synced.map_err(|error| self.unreachable("sync", "", &error))
+    }
+
+    fn check(&self, doing: &'static str, path: &str) -> Result<(), StoreError> {
+        self.root
+            .check()
+            .map_err(|error| self.unreachable(doing, path, &error))
+    }
+
+    fn unreachable(&self, doing: &'static str, path: &str, error: &io::Error) -> StoreError {
+        StoreError::Unreachable {
+            doing,
+            path: self.locate(path),
+            reason: error.to_string(),
         }
     }
 
@@ -351,6 +435,24 @@ mod tests {
         // taking it for empty would make wal-fetch say "not in the archive", and PostgreSQL promote
         let missing = Store::open("file:///nonexistent/anywhen", false);
         assert!(matches!(missing, Err(StoreError::Unreachable { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_was_swapped_is_unreachable_not_empty() {
+        // WAL would be acknowledged on the wrong disk, and hidden when the right one comes back
+        let folder = tempfile::tempdir().unwrap();
+        let (root, aside) = (folder.path().join("root"), folder.path().join("aside"));
+        let store = Store::open(root.to_str().unwrap(), true).unwrap();
+        store.create("x", Bytes::from_static(b"one")).await.unwrap();
+        durable::rename(&root, &aside).unwrap();
+        std::fs::create_dir(&root).unwrap();
+        let unreachable = |error| matches!(error, StoreError::Unreachable { .. });
+        assert!(unreachable(store.get("x").await.unwrap_err()));
+        assert!(unreachable(store.list("").await.unwrap_err()));
+        assert!(unreachable(
+            store.create("y", Bytes::new()).await.unwrap_err()
+        ));
+        assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! What can be restored: which backups serve a branch, and up to which moment.
 
 use jiff::{Timestamp, Unit};
-use wal::{Body, Lsn, Major, PgTime, Reach, Record, SegmentName, SegmentSize, TimelineHistory};
+use wal::{
+    Body, Lsn, Major, PgTime, Reach, Record, SegmentName, SegmentSize, TimelineHistory, TimelineId,
+};
 
 use super::Repository;
 use super::catalog::{BranchEnd, Catalog};
@@ -34,6 +36,7 @@ impl<'a> Candidate<'a> {
         // recovery asks for whole segments
         let from = size.start_of(backup.start_lsn);
         let end = catalog.reach(branch, backup.timeline, from, size);
+        let end = before_unverified(catalog, branch, backup.timeline, from, end);
         (end.lsn >= backup.stop_lsn).then_some(Self { backup, end })
     }
 
@@ -57,6 +60,39 @@ impl<'a> Candidate<'a> {
             .max(newest_stamp.unwrap_or(Timestamp::MIN));
         floor_micros(latest.max(confirmed.unwrap_or(Timestamp::MIN)))
     }
+}
+
+/// The end of what is stored and can be trusted: WAL that could not be verified ends a window as a
+/// hole does.
+fn before_unverified(
+    catalog: &Catalog,
+    branch: &TimelineHistory,
+    timeline: TimelineId,
+    from: Lsn,
+    end: BranchEnd,
+) -> BranchEnd {
+    let parts = branch.parts();
+    for part in parts.iter().skip_while(|part| part.timeline != timeline) {
+        let start = part.start.max(from);
+        let is_last = part.timeline == end.timeline;
+        let stop = if is_last { Some(end.lsn) } else { part.end };
+        let untrusted = catalog.holes.iter().filter(|hole| {
+            hole.unverified
+                && hole.timeline == part.timeline
+                && hole.start >= start
+                && stop.is_none_or(|stop| hole.start < stop)
+        });
+        if let Some(lsn) = untrusted.map(|hole| hole.start).min() {
+            return BranchEnd {
+                timeline: part.timeline,
+                lsn,
+            };
+        }
+        if is_last {
+            break;
+        }
+    }
+    end
 }
 
 /// What is printed must be reachable, and print has microseconds.
@@ -188,8 +224,6 @@ pub fn hole_after(
 mod tests {
     use std::collections::BTreeSet;
 
-    use wal::TimelineId;
-
     use super::*;
     use crate::repository::catalog::TimelineWal;
     use crate::repository::records::{FORMAT, Tip};
@@ -283,6 +317,23 @@ mod tests {
     fn a_backup_whose_own_wal_is_missing_serves_nothing() {
         let catalog = catalog(&[(1, &[1, 3])], &[(1, 1), (1, 2), (1, 3)]);
         assert_eq!(serving(&catalog, 1), [3, 1]);
+    }
+
+    /// `status` would promise moments that a restore cannot reach.
+    #[test]
+    fn wal_that_could_not_be_verified_ends_the_window() {
+        let mut catalog = catalog(&[(1, &[1, 2, 3, 4])], &[(1, 1), (1, 4)]);
+        catalog.holes.push(crate::repository::records::Hole {
+            timeline: timeline(1),
+            start: Lsn::new(2 * MIB + 512),
+            end: Lsn::new(3 * MIB),
+            found_at: at(9),
+            reason: "damage".to_owned(),
+            unverified: true,
+        });
+        let found = candidates(&catalog, &catalog.branch(timeline(1)), size());
+        let ends: Vec<u64> = found.iter().map(|it| it.end.lsn.as_u64()).collect();
+        assert_eq!(ends, [5 * MIB, 2 * MIB + 512]);
     }
 
     #[test]

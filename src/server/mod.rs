@@ -8,7 +8,7 @@ use replication::connect::{ConnectError, Purpose, connect};
 use replication::connection::{Connection, QueryError};
 use replication::conninfo::{ConnectionSettings, Environment};
 use replication::slots::SlotError;
-use wal::{Lsn, SegmentSize, TimelineId};
+use wal::{Lsn, SegmentName, SegmentSize, TimelineId};
 
 use crate::error::{Error, Kind, Result, chain};
 
@@ -231,6 +231,16 @@ pub async fn read_moment(sql: &mut Connection) -> Result<Moment, QueryError> {
     Ok(Moment { time, insert_lsn })
 }
 
+/// The oldest segment of a timeline that the server still has, where it lets us look
+/// (`pg_monitor`).
+pub async fn oldest_segment(sql: &mut Connection, timeline: TimelineId) -> Option<SegmentName> {
+    let query = format!(
+        "SELECT min(name) FROM pg_ls_waldir() WHERE name ~ '^{}[0-9A-F]{{16}}$'",
+        timeline.hex8()
+    );
+    sql.query_value(&query).await.ok().flatten()?.parse().ok()
+}
+
 /// How much WAL the server keeps from `restart` on, in bytes.
 pub async fn kept_bytes(sql: &mut Connection, restart: Lsn) -> Result<u64, QueryError> {
     let text = sql
@@ -261,6 +271,18 @@ pub async fn last_replayed_commit(sql: &mut Connection) -> Result<Option<Timesta
         found: text.clone(),
     });
     time.map(Some)
+}
+
+/// Up to where a standby has replayed; `None` where nothing was ever replayed.
+pub async fn replayed_lsn(sql: &mut Connection) -> Result<Option<Lsn>, QueryError> {
+    let text = sql.query_value("SELECT pg_last_wal_replay_lsn()").await?;
+    let Some(text) = text else { return Ok(None) };
+    let what = "a WAL position";
+    let lsn = text.parse().ok().ok_or_else(|| QueryError::BadValue {
+        what,
+        found: text.clone(),
+    });
+    lsn.map(Some)
 }
 
 /// The end of WAL that an insert position stands for: just behind a page's header nothing is

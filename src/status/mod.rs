@@ -338,7 +338,16 @@ fn tips_of_branches(catalog: &Catalog) -> Vec<TimelineId> {
 }
 
 fn holes(catalog: &Catalog, size: SegmentSize) -> Vec<HoleStatus> {
-    let mut holes = Vec::new();
+    let unverified = catalog.holes.iter().filter(|hole| hole.unverified);
+    let mut holes: Vec<HoleStatus> = unverified
+        .map(|hole| HoleStatus {
+            timeline: hole.timeline,
+            start_lsn: hole.start,
+            end_lsn: hole.end,
+            earliest: None,
+            latest: None,
+        })
+        .collect();
     for (timeline, wal) in &catalog.timelines {
         let coverage = wal.coverage(size);
         for (before, after) in coverage.iter().zip(coverage.iter().skip(1)) {

@@ -1,0 +1,243 @@
+//! Meeting a server: its facts, its slot, and where to go on.
+
+use std::time::{Duration, Instant};
+
+use replication::connection::Connection;
+use replication::conninfo::ConnectionSettings;
+use replication::slots::{SlotState, read_slot, reserve_slot};
+use wal::{Lsn, TimelineHistory, TimelineId};
+
+use super::receiver::ReceiverOptions;
+use super::resume::{ResumeAt, resume_at, skip_removed};
+use crate::clock::Clock;
+use crate::error::{Error, Kind, Result};
+use crate::repository::destination::OpenDestination;
+use crate::repository::layout::ObjectName;
+use crate::repository::records::Hole;
+use crate::repository::{Repository, ServerIdentity};
+use crate::retry::Backoff;
+use crate::server::{self, ServerFacts};
+
+/// A slot that another connection holds is often our own last one, which the server has not
+/// missed yet: it is waited for this long.
+const SLOT_WAIT: Duration = Duration::from_secs(90);
+
+/// A server that was met: connections, what it said, and where to go on.
+pub(super) struct Contact {
+    pub(super) replication: Connection,
+    pub(super) sql: Connection,
+    /// Settings that lead to this very server.
+    pub(super) settings: ConnectionSettings,
+    pub(super) facts: ServerFacts,
+    pub(super) repository: Repository,
+    pub(super) at: ResumeAt,
+    branch: TimelineHistory,
+    /// From here on the slot keeps WAL.
+    kept: Option<Lsn>,
+}
+
+impl Contact {
+    /// Meets the server: reads its facts, prepares the slot, and finds where to go on. `met` says
+    /// that this is not the first time.
+    pub(super) async fn make(
+        settings: &ConnectionSettings,
+        destination: &OpenDestination,
+        options: &ReceiverOptions,
+        met: bool,
+    ) -> Result<Self> {
+        let mut replication = server::connect_replication(settings).await?;
+        let facts = ServerFacts::read(&mut replication).await?;
+        facts.check()?;
+        let identity = ServerIdentity {
+            system_id: facts.system_id,
+            major: facts.major,
+            block_bytes: facts.block_bytes,
+        };
+        let repository = if met {
+            // what is not there any more is not made again: a disk may have been taken away
+            destination.stored_for(identity).await?
+        } else {
+            destination.repository(identity, options.new_system).await?
+        };
+        repository.check_segment_size(facts.segment_size).await?;
+        // with several hosts, whatever is asked over SQL must come from the same server
+        let settings = settings.clone().pinned_to(&replication);
+        let mut sql = server::connect_sql(&settings).await?;
+        let kept = match &options.slot {
+            Some(slot) => Some(prepare_slot(&mut replication, &mut sql, slot, met).await?),
+            None => None,
+        };
+        let limitless = facts.max_slot_wal_keep_size == "-1";
+        if !met && options.slot.is_some() && limitless {
+            tracing::warn!(
+                "max_slot_wal_keep_size is unlimited: if this archiver stays away, WAL fills the \
+                 server's disk. hint: ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; \
+                 SELECT pg_reload_conf(); or drop the slot when you are done: anywhen slot drop"
+            );
+        }
+        let branch = store_histories(&mut replication, &repository, facts.timeline).await?;
+        let at = resume(&repository, &branch, &facts, kept).await?;
+        Ok(Self {
+            replication,
+            sql,
+            settings,
+            facts,
+            repository,
+            at,
+            branch,
+            kept,
+        })
+    }
+
+    /// Notes the holes that removed WAL leaves, and goes on behind them.
+    pub(super) async fn skip_removed(&mut self, clock: &dyn Clock) -> Result<()> {
+        let size = self.facts.segment_size;
+        let oldest = server::oldest_segment(&mut self.sql, self.facts.timeline).await;
+        let oldest = oldest.and_then(|segment| segment.start(size));
+        let places = [self.kept, oldest, Some(self.facts.flushed)];
+        let skipped = places
+            .into_iter()
+            .flatten()
+            .find_map(|place| skip_removed(self.at, &self.branch, place, size));
+        let Some((holes, next)) = skipped else {
+            return Err(Error::failure(format!(
+                "the server no longer has WAL from {} on timeline {}",
+                self.at.start, self.at.timeline
+            ))
+            .hint("take a backup: it begins a new window"));
+        };
+        for (timeline, range) in holes {
+            tracing::error!(
+                "the server removed WAL that is not stored: timeline {timeline}, {} to {}. hint: \
+                 take a backup now: moments in between cannot be restored",
+                range.start,
+                range.end
+            );
+            let hole = Hole {
+                timeline,
+                start: range.start,
+                end: range.end,
+                found_at: clock.now(),
+                reason: "the server had removed this WAL before it was received".to_owned(),
+                unverified: false,
+            };
+            self.repository.record_hole(&hole).await?;
+        }
+        self.at = next;
+        Ok(())
+    }
+}
+
+/// Where to go on, from what is stored.
+async fn resume(
+    repository: &Repository,
+    branch: &TimelineHistory,
+    facts: &ServerFacts,
+    kept: Option<Lsn>,
+) -> Result<ResumeAt> {
+    // what is listed may be there only in memory, after a crash of this machine or of a writer
+    repository.sync().await?;
+    let catalog = repository.wal_catalog().await?;
+    let tips = catalog.tips.iter().rev();
+    let streamed = tips
+        .filter(|(timeline, _)| branch.reach(**timeline) != wal::Reach::NotAncestor)
+        .map(|(_, tip)| tip.lsn)
+        .next();
+    let floor = kept.or(streamed).unwrap_or(facts.flushed);
+    resume_at(branch, &catalog, floor, facts.segment_size).map_err(|error| {
+        Error::usage(error.to_string()).hint(
+            "connect to the current primary; if this server is meant to go its own way, give it \
+             another --cluster name",
+        )
+    })
+}
+
+/// Makes sure that the slot is there and keeps WAL; says from where on.
+async fn prepare_slot(
+    replication: &mut Connection,
+    sql: &mut Connection,
+    slot: &str,
+    met: bool,
+) -> Result<Lsn> {
+    let failed = |error| server::slot_error(&format!("use replication slot {slot}"), &error);
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    let waiting_since = Instant::now();
+    loop {
+        match read_slot(sql, slot).await.map_err(failed)? {
+            SlotState::Ready { restart, .. } => return Ok(restart),
+            SlotState::Absent => {
+                let made = replication.create_physical_slot(slot, false, true).await;
+                made.map_err(failed)?;
+                tracing::info!("created replication slot {slot}");
+            }
+            SlotState::Unreserved => {
+                tracing::warn!("slot {slot} kept no WAL: reserving from now on");
+                return reserve_slot(sql, slot).await.map_err(failed);
+            }
+            SlotState::Active { pid, .. } if waiting_since.elapsed() < SLOT_WAIT => {
+                tracing::info!("slot {slot} is in use by process {pid}: waiting");
+                backoff.wait().await;
+            }
+            SlotState::Active { pid, .. } => {
+                // a service that has streamed waits on: it is its own last connection, perhaps
+                let kind = if met {
+                    Kind::Unreachable
+                } else {
+                    Kind::Failure
+                };
+                return Err(Error::new(
+                    kind,
+                    format!("replication slot {slot} is in use: pid={pid}"),
+                )
+                .hint("is another `anywhen stream` running? choose another name with --slot"));
+            }
+            SlotState::NotPhysical => {
+                return Err(Error::usage(format!("slot {slot} is a logical slot"))
+                    .hint("choose another name with --slot"));
+            }
+            SlotState::Lost { why } => {
+                return Err(Error::failure(format!(
+                    "the server gave up slot {slot}, and WAL with it: {why}"
+                ))
+                .hint("anywhen slot drop, start the stream again, and take a backup"));
+            }
+        }
+    }
+}
+
+/// Stores the history of the server's timeline and of its ancestors; gives the branch.
+async fn store_histories(
+    replication: &mut Connection,
+    repository: &Repository,
+    timeline: TimelineId,
+) -> Result<TimelineHistory> {
+    let branch = store_history(replication, repository, timeline).await?;
+    let branch = branch.unwrap_or_else(|| TimelineHistory::new_first(timeline));
+    for entry in branch.entries() {
+        store_history(replication, repository, entry.timeline).await?;
+    }
+    Ok(branch)
+}
+
+/// Stores a timeline's history as the server has it; `None` where it has none.
+pub async fn store_history(
+    replication: &mut Connection,
+    repository: &Repository,
+    timeline: TimelineId,
+) -> Result<Option<TimelineHistory>> {
+    let file = replication
+        .timeline_history(timeline)
+        .await
+        .map_err(|error| server::query_error("read the timeline's history", &error))?;
+    let Some(file) = file else { return Ok(None) };
+    let parsed = TimelineHistory::parse(timeline, &file.content).map_err(|error| {
+        Error::damaged(format!(
+            "the server's {} is damaged: {error}",
+            file.file_name
+        ))
+    })?;
+    repository
+        .store_file(&ObjectName::History(timeline), file.content)
+        .await?;
+    Ok(Some(parsed))
+}
