@@ -1,0 +1,162 @@
+//! Why something could not be stored or read, and what a user does about it.
+
+use wal::{Lsn, TimelineId};
+
+use super::layout::{self, ClusterName};
+use super::records::FORMAT;
+use super::store::StoreError;
+use crate::error::{Error, Kind};
+
+/// Why something could not be stored or read.
+#[derive(Debug, thiserror::Error)]
+pub enum RepositoryError {
+    /// The store's own answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Stored bytes are not what they should be.
+    #[error("damaged object {path}: {reason}")]
+    Damaged {
+        /// Where.
+        path: String,
+        /// What was found.
+        reason: String,
+    },
+    /// Another content is stored under this name.
+    #[error("different bytes are already stored under {path}: stored={stored}, new={new}")]
+    Conflict {
+        /// Where.
+        path: String,
+        /// The digest of what is stored.
+        stored: String,
+        /// The digest of what was to be stored.
+        new: String,
+    },
+    /// Two stored stretches of one timeline disagree.
+    #[error("two histories: stored stretches differ at {lsn} on timeline {timeline}: {path}")]
+    TwoHistories {
+        /// Where they first differ.
+        lsn: Lsn,
+        /// The timeline.
+        timeline: TimelineId,
+        /// The object that disagrees with the others.
+        path: String,
+    },
+    /// The cluster's name belongs to another system.
+    #[error(
+        "cluster {cluster} in {url} holds another system: stored={stored}, this server={found}"
+    )]
+    OtherSystem {
+        /// The cluster's name.
+        cluster: ClusterName,
+        /// The repository.
+        url: String,
+        /// The system identifiers in the repository.
+        stored: String,
+        /// The system identifier of the server.
+        found: u64,
+    },
+    /// Nothing is stored for the cluster.
+    #[error("no cluster {cluster} in {url}")]
+    NoCluster {
+        /// The cluster's name.
+        cluster: String,
+        /// The repository.
+        url: String,
+    },
+    /// What was stored a while ago is not there.
+    #[error("what was stored in {url} is not there any more")]
+    Gone {
+        /// The repository.
+        url: String,
+    },
+    /// The server's segment size was changed.
+    #[error(
+        "the WAL segment size has changed: stored={stored} bytes, this server={found} bytes ({path})"
+    )]
+    OtherSegmentSize {
+        /// The size of what is stored.
+        stored: u64,
+        /// The server's.
+        found: u64,
+        /// A stored object of that size.
+        path: String,
+    },
+    /// Several systems live under the name, and none was chosen.
+    #[error("cluster {cluster} in {url} holds several systems: {systems}")]
+    SeveralSystems {
+        /// The cluster's name.
+        cluster: ClusterName,
+        /// The repository.
+        url: String,
+        /// Their system identifiers.
+        systems: String,
+    },
+    /// Written by a later version.
+    #[error("{path} was written in repository format {format}; this build reads up to {FORMAT}")]
+    Newer {
+        /// Where.
+        path: String,
+        /// Its format.
+        format: u32,
+    },
+}
+
+impl RepositoryError {
+    /// Whether the answer is that there is no such object.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Store(StoreError::NotFound { .. }))
+    }
+
+    /// Whether another attempt may succeed.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(
+            self,
+            Self::Store(StoreError::Unreachable { .. }) | Self::Gone { .. }
+        )
+    }
+}
+
+impl From<layout::InvalidClusterName> for Error {
+    fn from(error: layout::InvalidClusterName) -> Self {
+        Self::usage(error.to_string())
+    }
+}
+
+impl From<layout::InvalidBackupId> for Error {
+    fn from(error: layout::InvalidBackupId) -> Self {
+        Self::usage(error.to_string()).hint("`anywhen list` shows the ids")
+    }
+}
+
+impl From<RepositoryError> for Error {
+    fn from(error: RepositoryError) -> Self {
+        let message = error.to_string();
+        match error {
+            RepositoryError::Store(inner) => inner.into(),
+            RepositoryError::Damaged { .. } => Self::damaged(message)
+                .hint("restore this object from a copy of the repository, or use another backup"),
+            RepositoryError::Conflict { .. } | RepositoryError::TwoHistories { .. } => {
+                Self::damaged(message).hint(
+                    "two servers wrote the same WAL positions (a copy that kept archiving, or a \
+                     server set back): give each its own cluster name",
+                )
+            }
+            RepositoryError::OtherSystem { .. } => Self::usage(message).hint(
+                "use another --cluster name, or --new-system if this server replaces the old one",
+            ),
+            RepositoryError::NoCluster { .. } => Self::not_found(message)
+                .hint("check --repo and --cluster; `anywhen list` shows what is stored"),
+            RepositoryError::Gone { .. } => Self::new(Kind::Unreachable, message)
+                .hint("is the disk mounted? nothing is acknowledged until it is back"),
+            RepositoryError::OtherSegmentSize { .. } => {
+                Self::usage(message).hint("give the server another --cluster name")
+            }
+            RepositoryError::SeveralSystems { .. } => {
+                Self::usage(message).hint("name one with --system-id")
+            }
+            RepositoryError::Newer { .. } => {
+                Self::new(Kind::Failure, message).hint("upgrade anywhen")
+            }
+        }
+    }
+}
