@@ -87,13 +87,15 @@ impl BackupTaker {
     ///
     /// A backup that fails, or is stopped, leaves nothing that looks like one.
     pub async fn run(
-        self,
+        mut self,
         progress: &(dyn Fn(u64, u64) + Sync),
         mut stop: watch::Receiver<bool>,
     ) -> Result<BackupRecord> {
         let mut base = server::connect_replication(&self.settings).await?;
         let facts = ServerFacts::read(&mut base).await?;
         facts.check()?;
+        // with several hosts, all that belongs to one backup must come from one server
+        self.settings = self.settings.pinned_to(&base);
         let identity = ServerIdentity {
             system_id: facts.system_id,
             major: facts.major,
@@ -101,6 +103,7 @@ impl BackupTaker {
         };
         let new_system = self.options.new_system;
         let repository = self.destination.repository(identity, new_system).await?;
+        repository.check_segment_size(facts.segment_size).await?;
         let id = repository.announce_backup(self.clock.now()).await?;
         let taking = self.take(base, &facts, &repository, &id, progress);
         let taken = tokio::select! {
@@ -373,10 +376,11 @@ async fn commit(repository: &Repository, record: &BackupRecord) -> Result<()> {
     let mut tries = Tries::new();
     while let Err(error) = repository.commit_backup(record).await {
         let failed = tries.again_after(error.into()).await;
-        failed.map_err(|error| {
-            error
+        failed.map_err(|error| match error.kind() {
+            Kind::Unreachable => error
                 .context("it is not known whether the backup is complete")
-                .hint("once the repository answers, `anywhen list` shows whether it is there")
+                .hint("once the repository answers, `anywhen list` shows whether it is there"),
+            _ => error,
         })?;
     }
     Ok(())

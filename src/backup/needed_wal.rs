@@ -1,25 +1,43 @@
 //! The WAL that a backup needs, fetched by the backup itself: it is complete whether or not a
 //! stream is running.
 
+use std::future::Future;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
 use replication::connection::Connection;
 use replication::conninfo::ConnectionSettings;
-use replication::stream::{Started, StreamError, StreamEvent, WalStream};
-use wal::{Lsn, SegmentName, SegmentSize, Segmenter, TimelineId, Verifier, WalRange, WalkerStart};
+use replication::stream::{Started, StatusUpdate, StreamError, StreamEvent, WalStream};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+use wal::{
+    Lsn, PgTime, SegmentName, SegmentSize, Segmenter, TimelineId, Verifier, WalRange, WalkerStart,
+};
 
+use super::tries::Tries;
+use crate::clock::Clock;
 use crate::error::{Error, Kind, Result, chain};
 use crate::receive::receiver::store_history;
 use crate::repository::Repository;
-use crate::repository::layout::ObjectName;
+use crate::repository::catalog::TimelineWal;
+use crate::repository::layout::{BackupId, ObjectName};
 use crate::server::{self, ServerFacts};
 
-/// How long the server may be silent while WAL is awaited.
-const SILENCE_MAX: std::time::Duration = std::time::Duration::from_mins(1);
+/// How long the server may send no WAL while it is awaited; keepalives do not count.
+const SILENCE_MAX: Duration = Duration::from_mins(1);
+/// The server hears from us this often at least, whatever its `wal_sender_timeout` is.
+const STATUS_INTERVAL_MAX: Duration = Duration::from_secs(10);
+/// How many objects are looked at side by side.
+const LOOKS_AT_ONCE: usize = 16;
+/// How often what is stored is listed anew, where an object that was listed is gone.
+const LISTINGS: usize = 3;
 
 /// Keeps the server from removing WAL while a backup runs, and fetches what is not stored.
 pub(super) struct NeededWal<'a> {
     settings: &'a ConnectionSettings,
     facts: &'a ServerFacts,
-    /// Holds a temporary slot, which goes with the connection.
+    clock: &'a dyn Clock,
+    /// Holds a temporary slot, which goes with the connection. Its loss is no failure by itself:
+    /// the WAL may be there nevertheless.
     keeper: Connection,
 }
 
@@ -28,16 +46,18 @@ impl<'a> NeededWal<'a> {
     pub(super) async fn reserve(
         settings: &'a ConnectionSettings,
         facts: &'a ServerFacts,
+        backup: &BackupId,
+        clock: &'a dyn Clock,
     ) -> Result<Self> {
         let mut keeper = server::connect_replication(settings).await?;
-        let name = format!("anywhen_backup_{}", std::process::id());
         keeper
-            .create_physical_slot(&name, true, true)
+            .create_physical_slot(&slot_name(backup), true, true)
             .await
             .map_err(|error| server::slot_error("keep WAL for the backup", &error))?;
         Ok(Self {
             settings,
             facts,
+            clock,
             keeper,
         })
     }
@@ -49,7 +69,7 @@ impl<'a> NeededWal<'a> {
         }
     }
 
-    /// Sees to it that everything from the segment of `start` up to `end` is stored.
+    /// Sees to it that everything from the segment of `start` up to `end` is stored and verified.
     pub(super) async fn receive(
         &self,
         repository: &Repository,
@@ -58,25 +78,40 @@ impl<'a> NeededWal<'a> {
         end: Lsn,
     ) -> Result<()> {
         let size = self.facts.segment_size;
-        let mut timeline = timeline;
-        let mut from = size.start_of(start);
-        self.store_history(repository, timeline).await?;
-        loop {
-            let stored = repository.timeline_wal(timeline).await?;
-            let covered = stored.covered_from(from, size);
-            if covered >= end {
-                return Ok(());
+        let range = WalRange {
+            start: size.start_of(start),
+            end,
+        };
+        let mut covered = range.start;
+        let mut tries = Tries::new();
+        while let Err(error) = self.try_receive(repository, timeline, range).await {
+            let stored = repository.timeline_wal(timeline).await;
+            let now = stored.map_or(covered, |stored| stored.covered_from(range.start, size));
+            if now > covered {
+                covered = now;
+                tries = Tries::new();
             }
-            let at = size.start_of(covered);
-            match self.follow(repository, timeline, at, end).await? {
-                None => return Ok(()),
-                Some((next, fork)) => {
-                    timeline = next;
-                    from = size.start_of(fork);
-                    self.store_history(repository, timeline).await?;
-                }
-            }
+            tries.again_after(error).await?;
         }
+        check_verified(repository, timeline, range, size).await
+    }
+
+    /// Goes on from what is stored.
+    async fn try_receive(
+        &self,
+        repository: &Repository,
+        timeline: TimelineId,
+        range: WalRange,
+    ) -> Result<()> {
+        self.store_history(repository, timeline).await?;
+        let size = self.facts.segment_size;
+        let stored = repository.timeline_wal(timeline).await?;
+        let covered = stored.covered_from(range.start, size);
+        if covered >= range.end {
+            return Ok(());
+        }
+        self.follow(repository, timeline, size.start_of(covered), range.end)
+            .await
     }
 
     /// Not over the keeper's connection: a server that gives up its slot closes that, and the WAL
@@ -87,22 +122,32 @@ impl<'a> NeededWal<'a> {
         Ok(())
     }
 
-    /// Streams one timeline until `end` is stored, or the timeline ends: then says which follows.
+    /// Streams the timeline until `end` is stored.
     async fn follow(
         &self,
         repository: &Repository,
         timeline: TimelineId,
         start: Lsn,
         end: Lsn,
-    ) -> Result<Option<(TimelineId, Lsn)>> {
+    ) -> Result<()> {
         let mut connection = server::connect_replication(self.settings).await?;
         // a standby of 13 does not know its timeline before it was asked for it
         let identity = connection.identify_system().await;
-        identity.map_err(|error| server::query_error("identify the server", &error))?;
+        let identity =
+            identity.map_err(|error| server::query_error("identify the server", &error))?;
+        if identity.system_id != self.facts.system_id {
+            return Err(Error::usage(format!(
+                "another system answers than the one that is backed up: expected={}, found={}",
+                self.facts.system_id, identity.system_id
+            ))
+            .hint("name one server in the connection settings, and take the backup again"));
+        }
         let started = connection.start_replication(None, start, timeline).await;
         let stream = match started.map_err(|error| stream_error(&error))? {
             Started::Streaming(stream) => stream,
-            Started::EndOfTimeline { next, at, .. } => return Ok(Some((next, at))),
+            Started::EndOfTimeline { next, at, .. } => {
+                return Err(timeline_ended(timeline, next, at, end));
+            }
         };
         let size = self.facts.segment_size;
         let mut taking = Taking {
@@ -120,7 +165,92 @@ impl<'a> NeededWal<'a> {
                 skip_to: None,
             }),
         };
-        taking.run(stream, end).await
+        let mut ticks = tokio::time::interval(status_interval(self.facts.wal_sender_timeout_ms));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let attended = Attended {
+            stream,
+            ticks,
+            clock: self.clock,
+        };
+        taking.run(attended, end).await
+    }
+}
+
+/// The name of a backup's own slot: of letters, digits and underscores, and no other backup's.
+fn slot_name(backup: &BackupId) -> String {
+    let id = backup.as_str().chars().map(|letter| {
+        if letter.is_ascii_alphanumeric() {
+            letter.to_ascii_lowercase()
+        } else {
+            '_'
+        }
+    });
+    format!("anywhen_backup_{}", id.collect::<String>())
+}
+
+/// Below a third of the server's `wal_sender_timeout` (in milliseconds; 0 is none), after which it
+/// takes a silent receiver for dead.
+fn status_interval(wal_sender_timeout_ms: u64) -> Duration {
+    match wal_sender_timeout_ms {
+        0 => STATUS_INTERVAL_MAX,
+        timeout => Duration::from_millis((timeout / 4).max(1)).min(STATUS_INTERVAL_MAX),
+    }
+}
+
+/// A stream whose server hears from us in time.
+struct Attended<'a> {
+    stream: WalStream,
+    ticks: Interval,
+    clock: &'a dyn Clock,
+}
+
+impl Attended<'_> {
+    /// The next event; `None` if none has come by `deadline`.
+    async fn next(&mut self, deadline: Instant) -> Option<Result<StreamEvent, StreamError>> {
+        loop {
+            tokio::select! {
+                event = self.stream.next() => {
+                    if let Ok(StreamEvent::Keepalive { reply_requested: true, .. }) = event {
+                        self.stream.queue_status(self.sign_of_life());
+                    }
+                    return Some(event);
+                }
+                // the next turn sends it
+                _ = self.ticks.tick() => self.stream.queue_status(self.sign_of_life()),
+                () = tokio::time::sleep_until(deadline) => return None,
+            }
+        }
+    }
+
+    /// Does `work` while nothing is read, which may be long.
+    async fn during<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let speaking = async {
+            loop {
+                self.ticks.tick().await;
+                let status = self.sign_of_life();
+                if let Err(error) = self.stream.send_status(status).await {
+                    // reading will say why
+                    tracing::debug!("the server does not hear us: {}", chain(&error));
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        tokio::select! {
+            done = work => done,
+            never = speaking => never,
+        }
+    }
+
+    /// Acknowledges nothing: a server would take it for a slot's, or a synchronous commit's. The
+    /// keeper's slot keeps the WAL meanwhile.
+    fn sign_of_life(&self) -> StatusUpdate {
+        StatusUpdate {
+            write: Lsn::ZERO,
+            flush: Lsn::ZERO,
+            apply: Lsn::ZERO,
+            reply_requested: false,
+            now: PgTime::from_unix_micros(self.clock.now().as_microsecond()),
+        }
     }
 }
 
@@ -135,16 +265,16 @@ struct Taking<'a> {
 }
 
 impl Taking<'_> {
-    async fn run(&mut self, mut stream: WalStream, end: Lsn) -> Result<Option<(TimelineId, Lsn)>> {
+    async fn run(&mut self, mut stream: Attended<'_>, end: Lsn) -> Result<()> {
         let mut received = self.start;
+        let mut deadline = Instant::now() + SILENCE_MAX;
         while received < end {
-            let event = tokio::time::timeout(SILENCE_MAX, stream.next()).await;
-            let event = event.map_err(|_elapsed| {
-                Error::new(
+            let Some(event) = stream.next(deadline).await else {
+                return Err(Error::new(
                     Kind::Unreachable,
                     format!("the server sent no WAL up to {end}: it stands at {received}"),
-                )
-            })?;
+                ));
+            };
             match event.map_err(|error| stream_error(&error))? {
                 StreamEvent::Wal { start, bytes, .. } => {
                     for part in Segmenter::new(self.size).cut(start, &bytes) {
@@ -152,15 +282,14 @@ impl Taking<'_> {
                         self.verifier.push(part.bytes);
                         self.bytes.extend_from_slice(part.bytes);
                         if self.size.start_of(received) == received {
-                            self.store(received).await?;
+                            stream.during(self.store(received)).await?;
                         }
                     }
+                    deadline = Instant::now() + SILENCE_MAX;
                 }
-                // nothing is acknowledged here: a temporary slot keeps the WAL meanwhile
                 StreamEvent::Keepalive { .. } => {}
                 StreamEvent::TimelineEnd { next, at } => {
-                    self.store(received).await?;
-                    return Ok(Some((next, at)));
+                    return Err(timeline_ended(self.timeline, next, at, end));
                 }
                 StreamEvent::ServerClosed => {
                     return Err(Error::new(
@@ -170,8 +299,7 @@ impl Taking<'_> {
                 }
             }
         }
-        self.store(received).await?;
-        Ok(None)
+        stream.during(self.store(received)).await
     }
 
     /// Stores what is at hand, as a segment where it is whole.
@@ -206,6 +334,89 @@ impl Taking<'_> {
     }
 }
 
+/// Refuses WAL that a stream has stored though it could not verify it: no restore could pass it.
+async fn check_verified(
+    repository: &Repository,
+    timeline: TimelineId,
+    range: WalRange,
+    size: SegmentSize,
+) -> Result<()> {
+    let mut gone = None;
+    // a piece that was listed may be gone when it is read: the segment has taken its place
+    for _ in 0..LISTINGS {
+        let stored = repository.timeline_wal(timeline).await?;
+        let covered = stored.covered_from(range.start, size);
+        if covered < range.end {
+            return Err(Error::failure(format!(
+                "WAL that the backup needs is gone from the repository: from={covered}, to={}",
+                range.end
+            ))
+            .hint("if something is cleaning up there, stop it; then take the backup again"));
+        }
+        gone = first_gone(repository, objects_in(&stored, range, size)).await?;
+        if gone.is_none() {
+            return Ok(());
+        }
+    }
+    let gone = gone.map_or_else(String::new, |name| repository.locate(&name));
+    Err(Error::failure(format!(
+        "WAL that the backup needs vanishes from the repository: {gone}"
+    ))
+    .hint("if something is cleaning up there, stop it; then take the backup again"))
+}
+
+/// Refuses unverified objects; gives one that is gone, if any is.
+async fn first_gone(repository: &Repository, names: Vec<ObjectName>) -> Result<Option<ObjectName>> {
+    let looks = names.into_iter().map(|name| async {
+        let verified = repository.is_verified(&name).await;
+        (name, verified)
+    });
+    let mut looks = futures_util::stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE);
+    while let Some((name, verified)) = looks.next().await {
+        match verified {
+            Ok(true) => {}
+            Ok(false) => {
+                return Err(Error::damaged(format!(
+                    "WAL that the backup needs could not be verified when it was stored: {}",
+                    repository.locate(&name)
+                ))
+                .hint(
+                    "check the server's disk; then SELECT pg_switch_wal(); on the primary, and take \
+                     the backup again, which begins behind it",
+                ));
+            }
+            Err(error) if error.is_not_found() => return Ok(Some(name)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(None)
+}
+
+/// The stored objects that the WAL in `range` is read from: of a complete segment that one alone.
+fn objects_in(stored: &TimelineWal, range: WalRange, size: SegmentSize) -> Vec<ObjectName> {
+    let overlaps = |it: WalRange| it.start < range.end && range.start < it.end;
+    let segments = stored.segments.iter().copied();
+    let segments = segments.filter(|segment| segment.range(size).is_some_and(overlaps));
+    let pieces = stored.pieces.iter().flat_map(|(segment, ranges)| {
+        let ranges = ranges.iter().copied();
+        ranges.map(|range| (*segment, range))
+    });
+    let pieces =
+        pieces.filter(|(segment, range)| overlaps(*range) && !stored.segments.contains(segment));
+    segments
+        .map(ObjectName::Segment)
+        .chain(pieces.map(|(segment, range)| ObjectName::Piece { segment, range }))
+        .collect()
+}
+
+fn timeline_ended(timeline: TimelineId, next: TimelineId, at: Lsn, end: Lsn) -> Error {
+    Error::failure(format!(
+        "the timeline changed during the backup: timeline {timeline} ended at {at} and went over to \
+         {next}, needed up to {end}"
+    ))
+    .hint("take it again")
+}
+
 fn stream_error(error: &StreamError) -> Error {
     let message = format!(
         "cannot receive the WAL that the backup needs: {}",
@@ -218,5 +429,120 @@ fn stream_error(error: &StreamError) -> Error {
         ),
         _ if error.is_transient() => Error::new(Kind::Unreachable, message),
         _ => Error::failure(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::repository::ServerIdentity;
+    use crate::repository::store::Store;
+
+    const MIB: u64 = 1 << 20;
+
+    fn size() -> SegmentSize {
+        SegmentSize::from_bytes(MIB).unwrap()
+    }
+
+    fn range(start: u64, end: u64) -> WalRange {
+        WalRange {
+            start: Lsn::new(start),
+            end: Lsn::new(end),
+        }
+    }
+
+    fn segment(number: u64) -> SegmentName {
+        SegmentName::of(TimelineId::new(1).unwrap(), Lsn::new(number * MIB), size())
+    }
+
+    #[test]
+    fn a_slot_is_named_by_its_backup_alone() {
+        // process ids are equal in containers: two backups at once would fight for one slot
+        let id: BackupId = "20261120T140300.000Z".parse().unwrap();
+        let name = slot_name(&id);
+        assert_eq!(name, "anywhen_backup_20261120t140300_000z");
+        assert!(name.len() < 64);
+    }
+
+    #[test]
+    fn a_server_hears_from_us_within_a_third_of_its_patience() {
+        assert_eq!(status_interval(0), Duration::from_secs(10));
+        for timeout in [4, 500, 2_000, 60_000, 3_600_000] {
+            let interval = status_interval(timeout);
+            assert!(interval * 3 < Duration::from_millis(timeout), "{timeout}");
+            assert!(interval <= Duration::from_secs(10), "{timeout}");
+        }
+        assert_eq!(status_interval(1), Duration::from_millis(1));
+    }
+
+    #[test]
+    fn looks_at_all_that_the_needed_wal_is_read_from_and_at_nothing_else() {
+        let mut stored = TimelineWal {
+            segments: [1, 2, 3].map(segment).into(),
+            ..TimelineWal::default()
+        };
+        let pieces = |ranges: &[WalRange]| ranges.iter().copied().collect::<BTreeSet<_>>();
+        let (of_2, of_4) = (range(2 * MIB, 2 * MIB + 9), range(4 * MIB, 4 * MIB + 8));
+        let (next_4, last_4) = (
+            range(4 * MIB + 8, 4 * MIB + 64),
+            range(4 * MIB + 64, 4 * MIB + 80),
+        );
+        stored.pieces.insert(segment(2), pieces(&[of_2]));
+        stored
+            .pieces
+            .insert(segment(4), pieces(&[of_4, next_4, last_4]));
+        let piece = |range| ObjectName::Piece {
+            segment: segment(4),
+            range,
+        };
+        assert_eq!(
+            objects_in(&stored, range(2 * MIB, 4 * MIB + 64), size()),
+            [
+                ObjectName::Segment(segment(2)),
+                ObjectName::Segment(segment(3)),
+                piece(of_4),
+                piece(next_4)
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn refuses_wal_that_a_stream_stored_unverified() {
+        // the backup would be listed, and recovery would stop at the damage before it is consistent
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path().to_str().unwrap(), true).unwrap();
+        let identity = ServerIdentity {
+            system_id: 7,
+            major: 18,
+            block_bytes: 8192,
+        };
+        let cluster = "main".parse().unwrap();
+        let repository = Repository::for_server(&store, &cluster, identity, false);
+        let repository = repository.await.unwrap();
+        let timeline = TimelineId::new(1).unwrap();
+        let whole = range(MIB, 2 * MIB);
+        let noise = vec![0xab; usize::try_from(MIB).unwrap()];
+        let mut verifier = Verifier::new(WalkerStart {
+            at: whole.start,
+            segment_size: size(),
+            major: None,
+            timeline,
+            system_id: Some(7),
+            skip_to: None,
+        });
+        verifier.push(&noise);
+        let checked = verifier.check(whole, noise);
+        let name = ObjectName::Segment(segment(1));
+        let encoded = repository.encode_wal(name, timeline, size(), checked).await;
+        repository.put_wal(&encoded.unwrap()).await.unwrap();
+
+        let needed = range(MIB, MIB + 100);
+        let refused = check_verified(&repository, timeline, needed, size()).await;
+        let error = refused.unwrap_err();
+        assert_eq!(error.kind(), Kind::Damaged);
+        assert!(error.message().contains("verified"), "{error}");
+        assert!(error.hint_text().is_some());
     }
 }

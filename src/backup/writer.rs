@@ -14,9 +14,9 @@ use tokio::sync::mpsc;
 use wal::Lsn;
 
 use crate::error::{Error, Result, chain};
-use crate::repository::{PLAIN_BYTES_MAX, Repository};
 use crate::repository::layout::{BackupId, ObjectName};
 use crate::repository::records::{Extent, ManifestEntry, ManifestLine, ManifestPath};
+use crate::repository::{PLAIN_BYTES_MAX, Repository};
 
 /// A file is cut into extents of so many bytes. From the measurements of 512 KiB frames: within
 /// 4 % of the ratio of one long stream, and small enough to be shared between backups later.

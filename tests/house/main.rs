@@ -27,7 +27,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("setup", &["server", "retry", "error"]),
     (
         "backup",
-        &["receive", "repository", "server", "clock", "error"],
+        &["receive", "repository", "server", "clock", "retry", "error"],
     ),
     (
         "receive",

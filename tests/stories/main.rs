@@ -13,7 +13,9 @@ mod objects;
 mod record;
 mod server;
 
+mod backups;
 mod bad_input;
+mod breaks;
 mod connections;
 mod crashes;
 mod drops;

@@ -47,6 +47,30 @@ fn a_backup_of_a_standby_restores_with_the_wal_of_the_primary() {
     );
 }
 
+/// What a backup of a standby calls its own moment can be restored without any stream: a standby's
+/// clock goes on while nothing comes from the primary.
+#[test]
+fn a_backup_of_a_standby_reaches_its_own_moment_by_itself() {
+    let record = Record::of_server(&Options::default());
+    record.insert(0);
+    record.anywhen.backup(&record.server);
+    let standby = standby_of(&record, &record.ground);
+    standby.execute("select pg_wal_replay_pause()");
+    let committed = record.insert(1).committed;
+    let behind = record.anywhen.backup(&standby);
+    standby.execute("select pg_wal_replay_resume()");
+    follow(&record, &standby);
+    let abreast = record.anywhen.backup(&standby);
+    for (backup, rows) in [(behind, "0"), (abreast, "0,1")] {
+        let id = backup["id"].as_str().unwrap();
+        let moment = backup["finished_at"].as_str().unwrap();
+        // both are RFC 3339 in UTC with microseconds
+        assert_eq!(moment >= committed.as_str(), rows == "0,1", "{backup}");
+        let arguments = ["--backup", id, "--to", moment];
+        assert_eq!(record.rows_at(id, &arguments, End::Paused), rows);
+    }
+}
+
 /// The standby that is streamed from becomes the primary: the stream goes over to its timeline.
 #[test]
 fn a_stream_follows_a_promotion() {
