@@ -44,7 +44,7 @@ pub fn main() -> ExitCode {
         output::failure(&bug, false);
     }));
     // a panic in wal-fetch must not look like the end of WAL
-    let is_wal_fetch = std::env::args().any(|arg| arg == "wal-fetch");
+    let is_wal_fetch = std::env::args_os().any(|arg| arg == "wal-fetch");
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| start(is_wal_fetch)));
     ExitCode::from(match outcome {
         Ok(code) => code,

@@ -216,6 +216,15 @@ impl Repository {
             .collect())
     }
 
+    /// The newest timeline of which WAL or the history is stored.
+    pub async fn newest_timeline(&self) -> Result<Option<TimelineId>> {
+        let histories = self.store.files("wal/").await?;
+        let histories = histories
+            .iter()
+            .filter_map(|name| TimelineId::from_hex8(name.strip_suffix(".history")?));
+        Ok(histories.max().max(self.timelines().await?.last().copied()))
+    }
+
     /// A timeline's history file, as the server wrote it.
     pub async fn history(&self, timeline: TimelineId) -> Result<Option<Vec<u8>>> {
         match self.fetch(&ObjectName::History(timeline)).await {

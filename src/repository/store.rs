@@ -11,7 +11,9 @@ use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions};
+use object_store::{
+    GetOptions, GetRange, ListResult, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions,
+};
 
 use crate::durable;
 use crate::error::{Error, Kind, chain};
@@ -280,15 +282,26 @@ impl Store {
         Ok(listed)
     }
 
-    /// The names of the folders directly below `folder`, sorted.
-    pub async fn folders(&self, folder: &str) -> Result<Vec<String>, StoreError> {
+    /// The names of the objects directly below `folder`, unsorted.
+    pub async fn files(&self, folder: &str) -> Result<Vec<String>, StoreError> {
+        let listed = self.entries(folder).await?;
+        let names = listed
+            .objects
+            .iter()
+            .filter_map(|object| object.location.filename());
+        Ok(names.map(str::to_owned).collect())
+    }
+
+    async fn entries(&self, folder: &str) -> Result<ListResult, StoreError> {
         self.check("list", folder)?;
         let prefix = self.at(folder);
-        let listed = self
-            .inner
-            .list_with_delimiter(Some(&prefix))
-            .await
-            .map_err(|error| self.failed("list", folder, &error))?;
+        let listed = self.inner.list_with_delimiter(Some(&prefix)).await;
+        listed.map_err(|error| self.failed("list", folder, &error))
+    }
+
+    /// The names of the folders directly below `folder`, sorted.
+    pub async fn folders(&self, folder: &str) -> Result<Vec<String>, StoreError> {
+        let listed = self.entries(folder).await?;
         let mut names: Vec<String> = listed
             .common_prefixes
             .iter()

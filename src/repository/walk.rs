@@ -1,5 +1,7 @@
 //! Reads records along a branch, segment by segment, across the points where timelines fork.
 
+use std::fmt;
+
 use wal::{
     Lsn, Major, Record, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalDamage, Walk,
     Walker, WalkerStart,
@@ -8,7 +10,7 @@ use wal::{
 use super::catalog::BranchEnd;
 use super::layout::ObjectName;
 use super::{Repository, blocking};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// Takes the records of a walk in their order.
 pub trait TakeRecords: Send + 'static {
@@ -39,14 +41,38 @@ pub struct Stretch<'a> {
 }
 
 /// Why a walk ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ended {
     /// What took the records had seen enough.
     Enough,
     /// At the end of the stretch.
     AtEnd,
-    /// At bytes that are no WAL.
-    Damaged(WalDamage),
+    /// At bytes that are no WAL, or in an object that cannot be read.
+    Damaged(Damage),
+}
+
+/// Where stored WAL cannot be used, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// The first position that cannot be used.
+    pub at: Lsn,
+    /// What is wrong there.
+    pub reason: String,
+}
+
+impl From<WalDamage> for Damage {
+    fn from(damage: WalDamage) -> Self {
+        Self {
+            at: damage.at(),
+            reason: damage.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
 }
 
 /// What a walk came to.
@@ -118,7 +144,14 @@ pub async fn walk<T: TakeRecords>(
         if state.ended.is_some() {
             break;
         }
-        bytes = read_ahead?;
+        bytes = match read_ahead {
+            Err(error) if error.kind() == Kind::Damaged => {
+                let reason = error.message().to_owned();
+                state.ended = Some(Ended::Damaged(Damage { at: next, reason }));
+                break;
+            }
+            read_ahead => read_ahead?,
+        };
         at = next;
     }
     let records_end = state.walker.whole_records_end().unwrap_or(stretch.from);
@@ -151,8 +184,8 @@ impl<T: TakeRecords> State<T> {
                 Ok(Walk::Overwritten { .. }) => {}
                 Ok(Walk::NeedMore) => break None,
                 Ok(Walk::End { .. }) if is_last => break Some(Ended::AtEnd),
-                Ok(Walk::End { at }) => break Some(Ended::Damaged(WalDamage::Zeros { at })),
-                Err(damage) => break Some(Ended::Damaged(damage)),
+                Ok(Walk::End { at }) => break Some(Ended::Damaged(WalDamage::Zeros { at }.into())),
+                Err(damage) => break Some(Ended::Damaged(damage.into())),
             }
         };
         self

@@ -7,7 +7,7 @@ use wal::{
 
 use super::Repository;
 use super::catalog::{BranchEnd, Catalog};
-use super::records::BackupRecord;
+use super::records::{BackupRecord, Hole};
 use super::walk::{Ended, Flow, Stretch, TakeRecords, walk};
 use crate::error::Result;
 
@@ -60,6 +60,13 @@ impl<'a> Candidate<'a> {
             .max(newest_stamp.unwrap_or(Timestamp::MIN));
         floor_micros(latest.max(confirmed.unwrap_or(Timestamp::MIN)))
     }
+}
+
+/// The first WAL behind a candidate's end that is stored and cannot be trusted, where that is what
+/// ends it.
+pub fn untrusted_at(catalog: &Catalog, end: BranchEnd) -> Option<&Hole> {
+    let mut holes = catalog.holes.iter();
+    holes.find(|hole| hole.unverified && hole.timeline == end.timeline && hole.start == end.lsn)
 }
 
 /// The end of what is stored and can be trusted: WAL that could not be verified ends a window as a
@@ -166,7 +173,7 @@ pub async fn latest_moment(
         if let Ended::Damaged(damage) = walked.ended {
             // the window ends where WAL cannot be trusted
             is_whole = false;
-            end.lsn = damage.at().max(from);
+            end.lsn = damage.at.max(from);
         }
         let stamp = walked.taker.0;
         if stamp.is_some() || from <= size.start_of(backup.stop_lsn) {
@@ -323,7 +330,7 @@ mod tests {
     #[test]
     fn wal_that_could_not_be_verified_ends_the_window() {
         let mut catalog = catalog(&[(1, &[1, 2, 3, 4])], &[(1, 1), (1, 4)]);
-        catalog.holes.push(crate::repository::records::Hole {
+        catalog.holes.push(Hole {
             timeline: timeline(1),
             start: Lsn::new(2 * MIB + 512),
             end: Lsn::new(3 * MIB),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use jiff::Timestamp;
-use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalDamage};
+use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
 
 use super::RestoreOptions;
 use super::place::{Owner, check_made_later, check_target, plan_tablespaces};
@@ -20,9 +20,9 @@ use crate::error::{Error, Nearest, Result, io};
 use crate::repository::Repository;
 use crate::repository::catalog::{BranchEnd, Catalog};
 use crate::repository::layout::{BackupId, ObjectName};
-use crate::repository::records::BackupRecord;
-use crate::repository::walk::{Ended, Stretch, segment_timeline};
-use crate::repository::windows::{Candidate, candidates, hole_after};
+use crate::repository::records::{BackupRecord, Hole};
+use crate::repository::walk::{Damage, Ended, Stretch, segment_timeline};
+use crate::repository::windows::{Candidate, candidates, hole_after, untrusted_at};
 
 /// The longest header of a WAL page: an insert position stands behind it before anything is
 /// written.
@@ -112,7 +112,7 @@ struct Chosen {
     resolved: Resolved,
     /// A standby follows without end.
     follows: bool,
-    damaged_at: Option<WalDamage>,
+    damaged_at: Option<Damage>,
 }
 
 impl Chosen {
@@ -324,7 +324,7 @@ impl<'a> Chooser<'a> {
             after: after.map(ceil_rfc3339),
         };
         let target = rfc3339(at);
-        let failure = match (self.missing_after(candidate, walked), walked.ended) {
+        let failure = match (self.missing_after(candidate, walked), &walked.ended) {
             (_, Ended::Damaged(damage)) => self.damaged(damage, walked),
             (Some(missing), _) => Error::not_found(format!(
                 "WAL is missing before the target: target={target}, missing={missing}"
@@ -333,6 +333,12 @@ impl<'a> Chooser<'a> {
                 "expected at {}",
                 self.repository.locate(&ObjectName::Segment(missing))
             )),
+            (None, _) if untrusted_at(self.catalog, candidate.end).is_some() => {
+                untrusted_at(self.catalog, candidate.end).map_or_else(
+                    || Error::damaged("WAL that could not be verified"),
+                    untrusted,
+                )
+            }
             (None, _) if at > self.clock.now() => {
                 Error::not_found(format!("the target lies in the future: target={target}"))
             }
@@ -359,9 +365,11 @@ impl<'a> Chooser<'a> {
                     return Ok(Chosen::new(candidate, Some(point), walked));
                 }
                 Some(_) => {}
-                None if stands_at(at, end) && end >= candidate.backup.stop_lsn => {
+                None if end >= candidate.backup.stop_lsn
+                    && (stands_at(at, end) || is_stored_end(at, candidate, &walked)) =>
+                {
                     let last = Point {
-                        last: walked.resolved.last,
+                        last: self.last_of(&walked),
                         boundary: end,
                         last_in: walked.resolved.last_commit,
                         first_out: None,
@@ -372,7 +380,7 @@ impl<'a> Chooser<'a> {
                     let stops = self.candidates.iter().map(|it| it.backup.stop_lsn);
                     let after = stops.filter(|stop| *stop > at).min();
                     let missing = self.missing_after(candidate, &walked);
-                    let failure = match (missing, walked.ended) {
+                    let failure = match (missing, &walked.ended) {
                         (_, Ended::Damaged(damage)) => self.damaged(damage, &walked),
                         (Some(missing), _) => Error::not_found(format!(
                             "WAL is missing before the target: target={at}, missing={missing}"
@@ -404,6 +412,7 @@ impl<'a> Chooser<'a> {
     async fn to_xid(&self, xid: u32, exclusive: bool) -> Result<Chosen> {
         let mut searched_from: Option<Lsn> = None;
         let (mut aborted, mut subxact_of, mut found_before) = (None, None, None);
+        let mut first_damage = None;
         for candidate in &self.candidates {
             let wanted = Wanted::Xid { xid, exclusive };
             let walked = self.walk_up_to(candidate, wanted, searched_from).await?;
@@ -412,12 +421,16 @@ impl<'a> Chooser<'a> {
                     return Ok(Chosen::new(candidate, Some(point), walked));
                 }
                 found_before = Some(point.boundary);
-            } else if let Ended::Damaged(damage) = walked.ended {
-                return Err(self.damaged(damage, &walked));
+            } else if let Ended::Damaged(damage) = &walked.ended {
+                // it may stand before the damage, where an older backup leads to it
+                first_damage.get_or_insert_with(|| self.damaged(damage, &walked));
             }
             aborted = aborted.or(walked.resolved.aborted_at);
             subxact_of = subxact_of.or(walked.resolved.subxact_of);
             searched_from = Some(candidate.backup.stop_lsn);
+        }
+        if let Some(damage) = first_damage {
+            return Err(damage);
         }
         let failure = Error::not_found(match (found_before, subxact_of, aborted) {
             (Some(lsn), ..) => format!(
@@ -441,6 +454,7 @@ impl<'a> Chooser<'a> {
         let mut chosen: Option<Chosen> = None;
         let mut places: Vec<Lsn> = Vec::new();
         let mut found_before = None;
+        let mut first_damage = None;
         for candidate in &self.candidates {
             let wanted = Wanted::Name {
                 name: name.to_owned(),
@@ -455,10 +469,8 @@ impl<'a> Chooser<'a> {
                 } else {
                     found_before = Some(point.boundary);
                 }
-            } else if let Ended::Damaged(damage) = walked.ended
-                && chosen.is_none()
-            {
-                return Err(self.damaged(damage, &walked));
+            } else if let Ended::Damaged(damage) = &walked.ended {
+                first_damage.get_or_insert_with(|| self.damaged(damage, &walked));
             }
             searched_from = Some(candidate.backup.stop_lsn);
         }
@@ -469,6 +481,9 @@ impl<'a> Chooser<'a> {
                 "several points have the name {name:?}: {first} and {second}"
             ))
             .hint("restore to the one that is meant with --to-lsn"));
+        }
+        if let (None, Some(damage)) = (&chosen, first_damage) {
+            return Err(damage);
         }
         chosen.ok_or_else(|| {
             Error::not_found(match found_before {
@@ -494,7 +509,7 @@ impl<'a> Chooser<'a> {
             ..candidate.end
         };
         let walked = self.walk_to(candidate, Wanted::Last, end).await?;
-        if let Ended::Damaged(damage) = walked.ended {
+        if let Ended::Damaged(damage) = &walked.ended {
             return Err(self.damaged(damage, &walked));
         }
         let point = Point {
@@ -509,14 +524,8 @@ impl<'a> Chooser<'a> {
     async fn latest(&self) -> Result<Chosen> {
         let candidate = self.newest();
         if self.options.standby {
-            let walked = self.walk_to(
-                candidate,
-                Wanted::Last,
-                BranchEnd {
-                    lsn: candidate.backup.stop_lsn,
-                    ..candidate.end
-                },
-            );
+            // it follows, and replays what is stored by now: tablespaces that are made there too
+            let walked = self.walk(candidate, Wanted::Last);
             return Ok(Chosen {
                 follows: true,
                 ..Chosen::new(candidate, None, walked.await?)
@@ -530,8 +539,11 @@ impl<'a> Chooser<'a> {
             before: Some(rfc3339(latest)),
             after: None,
         };
-        if let Ended::Damaged(damage) = walked.ended {
+        if let Ended::Damaged(damage) = &walked.ended {
             return Err(self.damaged(damage, &walked).nearest(nearest));
+        }
+        if let Some(hole) = untrusted_at(self.catalog, candidate.end) {
+            return Err(untrusted(hole).nearest(nearest));
         }
         if let Some(missing) = self.missing_after(candidate, &walked) {
             return Err(Error::not_found(format!(
@@ -542,12 +554,28 @@ impl<'a> Chooser<'a> {
             .nearest(nearest));
         }
         let point = Point {
-            last: walked.resolved.last,
+            last: self.last_of(&walked),
             boundary: walked.records_end,
             last_in: walked.resolved.last_commit,
             first_out: None,
         };
         Ok(Chosen::new(candidate, Some(point), walked))
+    }
+
+    /// The last record of all. A server that pauses and is stopped there writes a restart point at
+    /// a shutdown's checkpoint, and would start behind its target the next time: the record before
+    /// it leaves the same data.
+    fn last_of(&self, walked: &Walked) -> Option<Span> {
+        let is_latest = matches!(self.options.target, Target::Latest);
+        let pauses = match self.options.action {
+            Some(action) => action == TargetAction::Pause,
+            None => !is_latest,
+        };
+        if pauses {
+            walked.resolved.last_but_shutdown
+        } else {
+            walked.resolved.last
+        }
     }
 
     fn newest(&self) -> &Candidate<'a> {
@@ -598,9 +626,9 @@ impl<'a> Chooser<'a> {
             Resolver::new(wanted, candidate.backup.stop_lsn),
         )
         .await?;
-        match walked.ended {
+        match &walked.ended {
             // the backup itself cannot be made consistent
-            Ended::Damaged(damage) if damage.at() < candidate.backup.stop_lsn => {
+            Ended::Damaged(damage) if damage.at < candidate.backup.stop_lsn => {
                 Err(self.damaged(damage, &walked))
             }
             _ => Ok(walked),
@@ -608,7 +636,7 @@ impl<'a> Chooser<'a> {
     }
 
     fn missing_after(&self, candidate: &Candidate<'_>, walked: &Walked) -> Option<SegmentName> {
-        match walked.ended {
+        match &walked.ended {
             Ended::Damaged(_) => None,
             Ended::Enough | Ended::AtEnd => {
                 hole_after(self.catalog, &self.branch, candidate.end, self.size)
@@ -616,16 +644,16 @@ impl<'a> Chooser<'a> {
         }
     }
 
-    fn damaged(&self, damage: WalDamage, walked: &Walked) -> Error {
+    fn damaged(&self, damage: &Damage, walked: &Walked) -> Error {
         let end = self
             .candidates
             .first()
             .map_or_else(|| self.branch.timeline(), |it| it.end.timeline);
         let within = BranchEnd {
             timeline: end,
-            lsn: damage.at(),
+            lsn: damage.at,
         };
-        let start = self.size.start_of(damage.at());
+        let start = self.size.start_of(damage.at);
         let timeline = segment_timeline(&self.branch, start, within, self.size);
         let segment = SegmentName::of(timeline, start, self.size);
         Error::damaged(format!(
@@ -665,7 +693,7 @@ impl<'a> Chooser<'a> {
                  its DROP DATABASE (transaction {xid}), which is out; --to-lsn {lsn} --exclusive keeps it"
             ));
         }
-        if let Some(damage) = chosen.damaged_at {
+        if let Some(damage) = &chosen.damaged_at {
             warnings.push(format!("behind the target there is damaged WAL: {damage}"));
         }
         if self.branch.timeline() > chosen.backup.timeline
@@ -680,6 +708,15 @@ impl<'a> Chooser<'a> {
     }
 }
 
+/// Why what is stored behind a window's end is not used.
+fn untrusted(hole: &Hole) -> Error {
+    Error::damaged(format!(
+        "the WAL that is stored from {} on timeline {} on could not be verified: {}",
+        hole.start, hole.timeline, hole.reason
+    ))
+    .hint("restore to a moment before it, or begin with a backup behind it")
+}
+
 /// Whether a position is the end of what is stored: between the last record and there, or behind
 /// the header of the page that would come next.
 fn stands_at(at: Lsn, end: Lsn) -> bool {
@@ -689,6 +726,11 @@ fn stands_at(at: Lsn, end: Lsn) -> bool {
         0
     };
     at <= end.saturating_add(header)
+}
+
+/// Whether a position lies in the beginning of a record that is not stored whole.
+fn is_stored_end(at: Lsn, candidate: &Candidate<'_>, walked: &Walked) -> bool {
+    !matches!(walked.ended, Ended::Damaged(_)) && at <= candidate.end.lsn
 }
 
 /// A moment as printed, which must not be earlier than the moment itself.

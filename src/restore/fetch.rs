@@ -26,6 +26,8 @@ const FOUND: u8 = 0;
 const NOT_IN_ARCHIVE: u8 = 1;
 /// Anything else: beyond 125, so that recovery stops with an error, and no signal's number.
 const REFUSED: u8 = 200;
+/// A hole is looked at again for this long: it may be a segment that is on its way.
+const FILL_LIMIT: Duration = Duration::from_secs(5);
 /// How long an outage is sat out.
 const RETRY_LIMIT: Duration = Duration::from_secs(20);
 const RETRY_FIRST: Duration = Duration::from_millis(250);
@@ -72,6 +74,7 @@ pub async fn run(
     // a standby asks again by itself
     let is_standby = Path::new("standby.signal").exists();
     let deadline = Instant::now() + RETRY_LIMIT;
+    let fill_deadline = Instant::now() + FILL_LIMIT;
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
     loop {
         let error = match fetch(&open, &request).await {
@@ -90,7 +93,10 @@ pub async fn run(
             Err(error) => error,
         };
         let is_outage = error.kind() == Kind::Unreachable;
-        if is_outage && !is_standby && may_pass(&error) && Instant::now() < deadline {
+        // segments are not stored in their order, and pieces give way to their segment
+        let may_fill = error.kind() == Kind::NotFound && Instant::now() < fill_deadline;
+        let waits = is_outage && !is_standby && may_pass(&error) && Instant::now() < deadline;
+        if waits || may_fill {
             tracing::warn!("trying again: {}", error.message());
             backoff.wait().await;
             continue;
@@ -238,7 +244,7 @@ async fn fetch_segment(
         return Ok(None);
     };
     give(&branch, segment, start, stored).map_err(|hole| {
-        Error::failure(format!(
+        Error::not_found(format!(
             "WAL is missing though more of the branch is stored: {hole}"
         ))
         .hint(format!(
@@ -255,7 +261,7 @@ async fn branch_of(
 ) -> Result<Option<TimelineHistory>, RepositoryError> {
     let timeline = match timeline {
         Some(timeline) => Some(timeline),
-        None => repository.timelines().await?.last().copied(),
+        None => repository.newest_timeline().await?,
     };
     match timeline {
         Some(timeline) => repository.branch(timeline).await.map(Some),

@@ -44,8 +44,15 @@ pub(super) enum What {
     },
     Abort {
         xid: u32,
+        /// Of one that had been prepared.
+        prepared: bool,
+        time: Timestamp,
     },
-    Prepare,
+    Prepare {
+        time: Timestamp,
+    },
+    /// The server was shut down with it.
+    Shutdown,
     RestorePoint {
         name: Vec<u8>,
     },
@@ -68,8 +75,15 @@ impl What {
                 time: timestamp(end.time),
                 subxacts: end.subxacts,
             },
-            Body::Abort(end) => Self::Abort { xid: end.xid },
-            Body::Prepare { .. } => Self::Prepare,
+            Body::Abort(end) => Self::Abort {
+                xid: end.xid,
+                prepared: end.prepared,
+                time: timestamp(end.time),
+            },
+            Body::Prepare { prepared_at, .. } => Self::Prepare {
+                time: timestamp(prepared_at),
+            },
+            Body::Checkpoint { shutdown: true, .. } => Self::Shutdown,
             Body::RestorePoint { name, .. } => Self::RestorePoint {
                 name: name.as_bytes().to_vec(),
             },
@@ -220,7 +234,9 @@ pub(super) struct Resolver {
     consistent_at: Lsn,
     /// The last record that ends there or before.
     last_of_backup: Option<Span>,
-    /// The last commit or preparation.
+    /// The last record that is no shutdown's.
+    last_but_shutdown: Option<Span>,
+    /// The last that decides on a transaction: a commit, a preparation or the end of one.
     last_kept: Option<Span>,
     last_commit: Option<CommitSeen>,
     newest_stamp: Option<Timestamp>,
@@ -242,6 +258,7 @@ pub(super) struct Resolved {
     pub(super) last: Option<Span>,
     /// The last record that ends at or before the backup's end.
     pub(super) last_of_backup: Option<Span>,
+    pub(super) last_but_shutdown: Option<Span>,
     pub(super) last_kept: Option<Span>,
     pub(super) last_commit: Option<CommitSeen>,
     /// The latest stamp of any commit.
@@ -268,6 +285,7 @@ impl Resolver {
             findings: Findings::default(),
             behind: Behind::default(),
             last: None,
+            last_but_shutdown: None,
             last_kept: None,
             last_commit: None,
             newest_stamp: None,
@@ -310,6 +328,7 @@ impl Resolver {
             behind: self.behind,
             last: self.last,
             last_of_backup: self.last_of_backup,
+            last_but_shutdown: self.last_but_shutdown,
             last_kept: self.last_kept,
             last_commit: self.last_commit,
             newest_stamp: self.newest_stamp,
@@ -335,10 +354,9 @@ impl Resolver {
             first_out: commit_of(record),
         };
         match (&self.wanted, &record.what) {
-            (Wanted::Time { at, exclusive }, What::Commit { time, .. }) => {
-                let is_out = if *exclusive { time >= at } else { time > at };
-                is_out.then(|| before_record(self.last_kept, self.last_commit))
-            }
+            (Wanted::Time { .. }, What::Commit { time, .. }) => self
+                .is_out(*time)
+                .then(|| before_record(self.last_kept, self.last_commit)),
             (Wanted::Lsn { at, exclusive }, _) if record.span.start >= *at => Some(if *exclusive {
                 before_record(self.last, self.last_commit)
             } else {
@@ -363,7 +381,7 @@ impl Resolver {
                     }
                 })
             }
-            (Wanted::Xid { xid, .. }, What::Abort { xid: found }) if found == xid => {
+            (Wanted::Xid { xid, .. }, What::Abort { xid: found, .. }) if found == xid => {
                 self.aborted_at = Some(record.span.start);
                 None
             }
@@ -429,10 +447,35 @@ impl Resolver {
                 self.last_commit = commit_of(record);
                 self.newest_stamp = self.newest_stamp.max(Some(*time));
             }
-            What::Prepare => self.last_kept = Some(record.span),
+            // a prepared transaction stands, or falls, by the time that it was
+            What::Prepare { time } if !self.is_out(*time) => self.last_kept = Some(record.span),
+            What::Abort {
+                prepared: true,
+                time,
+                ..
+            } if !self.is_out(*time) => {
+                self.last_kept = Some(record.span);
+            }
             _ => {}
         }
+        if record.what != What::Shutdown {
+            self.last_but_shutdown = self.last;
+        }
         self.findings.note(record);
+    }
+
+    /// Whether something of this time lies behind a target that is a time.
+    fn is_out(&self, time: Timestamp) -> bool {
+        match self.wanted {
+            Wanted::Time { at, exclusive } => {
+                if exclusive {
+                    time >= at
+                } else {
+                    time > at
+                }
+            }
+            _ => false,
+        }
     }
 }
 
@@ -573,11 +616,32 @@ mod tests {
     fn a_preparation_before_the_target_is_kept() {
         let records = records(vec![
             commit(1, 10),
-            What::Prepare,
+            What::Prepare { time: at(0) },
             What::Other,
             commit(2, 20),
         ]);
         assert_eq!(last(&resolve(time(15, false), &records)), Some(0x110));
+    }
+
+    /// One that was prepared behind the target would come back, and hold its locks; one that was
+    /// rolled back before it would come back too.
+    #[test]
+    fn prepared_transactions_are_as_they_were_at_the_target() {
+        let later = records(vec![
+            commit(1, 10),
+            What::Prepare { time: at(30) },
+            commit(2, 40),
+        ]);
+        assert_eq!(last(&resolve(time(20, false), &later)), Some(0x100));
+        let rolled_back = |second| What::Abort {
+            xid: 7,
+            prepared: true,
+            time: at(second),
+        };
+        let ended = records(vec![commit(1, 10), rolled_back(15), commit(2, 40)]);
+        assert_eq!(last(&resolve(time(20, false), &ended)), Some(0x110));
+        let ends_later = records(vec![commit(1, 10), rolled_back(30), commit(2, 40)]);
+        assert_eq!(last(&resolve(time(20, false), &ends_later)), Some(0x100));
     }
 
     #[test]
@@ -639,7 +703,11 @@ mod tests {
     fn a_transaction_is_found_by_its_commit_alone() {
         let records = records(vec![
             commit(1, 10),
-            What::Abort { xid: 2 },
+            What::Abort {
+                xid: 2,
+                prepared: false,
+                time: at(0),
+            },
             commit(3, 30),
             What::Other,
             commit(4, 40),

@@ -141,6 +141,10 @@ fn instant_of(text: &str, now: &Zoned) -> Result<Timestamp> {
                 .map_err(|error| bad_time(text, &error));
         }
         if last.starts_with(|first: char| first.is_ascii_alphabetic()) {
+            if names_offset(time) {
+                // both are given, and must agree
+                return instant_of(&format!("{time}[{last}]"), now);
+            }
             let civil = time
                 .parse::<DateTime>()
                 .map_err(|error| bad_time(text, &error))?;
@@ -307,6 +311,7 @@ mod tests {
             "2026-11-20 16:03 Europe/Helsinki",
             "2026-11-20T15:03:00[Europe/Paris]",
             "2026-11-20T15:03:00+01:00[Europe/Paris]",
+            "2026-11-20 15:03:00+01 Europe/Paris",
             "2026-11-20 14:03:00 UTC",
             "  2026-11-20 15:03:00  ",
         ] {
@@ -322,6 +327,13 @@ mod tests {
             instant("2026-11-20T14:03:00.123456Z"),
             "2026-11-20T14:03:00.123456Z"
         );
+    }
+
+    /// jiff's civil parser would leave the offset unread.
+    #[test]
+    fn an_offset_and_a_zone_must_agree() {
+        let error = parse_time("2026-11-20 15:03:00+05 Europe/Paris", &now()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Usage, "{error}");
     }
 
     #[test]
