@@ -392,8 +392,20 @@ impl Search<'_> {
     }
 }
 
+impl ConnectionSettings {
+    /// The same, for the one server of several that `connection` has led to.
+    #[must_use]
+    pub fn pinned_to(mut self, connection: &Connection) -> Self {
+        let led_to = |host: &Host| may_be(host, connection.described());
+        if let Some(host) = self.hosts.iter().find(|host| led_to(host)).cloned() {
+            self.hosts = vec![host];
+        }
+        self
+    }
+}
+
 /// Whether `described` is what a connection to this host is called, at any of its addresses.
-pub(crate) fn may_be(host: &Host, described: &str) -> bool {
+fn may_be(host: &Host, described: &str) -> bool {
     let Host { place, port, .. } = host;
     let with_address = format!("host={place}(");
     described == format!("host={place} port={port}")

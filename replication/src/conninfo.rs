@@ -93,16 +93,6 @@ impl ConnectionSettings {
         self
     }
 
-    /// The same, for the one server of several that `connection` has led to.
-    #[must_use]
-    pub fn pinned_to(mut self, connection: &crate::connection::Connection) -> Self {
-        let led_to = |host: &Host| crate::connect::may_be(host, connection.described());
-        if let Some(host) = self.hosts.iter().find(|host| led_to(host)).cloned() {
-            self.hosts = vec![host];
-        }
-        self
-    }
-
     /// The application name that the server will show.
     pub fn application_name(&self) -> &str {
         &self.application_name.name

@@ -16,7 +16,7 @@ use wal::{
 use super::tries::Tries;
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result, chain};
-use crate::receive::receiver::store_history;
+use crate::receive::store_history;
 use crate::repository::Repository;
 use crate::repository::catalog::TimelineWal;
 use crate::repository::layout::{BackupId, ObjectName};

@@ -7,7 +7,7 @@ use replication::conninfo::ConnectionSettings;
 use replication::slots::{SlotState, read_slot, reserve_slot};
 use wal::{Lsn, TimelineHistory, TimelineId};
 
-use super::receiver::ReceiverOptions;
+use super::options::ReceiverOptions;
 use super::resume::{ResumeAt, resume_at, skip_removed};
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};

@@ -14,8 +14,9 @@ use wal::{
 };
 
 use super::contact::Contact;
+use super::ended::{Ended, stopped, stream_failed};
 use super::moments::Asked;
-use super::receiver::{Ended, ReceiverOptions, stopped, stream_failed};
+use super::options::ReceiverOptions;
 use super::session::{Action, Event, Session, SessionOptions};
 use crate::clock::Clock;
 use crate::error::{Error, Result, chain};

@@ -4,8 +4,13 @@
 
 mod contact;
 mod conversation;
+mod ended;
 mod moments;
+mod options;
 pub mod progress;
 pub mod receiver;
 pub mod resume;
 pub mod session;
+
+pub use contact::store_history;
+pub use options::ReceiverOptions;

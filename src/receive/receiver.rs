@@ -4,52 +4,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use replication::conninfo::ConnectionSettings;
-use replication::stream::{Started, StreamError, WalStream};
+use replication::stream::{Started, WalStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::contact::Contact;
 use super::conversation::Conversation;
+use super::ended::{Ended, stopped, stream_failed};
 use super::moments::{self, Asked};
+use super::options::ReceiverOptions;
 use crate::clock::Clock;
-use crate::error::{Error, Kind, Result, chain};
+use crate::error::{Kind, Result};
 use crate::repository::destination::{Destination, OpenDestination};
 use crate::retry::Backoff;
-
-pub use super::contact::store_history;
-
-/// What the receiver needs to know.
-#[derive(Debug, Clone)]
-pub struct ReceiverOptions {
-    /// The replication slot; `None` streams without one.
-    pub slot: Option<String>,
-    /// How long received WAL waits before it is stored.
-    pub flush_interval: Duration,
-    /// How often the tip is rewritten at most.
-    pub tip_interval: Duration,
-    /// How long a server that shuts down waits for us.
-    pub shutdown_wait: Duration,
-    /// How long a stop may take.
-    pub stop_timeout: Duration,
-    /// How much WAL may be held in memory for the store, besides one segment; in bytes.
-    pub unstored_bytes_max: u64,
-    /// Take the cluster's name for a system that is new under it.
-    pub new_system: bool,
-}
-
-impl Default for ReceiverOptions {
-    fn default() -> Self {
-        Self {
-            slot: None,
-            flush_interval: Duration::from_secs(1),
-            tip_interval: Duration::from_secs(10),
-            shutdown_wait: Duration::from_secs(1),
-            stop_timeout: Duration::from_secs(30),
-            unstored_bytes_max: 128 << 20,
-            new_system: false,
-        }
-    }
-}
 
 /// Receives the WAL of one cluster until it is stopped.
 pub struct Receiver {
@@ -57,18 +24,6 @@ pub struct Receiver {
     destination: OpenDestination,
     options: ReceiverOptions,
     clock: Arc<dyn Clock>,
-}
-
-/// Why the conversation with a server ended.
-pub(super) enum Ended {
-    /// We were asked to stop, and everything is stored.
-    Stopped,
-    /// The timeline ended: go on with the next one at once.
-    NextTimeline,
-    /// The server or the connection went away.
-    Lost(String),
-    /// The server no longer has what would follow.
-    Removed,
 }
 
 impl Receiver {
@@ -192,29 +147,4 @@ struct Prepared<'a> {
     stream: WalStream,
     moments: mpsc::Receiver<Asked>,
     asking: JoinHandle<()>,
-}
-
-/// What a failed stream means for the next one.
-pub(super) fn stream_failed(error: &StreamError) -> Result<Ended> {
-    match error.sqlstate() {
-        Some("58P01") => Ok(Ended::Removed),
-        // the slot is still held by our own last connection
-        Some("55006") => Ok(Ended::Lost(chain(error))),
-        // a standby that has not received what we have
-        Some(_) if chain(error).contains("ahead of the WAL flush position") => {
-            Ok(Ended::Lost(chain(error)))
-        }
-        _ if error.is_transient() => Ok(Ended::Lost(chain(error))),
-        _ => Err(Error::failure(format!(
-            "cannot stream from the server: {}",
-            chain(error)
-        ))),
-    }
-}
-
-/// Returns once a stop was asked for.
-pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
-    if stop.wait_for(|asked| *asked).await.is_err() {
-        std::future::pending::<()>().await;
-    }
 }

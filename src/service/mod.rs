@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::receive::receiver::Receiver;
 use crate::server;
 
-pub use crate::receive::receiver::ReceiverOptions;
+pub use crate::receive::ReceiverOptions;
 pub use crate::repository::destination::Destination;
 
 /// Receives the WAL of the server behind `conninfo` until `stop` says so, and stores it.
