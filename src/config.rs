@@ -168,9 +168,15 @@ impl Settings {
             if chosen.as_ref().is_some_and(|chosen| chosen != name) {
                 continue;
             }
-            let context = format!("{}: cluster {name}", shown.display());
+            let context = format!("cluster {name}");
             let checked = check_cluster(name, table, &repositories, given, repo_from_flag)
-                .map_err(|error| error.context(context))?;
+                .map_err(|error| {
+                    if text.is_empty() {
+                        error
+                    } else {
+                        error.context(context)
+                    }
+                })?;
             clusters.insert(name.clone(), checked);
         }
         if let Some(name) = chosen.as_ref().filter(|name| !clusters.contains_key(*name)) {

@@ -128,7 +128,6 @@ pub(super) enum Command {
         shell: clap_complete::Shell,
     },
     /// Print the man page
-    #[command(hide = true)]
     Man,
 }
 

@@ -88,6 +88,15 @@ fn usage(error: &clap::Error, is_wal_fetch: bool) -> u8 {
         error.kind(),
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
     );
+    if !asked && std::env::args_os().any(|arg| arg == "--json") {
+        let text = error.render().to_string();
+        let sentence = text
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .trim_start_matches("error: ");
+        output::failure_document(&Error::usage(sentence).hint("anywhen --help"));
+    }
     if error.print().is_err() {
         tracing::debug!("standard output is closed");
     }

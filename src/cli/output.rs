@@ -20,6 +20,16 @@ pub(super) fn json<T: Serialize>(value: &T) -> Result<()> {
 
 /// Says why a command failed: for people on standard error, and as JSON if that was asked for.
 pub(super) fn failure(error: &Error, as_json: bool) {
+    if as_json {
+        failure_document(error);
+    }
+    if writeln!(io::stderr().lock(), "anywhen: {error}").is_err() {
+        tracing::debug!("standard error is closed");
+    }
+}
+
+/// Prints why a command failed as JSON on standard output.
+pub(super) fn failure_document(error: &Error) {
     #[derive(Serialize)]
     struct Failure<'a> {
         schema: u32,
@@ -32,24 +42,18 @@ pub(super) fn failure(error: &Error, as_json: bool) {
         hint: Option<&'a str>,
         nearest: Option<&'a crate::error::Nearest>,
     }
-    if as_json {
-        let body = Body {
-            kind: error.kind().word(),
-            message: error.message(),
-            hint: error.hint_text(),
-            nearest: error.nearest_reachable(),
-        };
-        if json(&Failure {
-            schema: 1,
-            error: body,
-        })
-        .is_err()
-        {
-            tracing::debug!("standard output is closed");
-        }
-    }
-    if writeln!(io::stderr().lock(), "anywhen: {error}").is_err() {
-        tracing::debug!("standard error is closed");
+    let body = Body {
+        kind: error.kind().word(),
+        message: error.message(),
+        hint: error.hint_text(),
+        nearest: error.nearest_reachable(),
+    };
+    let document = Failure {
+        schema: 1,
+        error: body,
+    };
+    if json(&document).is_err() {
+        tracing::debug!("standard output is closed");
     }
 }
 

@@ -162,6 +162,7 @@ async fn prepare_slot(
     let failed = |error| server::slot_error(&format!("use replication slot {slot}"), &error);
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
     let waiting_since = Instant::now();
+    let mut said = false;
     loop {
         match read_slot(sql, slot).await.map_err(failed)? {
             SlotState::Ready { restart, .. } => return Ok(restart),
@@ -175,7 +176,13 @@ async fn prepare_slot(
                 return reserve_slot(sql, slot).await.map_err(failed);
             }
             SlotState::Active { pid, .. } if waiting_since.elapsed() < SLOT_WAIT => {
-                tracing::info!("slot {slot} is in use by process {pid}: waiting");
+                if !std::mem::replace(&mut said, true) {
+                    tracing::warn!(
+                        "slot {slot} is in use by the server's process {pid}: waiting until it is \
+                         free. hint: is another `anywhen stream` running? stop it, or choose \
+                         another name with --slot"
+                    );
+                }
                 backoff.wait().await;
             }
             SlotState::Active { pid, .. } => {

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use wal::{
     Body, Lsn, Major, PgTime, Record, SegmentName, SegmentSize, Segmenter, TimelineId, Verdict,
-    Verifier, WalDamage, WalRange, WalkerStart,
+    Verifier, WalRange, WalkerStart,
 };
 
 use super::contact::Contact;
@@ -248,6 +248,7 @@ impl<'a> Conversation<'a> {
     fn take(&mut self, range: WalRange, bytes: &[u8]) -> Result<()> {
         self.compare_with_known(range, bytes)?;
         let records = self.verifier.push(bytes);
+        self.note_minimal_wal(&records);
         self.segment.extend_from_slice(bytes);
         self.note_damage(range);
         let shutdown = records
@@ -309,17 +310,39 @@ impl<'a> Conversation<'a> {
              hint: take a backup now, and check the server's disk",
             self.timeline
         );
-        self.record_unverified(from, reason);
+        self.record_unusable(from, format!("it could not be verified: {reason}"));
+    }
+
+    /// A server that ran with `wal_level=minimal` left changes out of its WAL: recovery refuses to
+    /// go on there, so the window ends.
+    fn note_minimal_wal(&mut self, records: &[Record]) {
+        let Some(major) = self.major else { return };
+        for record in records
+            .iter()
+            .filter(|record| record.header.rmgr == wal::record::rmgr::XLOG)
+        {
+            if let Ok(Body::ParameterChange { wal_level: 0, .. }) = record.body(major) {
+                tracing::error!(
+                    "the server ran with wal_level=minimal from {} on: moments since then cannot be \
+                     restored. hint: take a backup now",
+                    record.start
+                );
+                self.record_unusable(
+                    record.start,
+                    "the server ran with wal_level=minimal".to_owned(),
+                );
+            }
+        }
     }
 
     /// Notes that the window ends there, as it does at a hole.
-    fn record_unverified(&mut self, from: Lsn, reason: WalDamage) {
+    fn record_unusable(&mut self, from: Lsn, reason: String) {
         let hole = Hole {
             timeline: self.timeline,
             start: from,
             end: self.size.end_of(from),
             found_at: self.clock.now(),
-            reason: format!("it could not be verified: {reason}"),
+            reason,
             unverified: true,
         };
         let repository = self.repository.clone();

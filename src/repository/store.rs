@@ -353,10 +353,19 @@ impl Store {
             other => StoreError::Unreachable {
                 doing,
                 path,
-                reason: chain(other),
+                reason: innermost(other),
             },
         }
     }
+}
+
+/// The operating system's own words, which lie below the library's.
+fn innermost(error: &object_store::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
 }
 
 fn local_folder(url: &str) -> Result<PathBuf, StoreError> {

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use wal::{
-    Lsn, Major, Record, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalDamage, Walk,
-    Walker, WalkerStart,
+    Body, Lsn, Major, Record, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalDamage,
+    Walk, Walker, WalkerStart,
 };
 
 use super::catalog::BranchEnd;
@@ -177,6 +177,13 @@ impl<T: TakeRecords> State<T> {
                     let Some(major) = self.walker.major() else {
                         continue;
                     };
+                    if is_minimal(&record, major) {
+                        let reason = "the server ran with wal_level=minimal, and left changes out";
+                        break Some(Ended::Damaged(Damage {
+                            at: record.start,
+                            reason: format!("{reason}: lsn={}", record.start),
+                        }));
+                    }
                     if self.taker.take(&record, major) == Flow::Stop {
                         break Some(Ended::Enough);
                     }
@@ -190,6 +197,15 @@ impl<T: TakeRecords> State<T> {
         };
         self
     }
+}
+
+/// Whether recovery refuses to go on at a record (`xlog.c`, `CheckRequiredParameterValues`).
+fn is_minimal(record: &Record, major: Major) -> bool {
+    record.header.rmgr == wal::record::rmgr::XLOG
+        && matches!(
+            record.body(major),
+            Ok(Body::ParameterChange { wal_level: 0, .. })
+        )
 }
 
 /// The bytes of the segment at `start`, as far as the stretch goes; `None` behind its end.

@@ -304,6 +304,9 @@ impl<'a> Chooser<'a> {
             rfc3339(at),
             earliest.map(rfc3339).unwrap_or_default()
         ))
+        .hint(
+            "a backup leads to its own end and later; `anywhen status` shows what can be restored",
+        )
         .nearest(Nearest {
             before: None,
             after: earliest.map(ceil_rfc3339),
@@ -334,18 +337,21 @@ impl<'a> Chooser<'a> {
                 self.repository.locate(&ObjectName::Segment(missing))
             )),
             (None, _) if untrusted_at(self.catalog, candidate.end).is_some() => {
-                untrusted_at(self.catalog, candidate.end).map_or_else(
-                    || Error::damaged("WAL that could not be verified"),
-                    untrusted,
-                )
+                untrusted_at(self.catalog, candidate.end)
+                    .map_or_else(|| Error::damaged("WAL that cannot be used"), untrusted)
             }
             (None, _) if at > self.clock.now() => {
                 Error::not_found(format!("the target lies in the future: target={target}"))
+                    .hint("without a target, everything that is stored is restored")
             }
             (None, _) => Error::not_found(format!(
                 "the target is later than what is stored: target={target}, latest={}",
                 rfc3339(latest)
-            )),
+            ))
+            .hint(
+                "a running stream confirms moments every few seconds; without a target, everything \
+                 that is stored is restored",
+            ),
         };
         failure.nearest(nearest)
     }
@@ -445,7 +451,9 @@ impl<'a> Chooser<'a> {
         });
         Err(match subxact_of {
             Some(of) => failure.hint(format!("restore to the whole of it with --to-xid {of}")),
-            None => failure,
+            None => {
+                failure.hint("`anywhen status --timelines` shows the branches: is another meant?")
+            }
         })
     }
 
@@ -496,6 +504,7 @@ impl<'a> Chooser<'a> {
                      branch"
                 ),
             })
+            .hint("pg_create_restore_point makes one; names are taken to the letter")
         })
     }
 
@@ -711,7 +720,7 @@ impl<'a> Chooser<'a> {
 /// Why what is stored behind a window's end is not used.
 fn untrusted(hole: &Hole) -> Error {
     Error::damaged(format!(
-        "the WAL that is stored from {} on timeline {} on could not be verified: {}",
+        "the WAL that is stored from {} on timeline {} on cannot be used: {}",
         hole.start, hole.timeline, hole.reason
     ))
     .hint("restore to a moment before it, or begin with a backup behind it")

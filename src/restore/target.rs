@@ -201,9 +201,10 @@ fn in_zone(civil: DateTime, zone: &TimeZone, text: &str) -> Result<Timestamp> {
 }
 
 fn bad_time(text: &str, error: &jiff::Error) -> Error {
-    Error::usage(format!("not a time: {text:?}: {error}")).hint(
+    tracing::debug!("{text:?}: {error}");
+    Error::usage(format!("not a time: {text:?}")).hint(
         "times look like 2026-11-20T14:03:00Z, \"2026-11-20 14:03:00 Europe/Paris\", \
-         \"2026-11-20 14:03:00+01\", or \"10 minutes ago\"",
+         \"2026-11-20 14:03:00+01\", or \"10 minutes ago\"; `latest` is all that is stored",
     )
 }
 

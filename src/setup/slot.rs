@@ -81,7 +81,8 @@ pub async fn drop(conninfo: Option<&str>, slot: &str) -> Result<()> {
     match replication.drop_slot(slot).await {
         Ok(()) => Ok(()),
         Err(SlotError::Query(error)) if error.sqlstate() == Some("42704") => {
-            Err(Error::not_found(format!("there is no slot {slot}")))
+            Err(Error::not_found(format!("there is no slot {slot}"))
+                .hint("name another with --slot; pg_replication_slots lists them"))
         }
         Err(SlotError::Query(error)) if error.sqlstate() == Some("55006") => {
             Err(Error::failure(format!("slot {slot} is in use")).hint("stop the stream first"))

@@ -44,6 +44,23 @@ impl ConnectError {
         }
     }
 
+    /// Whether all attempts were at one address, and were refused alike: with TLS and without.
+    fn is_one_answer(&self) -> bool {
+        let sqlstate = |attempt: &Attempt| match &attempt.error {
+            AttemptError::Refused { error, .. } | AttemptError::NotNow(error) => {
+                Some(error.sqlstate.clone())
+            }
+            _ => None,
+        };
+        match self.attempts.as_slice() {
+            [] | [_] => true,
+            [first, rest @ ..] => rest.iter().all(|attempt| {
+                let same = sqlstate(attempt).is_some() && sqlstate(attempt) == sqlstate(first);
+                same && attempt.server == first.server
+            }),
+        }
+    }
+
     /// What a server said in refusing us, the last if several did.
     pub fn server_error(&self) -> Option<&ServerError> {
         self.attempts
@@ -59,8 +76,8 @@ impl ConnectError {
 impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cannot connect to {}: ", self.server)?;
-        if let [only] = self.attempts.as_slice() {
-            return only.error.fmt(f);
+        if let Some(last) = self.attempts.last().filter(|_| self.is_one_answer()) {
+            return last.error.fmt(f);
         }
         for (at, attempt) in self.attempts.iter().enumerate() {
             let separator = if at == 0 { "" } else { "; " };

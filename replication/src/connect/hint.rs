@@ -35,11 +35,12 @@ pub(super) fn for_refusal(error: &ServerError, around: &Circumstances) -> Option
     let role = identifier(&around.user);
     match (error.sqlstate.as_str(), around.purpose) {
         ("28P01", _) => Some(match &around.password_from {
-            Some(from) => format!("the password came from {from}"),
+            Some(from) => format!("the password came from {from}; is the user {role} meant?"),
             None => "no password was found to send".to_owned(),
         }),
         ("28000", _) if error.message.contains("pg_hba.conf") => Some(format!(
-            "add this line to the server's pg_hba.conf, then run `SELECT pg_reload_conf()`: {}",
+            "is the user {role} meant? then add this line to the server's pg_hba.conf, and run \
+             `SELECT pg_reload_conf()`: {}",
             pg_hba_line(error, around)
         )),
         ("28000", _) => Some(format!(
@@ -65,12 +66,13 @@ pub(super) fn for_refusal(error: &ServerError, around: &Circumstances) -> Option
     }
 }
 
-/// The line that would have let us in.
+/// The line that lets us in, for both sorts of connection: whoever lacks one lacks the other.
 fn pg_hba_line(error: &ServerError, around: &Circumstances) -> String {
     let database = match around.purpose {
-        Purpose::Replication => "replication".to_owned(),
-        Purpose::Sql => hba_word(&around.dbname),
+        Purpose::Replication if around.dbname == around.user => "postgres".to_owned(),
+        _ => hba_word(&around.dbname),
     };
+    let database = format!("{database},replication");
     let user = hba_word(&around.user);
     if around.local {
         return format!("local {database} {user} scram-sha-256");
@@ -143,12 +145,12 @@ mod tests {
         );
         let hint = for_refusal(&error, &around(Purpose::Replication, false)).unwrap();
         assert!(
-            hint.ends_with(r#"hostssl replication "Archiver" 10.1.2.3/32 scram-sha-256"#),
+            hint.ends_with(r#"hostssl postgres,replication "Archiver" 10.1.2.3/32 scram-sha-256"#),
             "{hint}"
         );
         let hint = for_refusal(&error, &around(Purpose::Sql, true)).unwrap();
         assert!(
-            hint.ends_with(r#"local postgres "Archiver" scram-sha-256"#),
+            hint.ends_with(r#"local postgres,replication "Archiver" scram-sha-256"#),
             "{hint}"
         );
         let german = said("28000", "kein pg_hba.conf-Eintrag für Host »2001:db8::9«");
