@@ -253,7 +253,7 @@ async fn refusals_say_what_to_do() {
         .unwrap()
         .to_string();
     assert!(
-        unlisted.contains("hostssl postgres postgres 127.0.0.1/32 scram-sha-256"),
+        unlisted.contains("hostssl postgres,replication postgres 127.0.0.1/32 scram-sha-256"),
         "{unlisted}"
     );
     let plain = "user=plain_user password=secret";
@@ -560,7 +560,7 @@ async fn a_socket_is_as_good_as_a_port() {
         .unwrap()
         .to_string();
     assert!(
-        refused.contains("local replication socket_user scram-sha-256"),
+        refused.contains("local postgres,replication socket_user scram-sha-256"),
         "{refused}"
     );
 }

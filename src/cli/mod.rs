@@ -119,13 +119,15 @@ async fn run(cli: Cli) -> u8 {
     let handlers = (
         signal(SignalKind::interrupt()),
         signal(SignalKind::terminate()),
+        // a lost terminal: a private server must not be left behind
+        signal(SignalKind::hangup()),
     );
-    let (Ok(interrupt), Ok(terminate)) = handlers else {
+    let (Ok(interrupt), Ok(terminate), Ok(hangup)) = handlers else {
         output::failure(&Error::failure("cannot take signals"), as_json);
         return Kind::Failure.exit_code();
     };
     let asked_to_stop = stop.clone();
-    let listening = tokio::spawn(listen(interrupt, terminate, stop_in));
+    let listening = tokio::spawn(listen([interrupt, terminate, hangup], stop_in));
     let outcome = match command {
         // these come to an orderly end by themselves
         Command::Stream(args) => commands::stream(&cli.global, args, stop).await,
@@ -149,21 +151,14 @@ async fn run(cli: Cli) -> u8 {
     error.kind().exit_code()
 }
 
-/// Waits for SIGINT or SIGTERM, passes that on, and returns the signal's number.
-async fn listen(mut interrupt: Signal, mut terminate: Signal, stop: watch::Sender<bool>) -> u8 {
-    let kind = tokio::select! {
-        _ = interrupt.recv() => SignalKind::interrupt(),
-        _ = terminate.recv() => SignalKind::terminate(),
-    };
+/// Waits for SIGINT, SIGTERM or SIGHUP, passes that on, and returns the signal's number.
+async fn listen(mut signals: [Signal; 3], stop: watch::Sender<bool>) -> u8 {
+    let number = next_of(&mut signals).await;
     if stop.send(true).is_err() {
         tracing::debug!("nobody waits for the signal");
     }
-    let number = u8::try_from(kind.as_raw_value()).unwrap_or_default();
     tokio::spawn(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
+        let number = next_of(&mut signals).await;
         // asked twice: whoever asks does not want to wait for what is stuck
         #[expect(
             clippy::exit,
@@ -172,4 +167,14 @@ async fn listen(mut interrupt: Signal, mut terminate: Signal, stop: watch::Sende
         std::process::exit(i32::from(Kind::Stopped(number).exit_code()));
     });
     number
+}
+
+/// The number of the next signal that comes.
+async fn next_of([interrupt, terminate, hangup]: &mut [Signal; 3]) -> u8 {
+    let kind = tokio::select! {
+        _ = interrupt.recv() => SignalKind::interrupt(),
+        _ = terminate.recv() => SignalKind::terminate(),
+        _ = hangup.recv() => SignalKind::hangup(),
+    };
+    u8::try_from(kind.as_raw_value()).unwrap_or_default()
 }

@@ -367,7 +367,10 @@ impl<'a> Chooser<'a> {
             let walked = self.walk(candidate, Wanted::Lsn { at, exclusive }).await?;
             let end = walked.records_end;
             match walked.resolved.point.clone() {
-                Some(point) if point.boundary >= candidate.backup.stop_lsn => {
+                Some(mut point) if point.boundary >= candidate.backup.stop_lsn => {
+                    if walked.resolved.point_is_shutdown && !self.promotes() {
+                        point.last = walked.resolved.before_point;
+                    }
                     return Ok(Chosen::new(candidate, Some(point), walked));
                 }
                 Some(_) => {}
@@ -571,20 +574,23 @@ impl<'a> Chooser<'a> {
         Ok(Chosen::new(candidate, Some(point), walked))
     }
 
-    /// The last record of all. A server that pauses and is stopped there writes a restart point at
-    /// a shutdown's checkpoint, and would start behind its target the next time: the record before
-    /// it leaves the same data.
+    /// The last record of all. A server that is stopped there, before it was opened, writes a
+    /// restart point at a shutdown's checkpoint, and would start behind its target the next time:
+    /// the record before it leaves the same data.
     fn last_of(&self, walked: &Walked) -> Option<Span> {
-        let is_latest = matches!(self.options.target, Target::Latest);
-        let pauses = match self.options.action {
-            Some(action) => action == TargetAction::Pause,
-            None => !is_latest,
-        };
-        if pauses {
-            walked.resolved.last_but_shutdown
-        } else {
+        if self.promotes() {
             walked.resolved.last
+        } else {
+            walked.resolved.last_but_shutdown
         }
+    }
+
+    /// Whether the server opens for writing at the target.
+    fn promotes(&self) -> bool {
+        let otherwise = matches!(self.options.target, Target::Latest);
+        self.options
+            .action
+            .map_or(otherwise, |action| action == TargetAction::Promote)
     }
 
     fn newest(&self) -> &Candidate<'a> {

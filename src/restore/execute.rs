@@ -2,7 +2,7 @@
 //! that was left half done looks like a cluster.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt as _;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -16,12 +16,12 @@ use tokio::process::Command;
 use tokio::sync::watch;
 use wal::SegmentName;
 
-use super::place::{Footprint, Owner};
+use super::place::{Footprint, Root};
 use super::plan::{Phase, RestorePlan, RestoreReport};
+use super::replay;
 use super::settings::{self, StopAt};
 use super::target::TargetAction;
 use super::unit::{FileJob, Manifest, UnitWriter, decode_all, reads_of};
-use super::{place, replay};
 use crate::durable;
 use crate::error::{Error, Result, io};
 use crate::repository::layout::ObjectName;
@@ -53,7 +53,17 @@ pub async fn execute(
     };
     tokio::select! {
         done = carry_out(repository, plan, progress, &mut report) => done?,
-        () = stopped => return Err(Error::failure("stopped before the restore was complete")),
+        () = stopped => {
+            let is_whole = report.phases.iter().any(|phase| phase.name == "sync");
+            return Err(if is_whole {
+                let dir = plan.target_dir.display();
+                Error::failure(format!("stopped while the server replayed: {dir} is whole, and stays"))
+                    .hint(format!("{}, or remove it", replay::start_command(plan)))
+            } else {
+                Error::failure("stopped before the restore was complete")
+                    .hint("what was written is removed again; nothing is left to clean up")
+            });
+        }
     }
     Ok(report)
 }
@@ -72,24 +82,24 @@ async fn carry_out(
         None
     };
     let mut footprint = Footprint::begin(&plan.target_dir, plan.owner)?;
+    try_restore_command(plan, &footprint).await?;
     let manifest = fetch_manifest(repository, plan).await?;
     make_directories(&manifest, plan, &mut footprint)?;
-    try_restore_command(plan, footprint.owner()).await?;
 
     let written = write_files(repository, plan, &manifest, &footprint, progress).await?;
     report.phases.push(Phase::new("files", began.elapsed()));
 
     let began = Instant::now();
     let control = write_settings(plan, &footprint, &written.control)?;
+    report.notes = notes(plan, &footprint)?;
+    footprint.give_contents()?;
     sync(&footprint).await?;
-    write_control(repository, plan, &manifest, &footprint, written).await?;
-    footprint.remove_marker()?;
-    sync_names(&footprint)?;
+    write_control(repository, &manifest, &footprint, written).await?;
+    footprint.hand_over()?;
     report.phases.push(Phase::new("sync", began.elapsed()));
     footprint.keep();
     drop(footprint);
 
-    report.notes = notes(plan);
     if let Some(postgres) = postgres {
         let began = Instant::now();
         let replayed = replay::replay(plan, &control, &postgres).await?;
@@ -134,9 +144,7 @@ fn make_directories(
     plan: &RestorePlan,
     footprint: &mut Footprint,
 ) -> Result<()> {
-    let target = &plan.target_dir;
-    let dir = |path: &str| target.join(path);
-    footprint.make_dir(&dir("pg_tblspc"))?;
+    footprint.make_dir(Path::new("pg_tblspc"))?;
     for oid in &manifest.links {
         let planned = plan.tablespaces.iter().find(|it| it.oid == *oid);
         let Some(to) = planned.and_then(|it| it.to.as_ref()) else {
@@ -145,29 +153,32 @@ fn make_directories(
             ))
             .hint("use another backup"));
         };
-        footprint.make_root(to)?;
-        footprint.make_link(&dir(&format!("pg_tblspc/{oid}")), to)?;
+        footprint.make_tablespace(*oid, to)?;
+        footprint.make_link(Path::new(&format!("pg_tblspc/{oid}")), to)?;
     }
     for (_, path) in &plan.made_later {
-        footprint.make_root(path)?;
+        footprint.make_place(path)?;
     }
     for path in &manifest.directories {
-        footprint.make_dir(&target.join(path.as_path()))?;
+        footprint.make_dir(path.as_path())?;
     }
     // replay needs them, also where the server had pg_wal elsewhere
-    footprint.make_dir(&dir("pg_wal"))?;
-    footprint.make_dir(&dir("pg_wal/archive_status"))
+    footprint.make_dir(Path::new("pg_wal"))?;
+    footprint.make_dir(Path::new("pg_wal/archive_status"))
 }
 
 /// Runs `restore_command` as the server will, with nothing in its environment: what is missing is
-/// said now and not by a server at start.
-async fn try_restore_command(plan: &RestorePlan, owner: Option<Owner>) -> Result<()> {
+/// said now and not by a server at start. The directory is lent to the server's user meanwhile, and
+/// empty again behind it.
+async fn try_restore_command(plan: &RestorePlan, footprint: &Footprint) -> Result<()> {
     const FETCHED: &str = "pg_wal/RECOVERYXLOG";
     let start = plan.backup.start_lsn;
     let segment = SegmentName::of(plan.backup.timeline, start, plan.segment_size);
     let settings = plan.settings();
     let command = &settings.restore_command;
     let line = command.shell_line(settings.fetching, &segment.to_string(), FETCHED);
+    footprint.make_dir(Path::new("pg_wal"))?;
+    footprint.lend()?;
     let mut shell = Command::new("/bin/sh");
     shell
         .arg("-c")
@@ -179,7 +190,7 @@ async fn try_restore_command(plan: &RestorePlan, owner: Option<Owner>) -> Result
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    if let Some(owner) = owner {
+    if let Some(owner) = footprint.owner() {
         shell.uid(owner.uid).gid(owner.gid);
     }
     let shown = line.to_string_lossy().into_owned();
@@ -203,8 +214,10 @@ async fn try_restore_command(plan: &RestorePlan, owner: Option<Owner>) -> Result
             said.trim().replace('\n', "; ")
         )));
     }
-    let fetched = plan.target_dir.join(FETCHED);
-    std::fs::remove_file(&fetched).map_err(|error| io("remove", &fetched, &error))
+    if !footprint.target().remove(Path::new(FETCHED))? {
+        return Err(failed("it fetched nothing"));
+    }
+    footprint.take_back()
 }
 
 /// What writing the files came to.
@@ -240,12 +253,7 @@ async fn write_files(
     let is_wanted = |job: &FileJob| job.path.as_bytes() != CONTROL_FILE.as_bytes();
     let units = manifest.units(is_wanted).map(|unit| {
         let listed = Arc::clone(&listed);
-        let writer = UnitWriter::new(
-            &plan.target_dir,
-            footprint.owner(),
-            listed,
-            footprint.given_up(),
-        );
+        let writer = UnitWriter::new(footprint.roots().clone(), listed, footprint.given_up());
         let done = &done;
         async move {
             let wrote = |bytes: u64| {
@@ -329,33 +337,38 @@ fn write_settings(
         Error::damaged(format!("damaged pg_control in the backup: {error}"))
             .hint("use another backup")
     })?;
-    let target = &plan.target_dir;
-    let auto = target.join("postgresql.auto.conf");
-    let before = match std::fs::read(&auto) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(io("read", &auto, &error)),
-    };
+    let target = footprint.target();
+    let auto = Path::new("postgresql.auto.conf");
+    let before = read_all(target, auto)?.unwrap_or_default();
     let mut settings = plan.settings();
     settings.raised = raised(plan, &control);
-    let replace = |path: &Path, bytes: &[u8]| {
-        durable::replace(path, bytes).map_err(|error| io("write", path, &error))?;
-        footprint.give(path)
-    };
-    replace(&auto, &settings.auto_conf(&before))?;
+    write_all(target, auto, &settings.auto_conf(&before))?;
     let (signal, other) = if plan.options.standby {
         ("standby.signal", "recovery.signal")
     } else {
         ("recovery.signal", "standby.signal")
     };
-    let other = target.join(other);
-    match std::fs::remove_file(&other) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(io("remove", &other, &error)),
-    }
-    replace(&target.join(signal), b"")?;
+    target.remove(Path::new(other))?;
+    write_all(target, Path::new(signal), b"")?;
     Ok(control)
+}
+
+/// What a file holds; `None` where there is none.
+fn read_all(root: &Root, path: &Path) -> Result<Option<Vec<u8>>> {
+    let Some(mut file) = root.open(path)? else {
+        return Ok(None);
+    };
+    let mut bytes = Vec::new();
+    let read = file.read_to_end(&mut bytes);
+    read.map_err(|error| io("read", &root.path().join(path), &error))?;
+    Ok(Some(bytes))
+}
+
+/// Writes a file anew. What is half written goes with the rest of an unfinished restore.
+fn write_all(root: &Root, path: &Path, bytes: &[u8]) -> Result<()> {
+    root.remove(path)?;
+    let written = root.create(path)?.write_all(bytes);
+    written.map_err(|error| io("write", &root.path().join(path), &error))
 }
 
 /// Settings that the primary raised after the backup: a hot standby refuses to go on below them.
@@ -370,16 +383,10 @@ fn raised(plan: &RestorePlan, control: &ControlFile) -> Vec<(&'static str, i32)>
 
 /// What all the writing came to is put on disk, a file system at a time.
 async fn sync(footprint: &Footprint) -> Result<()> {
-    let mut devices: BTreeMap<u64, std::path::PathBuf> = BTreeMap::new();
-    for root in footprint.roots() {
-        let metadata = std::fs::metadata(root).map_err(|error| io("read", root, &error))?;
-        devices
-            .entry(metadata.dev())
-            .or_insert_with(|| root.to_owned());
-    }
+    let places = footprint.file_systems()?;
     blocking(move || {
-        for root in devices.values() {
-            durable::sync_file_system(root).map_err(|error| io("sync", root, &error))?;
+        for place in &places {
+            durable::sync_file_system(place).map_err(|error| io("sync", place, &error))?;
         }
         Ok(())
     })
@@ -389,7 +396,6 @@ async fn sync(footprint: &Footprint) -> Result<()> {
 /// Compares all that was written with the server's list, and only then writes `pg_control`.
 async fn write_control(
     repository: &Repository,
-    plan: &RestorePlan,
     manifest: &Manifest,
     footprint: &Footprint,
     written: WrittenFiles,
@@ -403,12 +409,7 @@ async fn write_control(
     let Some(job) = manifest.file(CONTROL_FILE)? else {
         return Ok(());
     };
-    let writer = UnitWriter::new(
-        &plan.target_dir,
-        footprint.owner(),
-        listed,
-        footprint.given_up(),
-    );
+    let writer = UnitWriter::new(footprint.roots().clone(), listed, footprint.given_up());
     for (path, sum) in write_unit(repository, manifest, vec![job], writer, &|_| ()).await? {
         ledger.record(path, sum);
     }
@@ -422,61 +423,52 @@ async fn write_control(
         ))
         .hint("use another backup"));
     }
-    let path = plan.target_dir.join(CONTROL_FILE);
-    let synced = std::fs::File::open(&path).and_then(|file| durable::sync_file(&file));
-    synced.map_err(|error| io("sync", &path, &error))?;
-    sync_dir(&plan.target_dir.join("global"))
-}
-
-fn sync_names(footprint: &Footprint) -> Result<()> {
-    footprint
-        .roots()
-        .chain(footprint.named_in())
-        .try_for_each(sync_dir)
-}
-
-fn sync_dir(path: &Path) -> Result<()> {
-    durable::sync_dir(path).map_err(|error| io("sync", path, &error))
+    let target = footprint.target();
+    target.give_one(Path::new(CONTROL_FILE))?;
+    for path in [CONTROL_FILE, "global"] {
+        let path = Path::new(path);
+        if let Some(file) = target.open(path)? {
+            let synced = durable::sync_file(&file);
+            synced.map_err(|error| io("sync", &target.path().join(path), &error))?;
+        }
+    }
+    Ok(())
 }
 
 /// What whoever starts the server should know.
-fn notes(plan: &RestorePlan) -> Vec<String> {
+fn notes(plan: &RestorePlan, footprint: &Footprint) -> Result<Vec<String>> {
     let mut notes: Vec<String> = Vec::new();
-    let target = &plan.target_dir;
-    let conf = target.join("postgresql.conf");
-    match std::fs::read(&conf) {
-        Err(_) => notes.push(format!(
-            "{} has no postgresql.conf: the source keeps it elsewhere (Debian: /etc/postgresql), so start \
-             the server with one that has the source's settings",
-            target.display()
+    let target = plan.target_dir.display();
+    match read_all(footprint.target(), Path::new("postgresql.conf"))? {
+        None => notes.push(format!(
+            "{target} has no postgresql.conf: the source keeps it elsewhere (Debian: /etc/postgresql), so \
+             start the server with one that has the source's settings"
         )),
-        Ok(text) => {
+        Some(text) => {
             if settings::sets(&text, "data_directory") {
                 notes.push(format!(
-                    "{} sets data_directory, which names the source's: change it before starting",
-                    conf.display()
+                    "{target}/postgresql.conf sets data_directory, which names the source's: change it \
+                     before starting"
                 ));
             }
         }
     }
-    notes
+    Ok(notes)
 }
 
 fn how_to_go_on(plan: &RestorePlan) -> String {
-    let dir = plan.target_dir.display();
-    let start = format!("start it with: pg_ctl -D '{dir}' start");
-    match (plan.stop, plan.action) {
+    let start = format!("start it with: {}", replay::start_command(plan));
+    let how = match (plan.stop, plan.action) {
         (StopAt::Never, _) => format!("{start}; it follows its primary"),
         (_, TargetAction::Pause) => format!(
             "{start}; it pauses at the target, where it can be read; SELECT pg_wal_replay_resume() opens \
              it for writing"
         ),
         (_, TargetAction::Promote) => format!("{start}; it opens for writing at the target"),
-        (_, TargetAction::Shutdown) => format!("{start}; it shuts down at the target"),
-    }
-}
-
-/// Gives a path outside of the restored directories to the server's user.
-pub(super) fn give(path: &Path, owner: Option<Owner>) -> Result<()> {
-    place::give(path, owner)
+        (_, TargetAction::Shutdown) => format!(
+            "{start}; it shuts down at the target; to open it there, {}",
+            replay::open_after_shutdown(plan)
+        ),
+    };
+    format!("{how}\n{}", replay::ANOTHER_PORT)
 }

@@ -1,17 +1,20 @@
 //! The places that a restore writes to: checked before a byte is written, and left as they were
 //! found if it fails.
 
-use std::fs::{self, DirBuilder};
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{
-    DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown, lchown, symlink,
-};
+mod root;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::{Pid, geteuid, test_kill_process};
+
+use root::Made;
+pub(super) use root::{Root, Roots};
 
 use super::target::TablespaceMapping;
 use crate::error::{Error, Result, io};
@@ -215,14 +218,17 @@ fn check_tablespace(record: &TablespaceRecord, to: &Path, is_mapped: bool) -> Re
     }))
 }
 
-/// Refuses a place that replaying CREATE TABLESPACE would link to while something is there.
+/// Refuses a place that replaying CREATE TABLESPACE would link to while anything is there: also an
+/// empty directory may be a live server's.
 pub(super) fn check_made_later(oid: u32, place: &Path) -> Result<()> {
-    if is_absent_or_empty(place)? {
-        return Ok(());
+    match fs::symlink_metadata(place) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(io("read", place, &error)),
+        Ok(_) => {}
     }
     Err(Error::usage(format!(
-        "replay makes tablespace {oid} after the backup began, at a place of this machine that is not \
-         empty: {}",
+        "replay makes tablespace {oid} after the backup began, at a place that exists on this \
+         machine: {}",
         place.display()
     ))
     .hint(
@@ -232,14 +238,16 @@ pub(super) fn check_made_later(oid: u32, place: &Path) -> Result<()> {
 }
 
 /// What a restore has made, and takes away again unless it is kept.
+///
+/// As root, everything stays root's and closed until [`Self::hand_over`].
 #[derive(Debug)]
 pub(super) struct Footprint {
-    target: PathBuf,
     owner: Option<Owner>,
-    /// Directories to empty, outermost first; `true` for those that were not there before.
-    roots: Vec<(PathBuf, bool)>,
+    roots: Roots,
+    /// Directories to empty, outermost first.
+    all: Vec<Arc<Root>>,
     /// Folders above them that were not there before.
-    parents: Vec<PathBuf>,
+    parents: Vec<Made>,
     keep: bool,
     /// Set once writers must stop.
     given_up: Arc<AtomicBool>,
@@ -249,72 +257,55 @@ impl Footprint {
     /// Takes the directory for this restore.
     pub(super) fn begin(target: &Path, owner: Option<Owner>) -> Result<Self> {
         check_target(target)?;
-        let mut footprint = Self {
-            target: target.to_owned(),
+        let mut parents = Vec::new();
+        let root = Root::take(target, owner, false, &mut parents).inspect_err(|_| {
+            parents.iter().rev().for_each(Made::remove);
+        })?;
+        let root = Arc::new(root);
+        let footprint = Self {
             owner,
-            roots: Vec::new(),
-            parents: Vec::new(),
+            roots: Roots::new(Arc::clone(&root)),
+            all: vec![root],
+            parents,
             keep: false,
             given_up: Arc::default(),
         };
-        footprint.make_root(target)?;
-        let marker = footprint.marker();
-        fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&marker)
-            .map_err(|error| io("create", &marker, &error))?;
+        footprint.mark()?;
         Ok(footprint)
     }
 
-    /// Makes a directory that was found absent or empty, or takes it over.
-    pub(super) fn make_root(&mut self, path: &Path) -> Result<()> {
-        let is_new = !path.exists();
-        if is_new {
-            for missing in missing_parents(path) {
-                self.make_parent(&missing)?;
-            }
-            make_dir(path)?;
-        } else if !is_absent_or_empty(path)? {
-            return Err(Error::usage(format!(
-                "{} is not empty any more",
-                path.display()
-            )));
-        }
-        self.roots.push((path.to_owned(), is_new));
-        fs::set_permissions(path, fs::Permissions::from_mode(0o700))
-            .map_err(|error| io("set the mode of", path, &error))?;
-        self.give(path)
+    fn mark(&self) -> Result<()> {
+        self.target().create(Path::new(MARKER)).map(drop)
     }
 
-    fn make_parent(&mut self, path: &Path) -> Result<()> {
-        make_dir(path)?;
-        self.parents.push(path.to_owned());
-        self.give(path)
-    }
-
-    /// Makes a directory below one of the roots; one that is there already is left.
-    pub(super) fn make_dir(&self, path: &Path) -> Result<()> {
-        if path.is_dir() {
-            return Ok(());
-        }
-        make_dir(path)?;
-        self.give(path)
-    }
-
-    /// Makes a symbolic link below one of the roots.
-    pub(super) fn make_link(&self, path: &Path, to: &Path) -> Result<()> {
-        symlink(to, path).map_err(|error| io("create", path, &error))?;
-        if let Some(owner) = self.owner {
-            lchown(path, Some(owner.uid), Some(owner.gid))
-                .map_err(|error| io("change the owner of", path, &error))?;
-        }
+    /// Makes the place of a tablespace of the backup, or takes over an empty one.
+    pub(super) fn make_tablespace(&mut self, oid: u32, path: &Path) -> Result<()> {
+        let root = self.make_root(path, false)?;
+        self.roots.add_tablespace(oid, root);
         Ok(())
     }
 
-    /// Gives a file or directory to the owner.
-    pub(super) fn give(&self, path: &Path) -> Result<()> {
-        give(path, self.owner)
+    /// Makes the place of a tablespace that replay makes.
+    pub(super) fn make_place(&mut self, path: &Path) -> Result<()> {
+        self.make_root(path, true).map(drop)
+    }
+
+    fn make_root(&mut self, path: &Path, must_be_absent: bool) -> Result<Arc<Root>> {
+        let root = Root::take(path, self.owner, must_be_absent, &mut self.parents)?;
+        let root = Arc::new(root);
+        self.all.push(Arc::clone(&root));
+        Ok(root)
+    }
+
+    /// Makes a directory, by its path in the backup; one that is there already is left.
+    pub(super) fn make_dir(&self, path: &Path) -> Result<()> {
+        let (root, below) = self.roots.find(path);
+        root.make_dir(below)
+    }
+
+    /// Makes a symbolic link, by its path in the backup.
+    pub(super) fn make_link(&self, path: &Path, to: &Path) -> Result<()> {
+        self.target().make_link(path, to)
     }
 
     /// Set once the restore was given up: writers stop.
@@ -326,34 +317,62 @@ impl Footprint {
         self.owner
     }
 
-    /// The directories that were written to.
-    pub(super) fn roots(&self) -> impl Iterator<Item = &Path> {
-        self.roots.iter().map(|(path, _)| path.as_path())
+    /// The data directory.
+    pub(super) fn target(&self) -> &Root {
+        self.roots.target()
     }
 
-    /// Every folder in which a name was made that must survive a crash.
-    pub(super) fn named_in(&self) -> impl Iterator<Item = &Path> {
-        let roots = self
-            .roots
+    /// Where the backup's files go, once all tablespaces are made.
+    pub(super) fn roots(&self) -> &Roots {
+        &self.roots
+    }
+
+    /// Lets the owner into the data directory, with all that is in it by now.
+    pub(super) fn lend(&self) -> Result<()> {
+        self.target().lend()?;
+        // nothing is looked up through them again
+        let mut parents = self.parents.iter();
+        parents.try_for_each(|made| made.hand_over(self.owner))
+    }
+
+    /// Closes the data directory again, and empties it of what the owner may have put there.
+    pub(super) fn take_back(&self) -> Result<()> {
+        let target = self.target();
+        let emptied = target.close().and_then(|()| target.empty());
+        emptied.map_err(|error| io("empty", target.path(), &error))?;
+        self.mark()
+    }
+
+    /// Gives all that was written to the owner, who cannot reach it yet.
+    pub(super) fn give_contents(&self) -> Result<()> {
+        self.all.iter().try_for_each(|root| root.give_contents())
+    }
+
+    /// A directory of each file system that was written to.
+    pub(super) fn file_systems(&self) -> Result<Vec<PathBuf>> {
+        let mut devices = BTreeMap::new();
+        for root in &self.all {
+            root.check_name()?;
+            devices.insert(root.device()?, root.path().to_owned());
+        }
+        Ok(devices.into_values().collect())
+    }
+
+    /// The restore is whole: takes the marker away, lets the owner in, and syncs every name.
+    pub(super) fn hand_over(&self) -> Result<()> {
+        self.target().remove(Path::new(MARKER))?;
+        // the data directory last: without it the rest is of no use
+        self.all
             .iter()
-            .filter(|(_, is_new)| *is_new)
-            .map(|(path, _)| path);
-        roots.chain(&self.parents).filter_map(|path| path.parent())
-    }
-
-    /// The restore is whole, up to its marker.
-    pub(super) fn remove_marker(&self) -> Result<()> {
-        let marker = self.marker();
-        fs::remove_file(&marker).map_err(|error| io("remove", &marker, &error))
+            .rev()
+            .try_for_each(|root| root.hand_over())?;
+        let mut parents = self.parents.iter();
+        parents.try_for_each(|made| made.hand_over(self.owner))
     }
 
     /// Nothing is taken away.
     pub(super) fn keep(&mut self) {
         self.keep = true;
-    }
-
-    fn marker(&self) -> PathBuf {
-        self.target.join(MARKER)
     }
 }
 
@@ -363,65 +382,27 @@ impl Drop for Footprint {
             return;
         }
         self.given_up.store(true, Ordering::SeqCst);
-        // links first: what they point to is emptied as a root of its own
-        for (root, is_new) in self.roots.iter().rev() {
+        for root in self.all.iter().rev() {
             // a writer that had begun before it was told to stop may make one more file
-            let emptied = (0..5).any(|_| empty(root).is_ok());
-            let removed = emptied && (!is_new || fs::remove_dir(root).is_ok());
-            if !removed {
+            let closed = root.close();
+            let emptied = closed.is_ok() && (0..5).any(|_| root.empty().is_ok());
+            if emptied {
+                root.give_back();
+            } else {
                 tracing::warn!(
                     "what the unfinished restore left could not be removed: {}",
-                    root.display()
+                    root.path().display()
                 );
             }
         }
-        for parent in self.parents.iter().rev() {
-            if let Err(error) = fs::remove_dir(parent) {
-                tracing::debug!("{} stays: {error}", parent.display());
-            }
-        }
+        self.parents.iter().rev().for_each(Made::remove);
     }
-}
-
-fn empty(root: &Path) -> std::io::Result<()> {
-    for entry in fs::read_dir(root)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            fs::remove_dir_all(entry.path())?;
-        } else {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-/// Gives a file or directory to the owner, where one is set.
-pub(super) fn give(path: &Path, owner: Option<Owner>) -> Result<()> {
-    let Some(owner) = owner else { return Ok(()) };
-    chown(path, Some(owner.uid), Some(owner.gid))
-        .map_err(|error| io("change the owner of", path, &error))
-}
-
-fn make_dir(path: &Path) -> Result<()> {
-    DirBuilder::new()
-        .mode(0o700)
-        .create(path)
-        .map_err(|error| io("create", path, &error))
-}
-
-/// The folders above `path` that are not there, outermost first.
-fn missing_parents(path: &Path) -> Vec<PathBuf> {
-    let above = path.ancestors().skip(1);
-    let mut missing: Vec<PathBuf> = above
-        .take_while(|folder| !folder.as_os_str().as_bytes().is_empty() && !folder.exists())
-        .map(Path::to_owned)
-        .collect();
-    missing.reverse();
-    missing
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn record(oid: u32, location: &Path) -> TablespaceRecord {
@@ -465,11 +446,14 @@ mod tests {
         let space = folder.path().join("space");
         fs::create_dir(&space).unwrap();
         let mut footprint = Footprint::begin(&target, None).unwrap();
-        footprint.make_root(&space).unwrap();
-        footprint.make_dir(&target.join("base")).unwrap();
+        footprint.make_tablespace(7, &space).unwrap();
+        footprint.make_dir(Path::new("base")).unwrap();
+        footprint.make_dir(Path::new("pg_tblspc")).unwrap();
+        footprint.make_dir(Path::new("pg_tblspc/7/PG_18")).unwrap();
         fs::write(target.join("base/1"), "x").unwrap();
         fs::write(space.join("1"), "x").unwrap();
-        footprint.make_link(&target.join("link"), &space).unwrap();
+        footprint.make_link(Path::new("link"), &space).unwrap();
+        assert!(space.join("PG_18").is_dir());
         assert!(
             check_target(&target)
                 .unwrap_err()
@@ -479,6 +463,75 @@ mod tests {
         drop(footprint);
         assert!(!folder.path().join("new").exists());
         assert!(space.exists() && is_absent_or_empty(&space).unwrap());
+    }
+
+    /// Who holds the folder above could otherwise lead root's writes to any place.
+    #[test]
+    fn writes_stay_in_the_directory_that_was_taken_whatever_its_name_leads_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let [target, space, moved, live] =
+            ["data", "space", "moved", "live"].map(|name| folder.path().join(name));
+        fs::create_dir(&live).unwrap();
+        fs::write(live.join("precious"), "x").unwrap();
+        let mut footprint = Footprint::begin(&target, None).unwrap();
+        footprint.make_dir(Path::new("pg_tblspc")).unwrap();
+        footprint.make_tablespace(7, &space).unwrap();
+        fs::remove_dir(&space).unwrap();
+        std::os::unix::fs::symlink(&live, &space).unwrap();
+        footprint
+            .make_dir(Path::new("pg_tblspc/7/PG_18"))
+            .unwrap_err();
+        let status = Command::new("mv").args([&target, &moved]).status().unwrap();
+        assert!(status.success());
+        std::os::unix::fs::symlink(&live, &target).unwrap();
+        footprint.make_dir(Path::new("base")).unwrap();
+        assert!(moved.join("base").is_dir());
+        let error = footprint.hand_over().unwrap_err();
+        assert!(error.message().contains("replaced"), "{error}");
+        drop(footprint);
+        assert_eq!(fs::read_dir(&live).unwrap().count(), 1);
+        assert!(is_absent_or_empty(&moved).unwrap());
+    }
+
+    #[test]
+    fn a_directory_that_was_there_gets_its_mode_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("data");
+        let mode = || fs::metadata(&target).unwrap().permissions().mode() & 0o7777;
+        fs::create_dir(&target).unwrap();
+        fs::set_permissions(&target, fs::Permissions::from_mode(0o2750)).unwrap();
+        let footprint = Footprint::begin(&target, None).unwrap();
+        assert_eq!(mode(), 0o700);
+        drop(footprint);
+        assert_eq!(mode(), 0o2750);
+    }
+
+    /// What `restore_command` leaves behind in its trial would be in the way of the backup's files.
+    #[test]
+    fn a_lent_directory_comes_back_empty_but_for_its_marker() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("data");
+        let footprint = Footprint::begin(&target, None).unwrap();
+        footprint.make_dir(Path::new("pg_wal")).unwrap();
+        footprint.lend().unwrap();
+        fs::write(target.join("pg_wal/left"), "x").unwrap();
+        footprint.take_back().unwrap();
+        let mut names = fs::read_dir(&target).unwrap();
+        assert_eq!(names.next().unwrap().unwrap().file_name(), MARKER);
+        assert!(names.next().is_none());
+    }
+
+    /// Replay links to it and fills it, and a live server may have made it for itself.
+    #[test]
+    fn a_place_that_replay_will_fill_must_not_be_there_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("space");
+        check_made_later(7, &place).unwrap();
+        fs::create_dir(&place).unwrap();
+        check_made_later(7, &place).unwrap_err();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("/nowhere", &link).unwrap();
+        check_made_later(7, &link).unwrap_err();
     }
 
     #[test]

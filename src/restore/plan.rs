@@ -196,13 +196,19 @@ impl RestorePlan {
             "recovery.signal"
         };
         writeln!(f, "  settings     {signal}, and in postgresql.auto.conf:")?;
-        for (name, value) in self.settings().list() {
+        let settings = self.settings().list();
+        let (emptied, given): (Vec<_>, Vec<_>) = settings
+            .into_iter()
+            .partition(|(_, value)| value.is_empty());
+        for (name, value) in given {
             writeln!(
                 f,
                 "                 {name} = '{}'",
                 String::from_utf8_lossy(&value)
             )?;
         }
+        let emptied: Vec<&str> = emptied.iter().map(|(name, _)| *name).collect();
+        writeln!(f, "  emptied      {}", emptied.join(", "))?;
         if self.options.standby {
             writeln!(
                 f,

@@ -2,20 +2,23 @@
 //! target.
 
 use std::fs::{self, DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::io::Read as _;
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _, fchown,
+};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use basebackup::ControlFile;
 use replication::connect::{Purpose, connect};
 use replication::connection::QueryError;
 use replication::conninfo::{ConnectionSettings, Environment};
+use rustix::fs::OFlags;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use wal::Lsn;
 
-use super::execute::give;
 use super::plan::{Reached, RestorePlan};
 use super::resolve::Parameters;
 use super::target::{TargetAction, rfc3339};
@@ -24,12 +27,21 @@ use crate::retry::Backoff;
 
 const POLL_FIRST: Duration = Duration::from_millis(20);
 const POLL_MAX: Duration = Duration::from_millis(500);
+/// How often a replay that takes long says where it stands.
+const SAYING_INTERVAL: Duration = Duration::from_secs(5);
 /// How many of the server's last lines are shown where it failed.
 const SHOWN_LINES: usize = 12;
+/// How much of the end of the server's log is looked at, in bytes.
+const LOG_BYTES: u64 = 1 << 20;
+/// How often a server that says in its log that it is done is asked for more than that.
+const ASKED_AGAIN: u32 = 5;
 /// Said by a server that was to shut down at its target (`xlogrecovery.c`).
 const SHUT_DOWN_AT_TARGET: &str = "shutdown at recovery target";
 /// Said by a server that stands at its target (`xlogrecovery.c`, `recoveryPausesHere`).
 const PAUSED_AT_TARGET: &str = "pausing at the end of recovery";
+/// Said by a server that cannot go on with the settings that it has (`xlogrecovery.c`,
+/// `RecoveryRequiresIntParameter`); since 14.
+const PAUSED_ELSEWHERE: &str = "recovery has paused";
 /// Said by a server that has become a primary (`xlog.c`, `StartupXLOG`).
 const RECOVERY_COMPLETE: &str = "archive recovery complete";
 
@@ -111,7 +123,7 @@ pub(super) async fn replay(
     control: &ControlFile,
     postgres: &Path,
 ) -> Result<Replayed> {
-    let private = PrivateFolder::create(plan)?;
+    let private = PrivateFolder::create()?;
     let mut server = Server::start(plan, control, postgres, &private)?;
     let outcome = server.until_at_target(plan, &private).await;
     let stopped = server.stop().await;
@@ -126,19 +138,24 @@ pub(super) async fn replay(
 }
 
 /// A folder for the socket, the log and the settings of a private server.
-struct PrivateFolder(PathBuf);
+struct PrivateFolder {
+    path: PathBuf,
+    /// The folder itself: its owner could put something else at its path.
+    dir: File,
+    log: File,
+}
 
 impl PrivateFolder {
-    fn create(plan: &RestorePlan) -> Result<Self> {
+    fn create() -> Result<Self> {
         // the path of a Unix socket may have 107 bytes: not every TMPDIR leaves room for it
         let process = std::process::id();
         let names = (0..100).map(|at| PathBuf::from(format!("/tmp/anywhen-replay-{process}-{at}")));
         for path in names {
             match DirBuilder::new().mode(0o700).create(&path) {
                 Ok(()) => {
-                    let folder = Self(path);
-                    give(&folder.0, plan.owner)?;
-                    return Ok(folder);
+                    let dir = File::open(&path).map_err(|error| io("open", &path, &error))?;
+                    let log = create_file(&path.join("log"))?;
+                    return Ok(Self { path, dir, log });
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(io("create", &path, &error)),
@@ -149,15 +166,30 @@ impl PrivateFolder {
         ))
     }
 
+    /// Adds a file; only before the folder is given away.
     fn write(&self, plan: &RestorePlan, name: &str, text: &str) -> Result<PathBuf> {
-        let path = self.0.join(name);
-        fs::write(&path, text).map_err(|error| io("write", &path, &error))?;
-        give(&path, plan.owner)?;
+        let path = self.path.join(name);
+        let file = create_file(&path)?;
+        let written = file.write_all_at(text.as_bytes(), 0);
+        written.map_err(|error| io("write", &path, &error))?;
+        give(&file, &path, plan)?;
         Ok(path)
     }
 
+    /// Gives the folder to the server's user. From here on names in it are not to be trusted.
+    fn give_away(&self, plan: &RestorePlan) -> Result<()> {
+        give(&self.dir, &self.path, plan)
+    }
+
+    /// What the server wrote last.
     fn log(&self) -> String {
-        let bytes = fs::read(self.0.join("log")).unwrap_or_default();
+        let length = self.log.metadata().map_or(0, |metadata| metadata.size());
+        let read = length.min(LOG_BYTES);
+        let mut bytes = vec![0; usize::try_from(read).unwrap_or_default()];
+        let found = self.log.read_exact_at(&mut bytes, length - read);
+        if let Err(error) = found {
+            tracing::debug!("the log changed while it was read: {error}");
+        }
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
@@ -172,10 +204,27 @@ impl PrivateFolder {
 
 impl Drop for PrivateFolder {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            tracing::debug!("{} stays: {error}", self.0.display());
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            tracing::debug!("{} stays: {error}", self.path.display());
         }
     }
+}
+
+fn create_file(path: &Path) -> Result<File> {
+    let mut options = File::options();
+    let options = options.read(true).write(true).create_new(true).mode(0o600);
+    options
+        .open(path)
+        .map_err(|error| io("create", path, &error))
+}
+
+/// Gives an open file or folder to the server's user.
+fn give(file: &File, path: &Path, plan: &RestorePlan) -> Result<()> {
+    let Some(owner) = plan.owner else {
+        return Ok(());
+    };
+    fchown(file, Some(owner.uid), Some(owner.gid))
+        .map_err(|error| io("change the owner of", path, &error))
 }
 
 /// The private server; told to end at once if it is dropped.
@@ -190,25 +239,25 @@ impl Server {
         postgres: &Path,
         private: &PrivateFolder,
     ) -> Result<Self> {
-        let log = private.write(plan, "log", "")?;
+        let log = private.path.join("log");
         let open_log = || {
-            File::options()
-                .append(true)
-                .open(&log)
-                .map_err(|error| io("open", &log, &error))
+            let file = File::options().append(true).open(&log);
+            file.map_err(|error| io("open", &log, &error))
         };
+        let (stdout, stderr) = (open_log()?, open_log()?);
         let mut command = Command::new(postgres);
         command.arg("-D").arg(&plan.target_dir);
         for (name, value) in private_settings(plan, control, private)? {
             command.arg("-c").arg(format!("{name}={value}"));
         }
+        private.give_away(plan)?;
         command
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
             .current_dir(&plan.target_dir)
             .stdin(Stdio::null())
-            .stdout(open_log()?)
-            .stderr(open_log()?)
+            .stdout(stdout)
+            .stderr(stderr)
             // a Ctrl-C in the terminal is ours to pass on
             .process_group(0);
         if let Some(owner) = plan.owner {
@@ -229,13 +278,20 @@ impl Server {
         let wanted = plan.replayed_up_to();
         let mut backoff = Backoff::new(POLL_FIRST, POLL_MAX);
         let mut asking = Asking::new(plan, private);
+        let mut said_at = Instant::now();
         loop {
             let ended = self.child.try_wait();
             if let Some(status) = ended.map_err(|error| Error::failure(error.to_string()))? {
                 return after_end(plan, private, status);
             }
             match asking.state().await {
-                State::Unknown | State::Recovering => {}
+                State::Unknown => {}
+                State::Recovering(at) => {
+                    if let Some(at) = at.filter(|_| said_at.elapsed() >= SAYING_INTERVAL) {
+                        said_at = Instant::now();
+                        tracing::info!("replay stands at {at}, the target at {wanted}");
+                    }
+                }
                 State::Paused(reached) if reached.lsn >= wanted => {
                     return Ok(Replayed {
                         reached,
@@ -247,6 +303,9 @@ impl Server {
                         private,
                         &format!("the server paused at {} before the target", reached.lsn),
                     ));
+                }
+                State::Stuck => {
+                    return Err(not_reached(private, "the server paused before the target"));
                 }
                 State::Promoted(reached) if reached.lsn >= wanted => {
                     let mut notes = Vec::new();
@@ -314,7 +373,7 @@ fn private_settings(
     let ident = private.write(plan, "pg_ident.conf", "")?;
     let mut settings = vec![
         ("listen_addresses", String::new()),
-        ("unix_socket_directories", shown(&private.0)),
+        ("unix_socket_directories", shown(&private.path)),
         ("unix_socket_permissions", "0700".to_owned()),
         ("unix_socket_group", String::new()),
         ("port", PORT.to_owned()),
@@ -324,8 +383,12 @@ fn private_settings(
         ("external_pid_file", String::new()),
         ("logging_collector", "off".to_owned()),
         ("log_destination", "stderr".to_owned()),
+        // what the log is searched for must be in it
+        ("log_min_messages", "warning".to_owned()),
         ("lc_messages", "C".to_owned()),
         ("hot_standby", "on".to_owned()),
+        // subscriptions are the source's
+        ("max_logical_replication_workers", "0".to_owned()),
         ("ssl", "off".to_owned()),
         ("huge_pages", "try".to_owned()),
     ];
@@ -346,8 +409,11 @@ const PORT: &str = "5432";
 enum State {
     /// It does not answer yet.
     Unknown,
-    Recovering,
+    /// Replaying, and how far it has come.
+    Recovering(Option<Lsn>),
     Paused(Reached),
+    /// It paused before its target.
+    Stuck,
     Promoted(Reached),
 }
 
@@ -357,6 +423,8 @@ struct Asking<'a> {
     private: &'a PrivateFolder,
     /// Names that the cluster's first role may have.
     roles: Vec<String>,
+    /// How often it did not answer though its log says that it is done.
+    unanswered: u32,
 }
 
 impl<'a> Asking<'a> {
@@ -369,20 +437,31 @@ impl<'a> Asking<'a> {
             plan,
             private,
             roles,
+            unanswered: 0,
         }
     }
 
     async fn state(&mut self) -> State {
         while let Some(role) = self.roles.first().cloned() {
             match self.ask(&role).await {
+                Asked::State(State::Unknown) => break,
                 Asked::State(state) => return state,
                 Asked::NoSuchRole => {
                     self.roles.remove(0);
                 }
             }
         }
-        // none of the usual roles exists: the server's log tells, in its own words
-        self.state_from_log()
+        // none of the usual roles or databases takes a question: the server's log tells, in its
+        // own words; where one may do so in a moment, its answer is more exact
+        let state = self.state_from_log();
+        if matches!(state, State::Unknown) {
+            return state;
+        }
+        self.unanswered += 1;
+        if self.roles.is_empty() || self.unanswered > ASKED_AGAIN {
+            return state;
+        }
+        State::Unknown
     }
 
     async fn ask(&self, role: &str) -> Asked {
@@ -395,7 +474,7 @@ impl<'a> Asking<'a> {
         for database in ["postgres", "template1"] {
             let conninfo = format!(
                 "host={} port={PORT} user={} dbname={database} sslmode=disable connect_timeout=5",
-                self.private.0.display(),
+                self.private.path.display(),
                 quoted(role)
             );
             let Ok(settings) = ConnectionSettings::resolve(&conninfo, &Environment::default())
@@ -406,10 +485,13 @@ impl<'a> Asking<'a> {
                 Ok(connection) => connection,
                 Err(error) => {
                     let said = chain(&error);
-                    if said.contains("role") && said.contains("does not exist") {
+                    let says = |words: &str| said.contains(words);
+                    if says("role") && (says("does not exist") || says("not permitted to log in")) {
                         return Asked::NoSuchRole;
                     }
-                    if said.contains("database") && said.contains("does not exist") {
+                    if says("database")
+                        && (says("does not exist") || says("not currently accepting connections"))
+                    {
                         continue;
                     }
                     return unknown;
@@ -431,7 +513,7 @@ impl<'a> Asking<'a> {
             return Asked::State(match (row.get("recovering"), row.get("paused"), reached) {
                 (Some("f"), _, Some(reached)) => State::Promoted(reached),
                 (_, Some("t"), Some(reached)) => State::Paused(reached),
-                _ => State::Recovering,
+                _ => State::Recovering(lsn),
             });
         }
         unknown
@@ -447,6 +529,8 @@ impl<'a> Asking<'a> {
             State::Paused(reached())
         } else if log.contains(RECOVERY_COMPLETE) {
             State::Promoted(reached())
+        } else if log.contains(PAUSED_ELSEWHERE) {
+            State::Stuck
         } else {
             State::Unknown
         }
@@ -479,7 +563,7 @@ fn after_end(
         return Err(not_reached(private, &format!("the server ended: {status}")));
     }
     let path = plan.target_dir.join("global/pg_control");
-    let bytes = fs::read(&path).map_err(|error| io("read", &path, &error))?;
+    let bytes = read_control(&path).map_err(|error| io("read", &path, &error))?;
     let control = ControlFile::parse(&bytes)
         .map_err(|error| Error::damaged(format!("{}: {error}", path.display())))?;
     let lsn = control.min_recovery_point;
@@ -494,6 +578,18 @@ fn after_end(
         reached: Reached { lsn, time },
         notes: ways_on(plan),
     })
+}
+
+/// The control file of a directory that belongs to the server's user already.
+fn read_control(path: &Path) -> std::io::Result<Vec<u8>> {
+    /// `PG_CONTROL_FILE_SIZE` (`pg_control.h`).
+    const FILE_BYTES: u64 = 8192;
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let flags = i32::try_from(flags.bits()).unwrap_or_default();
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn not_reached(private: &PrivateFolder, how: &str) -> Error {
@@ -511,18 +607,50 @@ fn ways_on(plan: &RestorePlan) -> Vec<String> {
     let dir = plan.target_dir.display();
     let open = match plan.action {
         TargetAction::Pause => format!(
-            "to open it: pg_ctl -D '{dir}' start, look at it, then SELECT pg_wal_replay_resume()"
+            "to open it: {}, look at it, then SELECT pg_wal_replay_resume()",
+            start_command(plan)
         ),
-        TargetAction::Promote => format!("to open it: pg_ctl -D '{dir}' start"),
-        TargetAction::Shutdown => format!(
-            "to open it: remove the recovery_target settings from postgresql.auto.conf, then \
-             pg_ctl -D '{dir}' start"
-        ),
+        TargetAction::Promote => format!("to open it: {}", start_command(plan)),
+        TargetAction::Shutdown => format!("to open it, {}", open_after_shutdown(plan)),
     };
     vec![
         open,
+        ANOTHER_PORT.to_owned(),
         format!("to choose another target: rm -r '{dir}', and restore again"),
     ]
+}
+
+/// What is said to whoever starts a copy beside its original.
+pub(super) const ANOTHER_PORT: &str =
+    "where another server has its port, add to pg_ctl: -o '-p 5433'";
+
+/// The command that starts the restored server, as whoever may.
+pub(super) fn start_command(plan: &RestorePlan) -> String {
+    let dir = plan.target_dir.display();
+    let postgres = find_postgres(plan.options.pg_bin.as_deref(), plan.backup.major);
+    let pg_ctl = postgres.map_or_else(
+        |_not_here| "pg_ctl".to_owned(),
+        |postgres| postgres.with_file_name("pg_ctl").display().to_string(),
+    );
+    // pg_ctl refuses to run as root
+    let as_owner = plan.owner.map_or_else(String::new, |owner| {
+        format!(
+            "setpriv --reuid {} --regid {} --clear-groups ",
+            owner.uid, owner.gid
+        )
+    });
+    format!("{as_owner}{pg_ctl} -D '{dir}' -l '{dir}/startup.log' start")
+}
+
+/// How to open a server that shut down at its target. The target must stay: without one a recovery
+/// replays everything that is stored.
+pub(super) fn open_after_shutdown(plan: &RestorePlan) -> String {
+    let dir = plan.target_dir.display();
+    format!(
+        "append to its settings: echo \"recovery_target_action = 'promote'\" >> \
+         '{dir}/postgresql.auto.conf', then {}",
+        start_command(plan)
+    )
 }
 
 #[cfg(test)]

@@ -236,6 +236,9 @@ pub(super) struct Resolver {
     last_of_backup: Option<Span>,
     /// The last record that is no shutdown's.
     last_but_shutdown: Option<Span>,
+    /// Whether the last record wanted is a shutdown's, and the last before it that is none.
+    point_is_shutdown: bool,
+    before_point: Option<Span>,
     /// The last that decides on a transaction: a commit, a preparation or the end of one.
     last_kept: Option<Span>,
     last_commit: Option<CommitSeen>,
@@ -258,7 +261,11 @@ pub(super) struct Resolved {
     pub(super) last: Option<Span>,
     /// The last record that ends at or before the backup's end.
     pub(super) last_of_backup: Option<Span>,
+    /// The last record that is no shutdown's.
     pub(super) last_but_shutdown: Option<Span>,
+    /// Whether the last record wanted is a shutdown's, and the last before it that is none.
+    pub(super) point_is_shutdown: bool,
+    pub(super) before_point: Option<Span>,
     pub(super) last_kept: Option<Span>,
     pub(super) last_commit: Option<CommitSeen>,
     /// The latest stamp of any commit.
@@ -286,6 +293,8 @@ impl Resolver {
             behind: Behind::default(),
             last: None,
             last_but_shutdown: None,
+            point_is_shutdown: false,
+            before_point: None,
             last_kept: None,
             last_commit: None,
             newest_stamp: None,
@@ -301,6 +310,9 @@ impl Resolver {
         let flow = match &self.point {
             None => {
                 if let Some(point) = self.decide(record) {
+                    self.point_is_shutdown =
+                        record.what == What::Shutdown && point.last == Some(record.span);
+                    self.before_point = self.last_but_shutdown;
                     self.at_point = self.findings.clone();
                     if point.last == Some(record.span) {
                         self.at_point.note(record);
@@ -329,6 +341,8 @@ impl Resolver {
             last: self.last,
             last_of_backup: self.last_of_backup,
             last_but_shutdown: self.last_but_shutdown,
+            point_is_shutdown: self.point_is_shutdown,
+            before_point: self.before_point,
             last_kept: self.last_kept,
             last_commit: self.last_commit,
             newest_stamp: self.newest_stamp,
@@ -609,6 +623,28 @@ mod tests {
         let records = records(vec![commit(1, 10), drop, commit(2, 12), commit(5, 20)]);
         let resolved = resolve(time(15, false), &records);
         assert_eq!(resolved.findings.dropping, [(Lsn::new(0x110), 5, 9)]);
+    }
+
+    /// A server that is stopped at a shutdown's checkpoint starts behind it the next time.
+    #[test]
+    fn the_record_before_a_shutdown_is_known() {
+        let records = records(vec![
+            commit(1, 10),
+            What::Shutdown,
+            What::Shutdown,
+            commit(2, 20),
+        ]);
+        let wanted = Wanted::Lsn {
+            at: Lsn::new(0x120),
+            exclusive: false,
+        };
+        let resolved = resolve(wanted, &records);
+        assert!(resolved.point_is_shutdown);
+        assert_eq!(resolved.before_point.unwrap().start, Lsn::new(0x100));
+        assert_eq!(
+            resolve(Wanted::Last, &records[..3]).last_but_shutdown,
+            resolved.before_point
+        );
     }
 
     /// A prepared transaction outlives the server: it belongs to the state at that moment.

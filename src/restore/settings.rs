@@ -214,6 +214,8 @@ impl RecoverySettings {
             list.push(("recovery_min_apply_delay", text("0")));
             list.push(("primary_conninfo", Vec::new()));
             list.push(("primary_slot_name", Vec::new()));
+            // its subscriptions are the source's: both would use the same slots of the publisher
+            list.push(("max_logical_replication_workers", text("0")));
         }
         if !self.archive_mode_preserve {
             list.push(("archive_mode", text("off")));
@@ -449,6 +451,7 @@ mod tests {
             "archive_mode = 'off'\n",
             "primary_conninfo = ''\n",
             "synchronous_standby_names = ''\n",
+            "max_logical_replication_workers = '0'\n",
             "recovery_target = 'immediate'\n",
             "recovery_target_timeline = '3'\n",
         ] {
@@ -481,6 +484,7 @@ mod tests {
             "{conf}"
         );
         assert!(!conf.contains("--timeline"), "{conf}");
+        assert!(!conf.contains("max_logical_replication_workers"), "{conf}");
     }
 
     #[test]

@@ -1,17 +1,16 @@
 //! From a backup's manifest to files: what is read together, decoded together and written together.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::Write as _;
-use std::os::unix::fs::{OpenOptionsExt as _, fchown};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use basebackup::{Algorithm, FileChecker, FileSum, RelativePath};
 use bytes::Bytes;
 
-use super::place::Owner;
+use super::place::Roots;
 use crate::error::{Error, Result, chain, io};
 use crate::repository::layout::ObjectName;
 use crate::repository::records::{Extent, ManifestEntry, ManifestLine, ManifestPath};
@@ -260,8 +259,7 @@ pub(super) fn reads_of(manifest: &Manifest, unit: Vec<FileJob>) -> Vec<Read> {
 
 /// Writes the files of a unit, one after another.
 pub(super) struct UnitWriter {
-    target: PathBuf,
-    owner: Option<Owner>,
+    roots: Roots,
     /// How `backup_manifest` lists each file.
     listed: Arc<BTreeMap<RelativePath, Algorithm>>,
     given_up: Arc<AtomicBool>,
@@ -280,14 +278,12 @@ struct OpenFile {
 
 impl UnitWriter {
     pub(super) fn new(
-        target: &Path,
-        owner: Option<Owner>,
+        roots: Roots,
         listed: Arc<BTreeMap<RelativePath, Algorithm>>,
         given_up: Arc<AtomicBool>,
     ) -> Self {
         Self {
-            target: target.to_owned(),
-            owner,
+            roots,
             listed,
             given_up,
             open: None,
@@ -330,17 +326,9 @@ impl UnitWriter {
         if self.given_up.load(Ordering::SeqCst) {
             return Err(Error::failure("stopped"));
         }
-        let place = self.target.join(path.as_path());
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&place)
-            .map_err(|error| io("create", &place, &error))?;
-        if let Some(owner) = self.owner {
-            fchown(&file, Some(owner.uid), Some(owner.gid))
-                .map_err(|error| io("change the owner of", &place, &error))?;
-        }
+        let (root, below) = self.roots.find(path.as_path());
+        let file = root.create(below)?;
+        let place = root.path().join(below);
         let algorithm = self.listed.get(&path).copied().unwrap_or(Algorithm::None);
         self.open = Some(OpenFile {
             file,
@@ -436,6 +424,7 @@ fn damaged_extent(place: Option<&(String, u64)>, reason: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use super::super::place::Footprint;
     use super::*;
 
     fn entry(path: &str) -> ManifestEntry {
@@ -517,9 +506,12 @@ mod tests {
         let mut reads = reads_of(&manifest, units.into_iter().next().unwrap());
         assert_eq!(reads.len(), 1);
         let folder = tempfile::tempdir().unwrap();
-        let mut writer = UnitWriter::new(folder.path(), None, Arc::default(), Arc::default());
+        let target = folder.path().join("data");
+        let footprint = Footprint::begin(&target, None).unwrap();
+        let roots = footprint.roots().clone();
+        let mut writer = UnitWriter::new(roots, Arc::default(), Arc::default());
         writer.apply(reads.remove(0), Bytes::from(bytes)).unwrap();
-        let content = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
+        let content = |name: &str| std::fs::read(target.join(name)).unwrap();
         assert_eq!(content("a"), b"firstsecond");
         assert_eq!(content("b"), b"");
         assert_eq!(content("c"), b"\0\0\0\0third");
@@ -540,7 +532,9 @@ mod tests {
         let unit = manifest.units(|_| true).next().unwrap().unwrap();
         let read = reads_of(&manifest, unit).remove(0);
         let folder = tempfile::tempdir().unwrap();
-        let mut writer = UnitWriter::new(folder.path(), None, Arc::default(), Arc::default());
+        let footprint = Footprint::begin(&folder.path().join("data"), None).unwrap();
+        let roots = footprint.roots().clone();
+        let mut writer = UnitWriter::new(roots, Arc::default(), Arc::default());
         let error = writer.apply(read, Bytes::from(bytes)).unwrap_err();
         assert_eq!(error.kind(), crate::error::Kind::Damaged);
     }
