@@ -6,7 +6,7 @@ use crate::ground::eventually;
 use crate::judge::End;
 use crate::objects::{assert_equal_to_server, assert_no_gap, system_dir};
 use crate::record::Record;
-use crate::server::{Options, value};
+use crate::server::{Options, Shutdown, value, write_setting};
 
 /// A backup stores the WAL that it needs by itself. A stream that went on behind that would never ask
 /// for what lies before, and its first report would let the server recycle it.
@@ -67,4 +67,41 @@ fn a_repository_that_was_taken_away_is_not_made_anew() {
     rustix::fs::rename(&aside, &repository).unwrap();
     record.store_all();
     assert_eq!(record.rows_at("latest", &[], End::Promoted), "0,1");
+}
+
+/// With `wal_level=minimal` a server leaves changes out of its WAL, and recovery refuses to go on there:
+/// the window ends, and a restore says so before it writes.
+#[test]
+fn a_time_of_minimal_wal_ends_the_window() {
+    let mut record = Record::begun(&Options::default());
+    record.store_all();
+    let moment = record.insert(1);
+    record.store_all();
+    record.stop_stream();
+    record
+        .anywhen
+        .run_on(&record.server, &["slot", "drop"])
+        .succeeded();
+    for (level, senders) in [("minimal", 0), ("replica", 10)] {
+        record.server.stop(Shutdown::Fast);
+        let data = record.server.data().to_owned();
+        write_setting(&data, &format!("wal_level = {level}"));
+        write_setting(&data, &format!("max_wal_senders = {senders}"));
+        record.server.start();
+        record.insert(if senders == 0 { 2 } else { 3 });
+    }
+    record.stream = Some(record.anywhen.stream(&record.server));
+    record.store_all();
+    let said = record.stream.as_ref().unwrap().stderr();
+    assert!(said.contains("wal_level=minimal"), "{said}");
+    let target = record.target("refused");
+    record
+        .anywhen
+        .restore_refused(&target, &[], 5)
+        .says(&["wal_level=minimal", "hint"]);
+    let rows = record.rows_at("before", &["--to-lsn", &moment.commit_lsn], End::Paused);
+    assert_eq!(rows, "0,1");
+    // a backup opens a new window
+    record.anywhen.backup(&record.server);
+    assert_eq!(record.rows_at("after", &[], End::Promoted), "0,1,2,3");
 }
