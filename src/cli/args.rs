@@ -116,6 +116,7 @@ pub(super) enum Command {
     /// Show what can be restored
     Status(StatusArgs),
     /// Show the backups
+    #[command(after_help = "Example:\n  anywhen list --repo file:///backups --json")]
     List,
     /// Show or drop the replication slot
     #[command(subcommand)]
@@ -123,6 +124,7 @@ pub(super) enum Command {
     /// Tell the whole story on a throwaway server
     Demo(DemoArgs),
     /// Print shell completions
+    #[command(after_help = "Example:\n  anywhen completions bash > /etc/bash_completion.d/anywhen")]
     Completions {
         /// For which shell
         shell: clap_complete::Shell,
@@ -296,7 +298,7 @@ pub(super) enum ArchiveModeArg {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit codes: 0 found, 1 not in the archive, 200 everything else: \
+    after_help = "Example, in postgresql.conf:\n  restore_command = 'anywhen wal-fetch %f %p'\n\nExit codes: 0 found, 1 not in the archive, 200 everything else: \
                         PostgreSQL takes 1 for the end of WAL, and stops at 200."
 )]
 pub(super) struct WalFetchArgs {
@@ -313,6 +315,7 @@ pub(super) struct WalFetchArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  anywhen status --repo file:///backups --timelines")]
 pub(super) struct StatusArgs {
     /// Draw the tree of timelines
     #[arg(long, env = "ANYWHEN_TIMELINES")]
@@ -328,6 +331,7 @@ pub(super) enum SlotCommand {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  anywhen slot show -d 'host=db1 user=anywhen'")]
 pub(super) struct SlotArgs {
     /// The replication slot [default: anywhen_CLUSTER]
     #[arg(long, env = "ANYWHEN_SLOT", value_name = "NAME")]
@@ -335,6 +339,7 @@ pub(super) struct SlotArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  anywhen demo --pg-bin /usr/lib/postgresql/18/bin")]
 pub(super) struct DemoArgs {
     /// Where the server's programs are [default: the newest found]
     #[arg(long, env = "ANYWHEN_PG_BIN", value_name = "DIR")]
