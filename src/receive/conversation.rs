@@ -128,6 +128,7 @@ impl<'a> Conversation<'a> {
         let mut stream = Some(stream);
         let mut ended: Option<Ended> = None;
         let mut stop_deadline: Option<Instant> = None;
+        let mut reading = true;
         loop {
             while let Some(action) = self.session.poll_action() {
                 match action {
@@ -153,7 +154,14 @@ impl<'a> Conversation<'a> {
             if matches!(ended, Some(Ended::Lost(_))) {
                 stream = None;
             }
-            let reading = ended.is_none() && self.unstored_bytes < self.options.unstored_bytes_max;
+            let was_reading = std::mem::replace(
+                &mut reading,
+                ended.is_none() && self.unstored_bytes < self.options.unstored_bytes_max,
+            );
+            if reading && !was_reading {
+                // it was we who did not listen
+                self.heard_at = Instant::now();
+            }
             let mut deadline = self.session.deadline();
             if reading {
                 deadline = deadline.min(self.heard_at + SILENCE_MAX);
