@@ -8,7 +8,7 @@ use replication::slots::{SlotState, read_slot, reserve_slot};
 use wal::{Lsn, TimelineHistory, TimelineId};
 
 use super::options::ReceiverOptions;
-use super::resume::{ResumeAt, resume_at, skip_removed};
+use super::resume::{ResumeAt, floor, resume_at, skip_removed};
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::repository::destination::OpenDestination;
@@ -138,12 +138,7 @@ async fn resume(
     // what is listed may be there only in memory, after a crash of this machine or of a writer
     repository.sync().await?;
     let catalog = repository.wal_catalog().await?;
-    let tips = catalog.tips.iter().rev();
-    let streamed = tips
-        .filter(|(timeline, _)| branch.reach(**timeline) != wal::Reach::NotAncestor)
-        .map(|(_, tip)| tip.lsn)
-        .next();
-    let floor = kept.or(streamed).unwrap_or(facts.flushed);
+    let floor = floor(branch, &catalog, kept).unwrap_or(facts.flushed);
     resume_at(branch, &catalog, floor, facts.segment_size).map_err(|error| {
         Error::usage(error.to_string()).hint(
             "connect to the current primary; if this server is meant to go its own way, give it \

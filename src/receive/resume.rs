@@ -1,7 +1,7 @@
 //! Where a stream goes on: from what the repository holds, what the server has, and what its slot
 //! keeps. Pure.
 
-use wal::{Lsn, SegmentSize, TimelineHistory, TimelineId, WalRange};
+use wal::{Lsn, Reach, SegmentSize, TimelineHistory, TimelineId, WalRange};
 
 use crate::repository::catalog::{BranchEnd, Catalog};
 
@@ -30,6 +30,23 @@ pub enum ResumeError {
         /// The server's timeline.
         server: TimelineId,
     },
+}
+
+/// From where on what is stored is followed to its first break: what the slot keeps, or where the
+/// last stream was, whichever is earlier. A slot that is new, as after a failover, says nothing of
+/// what came before it, and a backup may have stored what it points at.
+pub fn floor(branch: &TimelineHistory, catalog: &Catalog, kept: Option<Lsn>) -> Option<Lsn> {
+    let streamed =
+        catalog
+            .tips
+            .iter()
+            .rev()
+            .find_map(|(timeline, tip)| match branch.reach(*timeline) {
+                Reach::Whole => Some(tip.lsn),
+                Reach::Until(fork) => Some(tip.lsn.min(fork)),
+                Reach::NotAncestor => None,
+            });
+    kept.into_iter().chain(streamed).min()
 }
 
 /// Where to go on.
@@ -241,6 +258,20 @@ mod tests {
             resume(&catalog, 4 * MIB + 80),
             Ok(at(2, 4 * MIB, 4 * MIB + 100))
         );
+    }
+
+    /// After a failover the slot is new, and a backup of the new primary stored what it points at.
+    #[test]
+    fn a_new_slot_does_not_hide_what_came_before_it() {
+        let mut catalog = stored(&[(1, 2 * MIB, 2 * MIB + 5), (2, 6 * MIB, 7 * MIB)], true);
+        catalog.tips.get_mut(&timeline(1)).unwrap().lsn = Lsn::new(2 * MIB + 5);
+        let kept = Some(Lsn::new(6 * MIB + 40));
+        let from = floor(&branch(), &catalog, kept).unwrap();
+        assert_eq!(
+            resume(&catalog, from.as_u64()),
+            Ok(at(1, 2 * MIB, 2 * MIB + 5))
+        );
+        assert_eq!(floor(&branch(), &stored(&[], false), kept), kept);
     }
 
     /// A kill while a large segment was under way, and a small piece behind it was not.
