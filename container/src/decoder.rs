@@ -4,12 +4,12 @@ use std::fmt;
 
 use zstd::zstd_safe::{DCtx, InBuffer, OutBuffer};
 
-use crate::frame::{self, ZSTD_MAGIC};
+use crate::frame::{self, Next, ZSTD_MAGIC};
 use crate::header::FRAME_HEAD_BYTES;
-use crate::trailer::TRAILER_MAGIC;
+use crate::sealing::{SEALED_HEAD_BYTES, Sealing, TAG_BYTES};
 use crate::{
-    Error, Header, MAX_TRAILER_BYTES, Part, Reading, TAIL_BYTES, Trailer, byte_count, digest_text,
-    read_header, read_trailer,
+    DataKey, Error, Header, MAX_TRAILER_BYTES, Part, Reading, TAIL_BYTES, Trailer, byte_count,
+    digest_text, read_header, trailer,
 };
 
 const MAGIC_BYTES: usize = 4;
@@ -19,21 +19,27 @@ const OUTPUT_BYTES: usize = 128 * 1024;
 /// Reads one object as its bytes arrive, in stretches of any length.
 ///
 /// The bytes may be damaged or hostile: never panics, and holds at most an 8 MiB window and the
-/// header and trailer at their limits. **Plain bytes given out before [`Decoder::finish`] returned
-/// are not verified**; nothing may be made of them that cannot be thrown away.
+/// header and trailer at their limits; of an encrypted object also one whole sealed frame, since
+/// nothing is decompressed before it is authenticated. Room for that frame is made as its bytes
+/// arrive, and a frame longer than zstd's bound for [`crate::MAX_FRAME_PLAIN_BYTES`], or for what
+/// is left of the decoder's own limit, is refused by its head.
+///
+/// **Plain bytes given out before [`Decoder::finish`] returned are not verified**; nothing may be
+/// made of them that cannot be thrown away. That holds for encrypted objects too: their end may be
+/// missing.
 pub struct Decoder {
     state: State,
+    /// Until the header was read.
+    key: Option<DataKey>,
     header: Option<Header>,
-    /// The part at hand where it has to be seen whole: header, magic number, trailer.
+    /// Absent in a plain object.
+    sealing: Option<Sealing>,
+    /// The part at hand where it has to be seen whole: header, magic number, sealed frame, trailer.
     pending: Vec<u8>,
-    decompressor: DCtx<'static>,
-    output: Vec<u8>,
     /// All bytes taken, the trailer's too.
     object_bytes: u64,
     stored_crc32: crc32fast::Hasher,
-    plain_bytes: u64,
-    plain_bytes_max: u64,
-    plain_digest: blake3::Hasher,
+    plain: Plain,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,23 +51,31 @@ enum State {
     Frame {
         offset: u64,
     },
-    Trailer,
+    /// Inside the sealed frame that began at `offset`.
+    SealedFrame {
+        offset: u64,
+    },
+    /// Inside the trailer's frame, which began at `offset`.
+    Trailer {
+        offset: u64,
+    },
 }
 
 impl Decoder {
     /// A decoder that gives out at most `max_plain_bytes`.
-    pub fn new(max_plain_bytes: u64) -> Result<Self, Error> {
+    ///
+    /// `key` is needed for an encrypted object, and not used for a plain one: whether an object may
+    /// be plain is for the caller to judge by its header.
+    pub fn new(max_plain_bytes: u64, key: Option<&DataKey>) -> Result<Self, Error> {
         Ok(Self {
             state: State::Header,
+            key: key.cloned(),
             header: None,
+            sealing: None,
             pending: Vec::new(),
-            decompressor: frame::decompressor()?,
-            output: vec![0; OUTPUT_BYTES],
             object_bytes: 0,
             stored_crc32: crc32fast::Hasher::new(),
-            plain_bytes: 0,
-            plain_bytes_max: max_plain_bytes,
-            plain_digest: blake3::Hasher::new(),
+            plain: Plain::new(max_plain_bytes)?,
         })
     }
 
@@ -87,7 +101,8 @@ impl Decoder {
                 State::Header => self.take_header(rest)?,
                 State::Between => self.take_magic(rest, &mut sink)?,
                 State::Frame { offset } => self.take_frame(offset, rest, &mut sink)?,
-                State::Trailer => self.take_trailer(rest)?,
+                State::SealedFrame { offset } => self.take_sealed(offset, rest, &mut sink)?,
+                State::Trailer { .. } => self.take_trailer(rest)?,
             };
         }
         Ok(())
@@ -101,61 +116,25 @@ impl Decoder {
             found: self.object_bytes,
         };
         let more = self.object_bytes.saturating_add(1);
-        let header = match (self.state, self.header) {
+        let (header, offset) = match (self.state, self.header) {
             (State::Header, _) | (_, None) => {
                 return Err(match read_header(&self.pending)? {
                     Reading::NeedMore(bytes) => cut(Part::Header, bytes),
                     Reading::Done(_) => cut(Part::Header, more),
                 });
             }
-            (State::Between | State::Frame { .. }, _) => return Err(cut(Part::Frames, more)),
-            (State::Trailer, Some(header)) => header,
-        };
-        let payload = trailer_payload(&self.pending);
-        let whole = payload.map(|payload| payload.saturating_add(byte_count(FRAME_HEAD_BYTES)));
-        let found = byte_count(self.pending.len());
-        match whole {
-            Some(whole) if found == whole => {}
-            Some(whole) if found > whole => {
-                return Err(Error::Trailing {
-                    part: Part::Trailer,
-                    expected: whole,
-                    found,
-                });
+            (State::Between | State::Frame { .. } | State::SealedFrame { .. }, _) => {
+                return Err(cut(Part::Frames, more));
             }
-            _ => {
-                let missing = whole.map_or(1, |whole| whole.saturating_sub(found));
-                return Err(cut(
-                    Part::Trailer,
-                    self.object_bytes.saturating_add(missing),
-                ));
-            }
-        }
-        let Reading::Done(trailer) = read_trailer(&self.pending, found)? else {
-            // The tail claims a longer trailer than its frame has room for.
-            return Err(cut(Part::Trailer, more));
+            (State::Trailer { offset }, Some(header)) => (header, offset),
         };
-        let crc32 = self.stored_crc32.finalize();
-        if crc32 != trailer.stored_crc32 {
-            return Err(Error::StoredChecksum {
-                expected: trailer.stored_crc32,
-                found: crc32,
-            });
+        let parts = trailer::read_whole(&self.pending, offset, self.sealing.is_some())?;
+        if let Some((sealing, seal)) = self.sealing.zip(parts.seal) {
+            sealing.check_trailer(offset, parts.text, &seal)?;
         }
-        if self.plain_bytes != trailer.plain_bytes {
-            return Err(Error::PlainLength {
-                part: Part::Plain,
-                expected: trailer.plain_bytes,
-                found: self.plain_bytes,
-            });
-        }
-        let digest = digest_text(&self.plain_digest.finalize());
-        if digest != trailer.digest {
-            return Err(Error::Digest {
-                expected: trailer.digest,
-                found: digest,
-            });
-        }
+        let trailer = parts.trailer;
+        trailer.check_stored(self.stored_crc32.finalize())?;
+        self.plain.check(&trailer)?;
         Ok((header, trailer))
     }
 
@@ -165,7 +144,8 @@ impl Decoder {
             Reading::Done(_) => bytes,
         };
         if let Reading::Done((header, _)) = read_header(&self.pending)? {
-            header.check_readable()?;
+            self.sealing = header.sealing(&self.pending, self.key.as_ref())?;
+            self.key = None;
             self.header = Some(header);
             self.stored_crc32.update(&self.pending);
             self.pending.clear();
@@ -184,20 +164,17 @@ impl Decoder {
             return Ok(rest);
         };
         let offset = self.object_bytes.saturating_sub(byte_count(MAGIC_BYTES));
-        match u32::from_le_bytes(magic) {
-            ZSTD_MAGIC => {
+        match frame::next(u32::from_le_bytes(magic), self.sealing.is_some(), offset)? {
+            Next::Plain => {
                 self.pending.clear();
                 self.object_bytes = offset;
                 self.state = State::Frame { offset };
                 self.take_frame(offset, &magic, sink)?;
-                Ok(rest)
             }
-            TRAILER_MAGIC => {
-                self.state = State::Trailer;
-                Ok(rest)
-            }
-            found => Err(Error::UnknownFrame { offset, found }),
+            Next::Sealed => self.state = State::SealedFrame { offset },
+            Next::Trailer => self.state = State::Trailer { offset },
         }
+        Ok(rest)
     }
 
     fn take_frame<'a>(
@@ -206,48 +183,64 @@ impl Decoder {
         bytes: &'a [u8],
         sink: &mut impl FnMut(&[u8]),
     ) -> Result<&'a [u8], Error> {
-        let mut input = InBuffer::around(bytes);
-        let rest = loop {
-            let mut output = OutBuffer::around(self.output.as_mut_slice());
-            let left = self
-                .decompressor
-                .decompress_stream(&mut output, &mut input)
-                .map_err(|code| frame::failed(code, offset))?;
-            let room_left = output.pos() < output.capacity();
-            let plain = output.as_slice();
-            self.plain_bytes = self.plain_bytes.saturating_add(byte_count(plain.len()));
-            if self.plain_bytes > self.plain_bytes_max {
-                return Err(Error::TooLarge {
-                    part: Part::Plain,
-                    limit: self.plain_bytes_max,
-                    found: self.plain_bytes,
-                });
-            }
-            if !plain.is_empty() {
-                self.plain_digest.update(plain);
-                sink(plain);
-            }
-            let rest = bytes.get(input.pos()..).unwrap_or_default();
-            if left == 0 {
-                self.state = State::Between;
-                break rest;
-            }
-            if rest.is_empty() && room_left {
-                break rest;
-            }
-        };
-        let taken = bytes.get(..input.pos()).unwrap_or_default();
+        let (taken, ended) = self.plain.decompress(offset, bytes, sink)?;
+        let (taken, rest) = bytes.split_at_checked(taken).unwrap_or((bytes, &[]));
         self.stored_crc32.update(taken);
         self.object_bytes = self.object_bytes.saturating_add(byte_count(taken.len()));
+        if ended {
+            self.state = State::Between;
+        }
+        Ok(rest)
+    }
+
+    fn take_sealed<'a>(
+        &mut self,
+        offset: u64,
+        bytes: &'a [u8],
+        sink: &mut impl FnMut(&[u8]),
+    ) -> Result<&'a [u8], Error> {
+        let head = byte_count(SEALED_HEAD_BYTES);
+        let &[_, _, _, _, a, b, c, d, ..] = self.pending.as_slice() else {
+            return Ok(self.fill_pending(head, bytes));
+        };
+        let length = u64::from(u32::from_le_bytes([a, b, c, d]));
+        let limit = frame::stored_bytes_max(self.plain.bytes_left());
+        let limit = limit.saturating_add(byte_count(TAG_BYTES));
+        if length > limit {
+            return Err(Error::TooLarge {
+                part: Part::SealedFrame,
+                limit,
+                found: length,
+            });
+        }
+        let whole = length.saturating_add(head);
+        let rest = self.fill_pending(whole, bytes);
+        if byte_count(self.pending.len()) < whole {
+            return Ok(rest);
+        }
+        self.stored_crc32.update(&self.pending);
+        let sealed = self.pending.get_mut(SEALED_HEAD_BYTES..);
+        let (Some(sealing), Some(sealed)) = (&self.sealing, sealed) else {
+            return Err(Error::Unsealed {
+                part: Part::SealedFrame,
+                offset,
+            });
+        };
+        let content = sealing.open_frame(offset, sealed)?;
+        self.plain.decompress_whole(offset, content, sink)?;
+        self.pending.clear();
+        self.state = State::Between;
         Ok(rest)
     }
 
     fn take_trailer<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], Error> {
         let head = byte_count(FRAME_HEAD_BYTES);
-        let Some(payload) = trailer_payload(&self.pending) else {
+        let Some(payload) = trailer::payload(&self.pending) else {
             return Ok(self.fill_pending(head, bytes));
         };
-        let limit = MAX_TRAILER_BYTES.saturating_add(TAIL_BYTES);
+        let limit = MAX_TRAILER_BYTES
+            .saturating_add(TAIL_BYTES)
+            .saturating_add(byte_count(TAG_BYTES));
         if payload > limit {
             return Err(Error::TooLarge {
                 part: Part::Trailer,
@@ -282,11 +275,114 @@ impl Decoder {
     }
 }
 
-/// The payload length of a trailer frame whose first bytes are at hand.
-fn trailer_payload(frame: &[u8]) -> Option<u64> {
-    match *frame {
-        [_, _, _, _, a, b, c, d, ..] => Some(u64::from(u32::from_le_bytes([a, b, c, d]))),
-        _ => None,
+/// Compressed bytes to plain ones, which are counted and digested.
+struct Plain {
+    decompressor: DCtx<'static>,
+    output: Vec<u8>,
+    bytes: u64,
+    bytes_max: u64,
+    digest: blake3::Hasher,
+}
+
+impl Plain {
+    fn new(bytes_max: u64) -> Result<Self, Error> {
+        Ok(Self {
+            decompressor: frame::decompressor()?,
+            output: vec![0; OUTPUT_BYTES],
+            bytes: 0,
+            bytes_max,
+            digest: blake3::Hasher::new(),
+        })
+    }
+
+    fn bytes_left(&self) -> u64 {
+        self.bytes_max.saturating_sub(self.bytes)
+    }
+
+    /// Takes bytes of the frame that began at `offset` until they or the frame end: how many were
+    /// taken, and whether the frame has ended.
+    fn decompress(
+        &mut self,
+        offset: u64,
+        bytes: &[u8],
+        sink: &mut impl FnMut(&[u8]),
+    ) -> Result<(usize, bool), Error> {
+        let mut input = InBuffer::around(bytes);
+        loop {
+            let mut output = OutBuffer::around(self.output.as_mut_slice());
+            let left = self
+                .decompressor
+                .decompress_stream(&mut output, &mut input)
+                .map_err(|code| frame::failed(code, offset))?;
+            let room_left = output.pos() < output.capacity();
+            let plain = output.as_slice();
+            self.bytes = self.bytes.saturating_add(byte_count(plain.len()));
+            if self.bytes > self.bytes_max {
+                return Err(Error::TooLarge {
+                    part: Part::Plain,
+                    limit: self.bytes_max,
+                    found: self.bytes,
+                });
+            }
+            if !plain.is_empty() {
+                self.digest.update(plain);
+                sink(plain);
+            }
+            if left == 0 {
+                return Ok((input.pos(), true));
+            }
+            if input.pos() >= bytes.len() && room_left {
+                return Ok((input.pos(), false));
+            }
+        }
+    }
+
+    /// Takes what was in the sealed frame that began at `offset`: one frame and nothing else.
+    fn decompress_whole(
+        &mut self,
+        offset: u64,
+        content: &[u8],
+        sink: &mut impl FnMut(&[u8]),
+    ) -> Result<(), Error> {
+        let found = byte_count(content.len());
+        match content.first_chunk() {
+            Some(magic) if u32::from_le_bytes(*magic) != ZSTD_MAGIC => Err(Error::UnknownFrame {
+                offset,
+                found: u32::from_le_bytes(*magic),
+            }),
+            _ => match self.decompress(offset, content, sink)? {
+                (taken, true) if taken == content.len() => Ok(()),
+                (taken, true) => Err(Error::Trailing {
+                    part: Part::Frame,
+                    expected: byte_count(taken),
+                    found,
+                }),
+                (_, false) => Err(Error::Truncated {
+                    part: Part::Frame,
+                    expected: found.saturating_add(1),
+                    found,
+                }),
+            },
+        }
+    }
+
+    /// Whether this is what was written.
+    fn check(&self, trailer: &Trailer) -> Result<(), Error> {
+        if self.bytes != trailer.plain_bytes {
+            return Err(Error::PlainLength {
+                part: Part::Plain,
+                expected: trailer.plain_bytes,
+                found: self.bytes,
+            });
+        }
+        let digest = digest_text(&self.digest.finalize());
+        if digest != trailer.digest {
+            return Err(Error::Digest {
+                expected: trailer.digest.clone(),
+                found: digest,
+            });
+        }
+        Ok(())
     }
 }
 
@@ -296,7 +392,7 @@ impl fmt::Debug for Decoder {
             .field("state", &self.state)
             .field("header", &self.header)
             .field("object_bytes", &self.object_bytes)
-            .field("plain_bytes", &self.plain_bytes)
+            .field("plain_bytes", &self.plain.bytes)
             .finish_non_exhaustive()
     }
 }
@@ -312,9 +408,9 @@ pub struct Object {
     pub trailer: Trailer,
 }
 
-/// Reads a whole object with at most `max_plain_bytes` of content.
-pub fn decode(bytes: &[u8], max_plain_bytes: u64) -> Result<Object, Error> {
-    let mut decoder = Decoder::new(max_plain_bytes)?;
+/// Reads a whole object with at most `max_plain_bytes` of content; `key` as in [`Decoder::new`].
+pub fn decode(bytes: &[u8], max_plain_bytes: u64, key: Option<&DataKey>) -> Result<Object, Error> {
+    let mut decoder = Decoder::new(max_plain_bytes, key)?;
     let mut plain = Vec::new();
     decoder.push(bytes, &mut plain)?;
     let (header, trailer) = decoder.finish()?;

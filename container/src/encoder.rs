@@ -5,7 +5,10 @@ use std::fmt;
 use serde_json::{Map, Value};
 use zstd::zstd_safe::CCtx;
 
-use crate::{Error, Header, MAX_FRAME_PLAIN_BYTES, Part, Trailer, byte_count, digest_text, frame};
+use crate::sealing::{SEALED_HEAD_BYTES, Sealing};
+use crate::{
+    DataKey, Error, Header, MAX_FRAME_PLAIN_BYTES, Part, Trailer, byte_count, digest_text, frame,
+};
 
 /// Where a frame stands in its object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +26,8 @@ pub struct Frame {
 pub struct Encoder {
     /// The header's frame, until the first call that has an `out`.
     header: Vec<u8>,
+    /// Absent in a plain object.
+    sealing: Option<Sealing>,
     compressor: CCtx<'static>,
     stored_bytes: u64,
     stored_crc32: crc32fast::Hasher,
@@ -31,20 +36,25 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Begins an object. `level` is zstd's, from -7 to 19.
+    /// Begins an object. `level` is zstd's, from -7 to 19; `key` is that of [`Header::encrypt`].
     ///
-    /// Refuses a header that says something else than what would be written: another format or
-    /// codec, or a key.
-    pub fn new(header: &Header, level: i32) -> Result<Self, Error> {
+    /// Refuses a header that says something else than what would be written: another format, codec,
+    /// cipher or key; a key that is not given; and a key given for a header that has none, since
+    /// what was to be encrypted must never be written plain.
+    pub fn new(header: &Header, level: i32, key: Option<&DataKey>) -> Result<Self, Error> {
         if header.format != crate::FORMAT {
             return Err(Error::NewerFormat {
                 supported: crate::FORMAT,
                 found: header.format,
             });
         }
-        header.check_readable()?;
+        if key.is_some() && header.key.is_none() {
+            return Err(Error::MissingField { field: "key" });
+        }
+        let frame = header.to_frame()?;
         Ok(Self {
-            header: header.to_frame()?,
+            sealing: header.sealing(&frame, key)?,
+            header: frame,
             compressor: frame::compressor(level)?,
             stored_bytes: 0,
             stored_crc32: crc32fast::Hasher::new(),
@@ -54,7 +64,7 @@ impl Encoder {
     }
 
     /// Appends `plain`, at most [`MAX_FRAME_PLAIN_BYTES`], as one frame that can be decoded without
-    /// the others ([`crate::decode_frame`]).
+    /// the others ([`crate::FrameReader`]).
     pub fn frame(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<Frame, Error> {
         let found = byte_count(plain.len());
         if found > MAX_FRAME_PLAIN_BYTES {
@@ -93,13 +103,23 @@ impl Encoder {
     fn put_frame(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<Frame, Error> {
         let offset = self.stored_bytes;
         let start = out.len();
-        let stored_bytes = frame::compress(&mut self.compressor, plain, offset, out)?;
-        self.count_stored(out.get(start..).unwrap_or_default());
+        if self.sealing.is_some() {
+            out.extend_from_slice(&[0; SEALED_HEAD_BYTES]);
+        }
+        if let Err(error) = frame::compress(&mut self.compressor, plain, offset, out) {
+            out.truncate(start);
+            return Err(error);
+        }
+        if let Some(sealing) = &self.sealing {
+            sealing.seal_frame(offset, out, start);
+        }
+        let stored = out.get(start..).unwrap_or_default();
+        self.count_stored(stored);
         self.plain_bytes = self.plain_bytes.saturating_add(byte_count(plain.len()));
         self.plain_digest.update(plain);
         Ok(Frame {
             offset,
-            stored_bytes,
+            stored_bytes: byte_count(stored.len()),
         })
     }
 
@@ -110,7 +130,12 @@ impl Encoder {
             stored_crc32: self.stored_crc32.finalize(),
             facts,
         };
-        out.extend_from_slice(&trailer.to_frame()?);
+        let offset = self.stored_bytes;
+        let seal = |text: &[u8]| {
+            let sealing = self.sealing.as_ref();
+            sealing.map(|sealing| sealing.seal_trailer(offset, text))
+        };
+        out.extend_from_slice(&trailer.to_frame(seal)?);
         Ok(trailer)
     }
 
@@ -135,8 +160,9 @@ pub fn encode(
     plain: &[u8],
     facts: Map<String, Value>,
     level: i32,
+    key: Option<&DataKey>,
 ) -> Result<Vec<u8>, Error> {
-    let mut encoder = Encoder::new(header, level)?;
+    let mut encoder = Encoder::new(header, level, key)?;
     let mut out = Vec::new();
     encoder.frame(plain, &mut out)?;
     encoder.finish(facts, &mut out)?;

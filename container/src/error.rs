@@ -1,6 +1,8 @@
 //! What can be wrong with an object.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
+
+use crate::key::push_hex;
 
 /// A part of an object, to say which one was wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,6 +13,8 @@ pub enum Part {
     Frames,
     /// One frame's plain bytes.
     Frame,
+    /// One encrypted frame, as stored.
+    SealedFrame,
     /// All plain bytes.
     Plain,
     /// The frame at the end.
@@ -25,6 +29,7 @@ impl fmt::Display for Part {
             Self::Header => "header",
             Self::Frames => "frames",
             Self::Frame => "frame",
+            Self::SealedFrame => "sealed frame",
             Self::Plain => "plain bytes",
             Self::Trailer => "trailer",
             Self::Object => "object",
@@ -100,11 +105,60 @@ pub enum Error {
         /// The codec's name.
         found: String,
     },
-    /// Encrypted, and this build cannot decrypt.
-    #[error("object is encrypted: key {key:?}")]
+    /// Encrypted, and no key was given.
+    #[error("object is encrypted and no key was given: key {key:?}")]
     Encrypted {
         /// The key's id.
         key: String,
+    },
+    /// Encrypted with another key than the one given.
+    #[error("object is encrypted with another key: expected {expected:?}, found {found}")]
+    WrongKey {
+        /// The key's id, as the header has it.
+        expected: String,
+        /// [`crate::DataKey::fingerprint`] of the key given.
+        found: String,
+    },
+    /// Encrypted by something that this build does not know.
+    #[error("object has an unknown cipher, upgrade anywhen: {found:?}")]
+    UnknownCipher {
+        /// The cipher's name.
+        found: String,
+    },
+    /// A header says only half of what an encrypted object's must.
+    #[error("header of an encrypted object has no {field}")]
+    MissingField {
+        /// The field.
+        field: &'static str,
+    },
+    /// The header's salt is not one.
+    #[error("salt is not 64 lower-case hex digits: found {found:?}")]
+    BadSalt {
+        /// As the header has it.
+        found: String,
+    },
+    /// Text that should be a data key is not one. It is not repeated: it may be most of a key.
+    #[error("data key is not 64 lower-case hex digits: found {found} bytes")]
+    BadKey {
+        /// Length of the text in bytes.
+        found: usize,
+    },
+    /// A part of an encrypted object stands there as a plain object has it.
+    #[error("object is encrypted, and its {part} at byte {offset} is not")]
+    Unsealed {
+        /// The part.
+        part: Part,
+        /// Where it begins in the object.
+        offset: u64,
+    },
+    /// A part of an encrypted object is not what the holder of the key wrote in that place of that
+    /// object.
+    #[error("{part} at byte {offset} is damaged or forged: it does not authenticate")]
+    Forged {
+        /// The part.
+        part: Part,
+        /// Where it begins in the object.
+        offset: u64,
     },
     /// zstd refused to compress or to decompress.
     #[error("zstd failed on the frame at byte {offset}: {reason}")]
@@ -114,8 +168,8 @@ pub enum Error {
         /// zstd's own words.
         reason: &'static str,
     },
-    /// Between the frames stands something that is neither a zstd frame nor the trailer.
-    #[error("neither a zstd frame nor the trailer at byte {offset}: found magic {found:#010x}")]
+    /// Between the frames stands something that is neither a frame of this object nor the trailer.
+    #[error("neither a frame nor the trailer at byte {offset}: found magic {found:#010x}")]
     UnknownFrame {
         /// Where it stands in the object.
         offset: u64,
@@ -188,6 +242,9 @@ impl Error {
             Self::NewerFormat { .. }
             | Self::UnknownCodec { .. }
             | Self::Encrypted { .. }
+            | Self::WrongKey { .. }
+            | Self::UnknownCipher { .. }
+            | Self::BadKey { .. }
             | Self::TooLarge { .. }
             | Self::Level { .. } => false,
             Self::NotAnObject { .. }
@@ -196,6 +253,10 @@ impl Error {
             | Self::Trailing { .. }
             | Self::HeaderJson(_)
             | Self::TrailerJson(_)
+            | Self::MissingField { .. }
+            | Self::BadSalt { .. }
+            | Self::Unsealed { .. }
+            | Self::Forged { .. }
             | Self::Zstd { .. }
             | Self::UnknownFrame { .. }
             | Self::NoFrameChecksum
@@ -210,8 +271,7 @@ impl Error {
 
 /// At most eight bytes in hex, for messages.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().take(8).fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a String takes all that is written to it");
-        text
-    })
+    let mut text = String::new();
+    push_hex(bytes.get(..8).unwrap_or(bytes), &mut text);
+    text
 }

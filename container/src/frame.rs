@@ -5,6 +5,8 @@ use std::io::Cursor;
 use zstd::zstd_safe;
 use zstd_safe::{CCtx, CParameter, DCtx, DParameter};
 
+use crate::sealing::SEALED_MAGIC;
+use crate::trailer::TRAILER_MAGIC;
 use crate::{Error, Part, byte_count};
 
 /// Magic number of a zstd frame (RFC 8878 §3.1.1).
@@ -17,6 +19,37 @@ const LEVEL_MIN: i32 = -7;
 const LEVEL_MAX: i32 = 19;
 /// The window of the highest level, 8 MiB, which every decoder has to support (RFC 8878 §3.1.1.1.2).
 const WINDOW_LOG_MAX: u32 = 23;
+
+/// What stands between the header and the end of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// A zstd frame.
+    Plain,
+    /// A sealed frame.
+    Sealed,
+    /// The trailer's frame.
+    Trailer,
+}
+
+/// What begins at `offset` with this magic number, in an object that is `sealed` or is not.
+pub(crate) fn next(magic: u32, sealed: bool, offset: u64) -> Result<Next, Error> {
+    match (magic, sealed) {
+        (TRAILER_MAGIC, _) => Ok(Next::Trailer),
+        (ZSTD_MAGIC, false) => Ok(Next::Plain),
+        (SEALED_MAGIC, true) => Ok(Next::Sealed),
+        (ZSTD_MAGIC, true) => Err(Error::Unsealed {
+            part: Part::Frame,
+            offset,
+        }),
+        (found, _) => Err(Error::UnknownFrame { offset, found }),
+    }
+}
+
+/// The most bytes of a zstd frame with at most so many plain bytes.
+pub(crate) fn stored_bytes_max(plain_bytes_max: u64) -> u64 {
+    let plain = plain_bytes_max.min(MAX_FRAME_PLAIN_BYTES);
+    byte_count(usize::try_from(plain).map_or(usize::MAX, zstd_safe::compress_bound))
+}
 
 /// A compressor for many frames.
 pub(crate) fn compressor(level: i32) -> Result<CCtx<'static>, Error> {
@@ -65,11 +98,22 @@ pub(crate) fn compress(
     stored.map(byte_count).map_err(|code| failed(code, offset))
 }
 
-/// Decodes one frame that was stored on its own, such as an extent in a pack.
+/// Decodes one frame of a plain object by itself.
+///
+/// As [`crate::FrameReader::frame`], for callers that do not read the object's header.
+pub fn decode_frame(stored: &[u8], expected_plain_bytes: usize) -> Result<Vec<u8>, Error> {
+    decode(stored, expected_plain_bytes, 0)
+}
+
+/// Decodes the zstd frame that begins at `offset` in its object.
 ///
 /// `stored` may be damaged or hostile: never panics, allocates at most `expected_plain_bytes`, and
 /// those only after the frame itself claims as many. Gives exactly that many bytes or an error.
-pub fn decode_frame(stored: &[u8], expected_plain_bytes: usize) -> Result<Vec<u8>, Error> {
+pub(crate) fn decode(
+    stored: &[u8],
+    expected_plain_bytes: usize,
+    offset: u64,
+) -> Result<Vec<u8>, Error> {
     let expected = byte_count(expected_plain_bytes);
     if expected > MAX_FRAME_PLAIN_BYTES {
         return Err(Error::TooLarge {
@@ -78,7 +122,8 @@ pub fn decode_frame(stored: &[u8], expected_plain_bytes: usize) -> Result<Vec<u8
             found: expected,
         });
     }
-    let length = zstd_safe::find_frame_compressed_size(stored).map_err(|code| failed(code, 0))?;
+    let length =
+        zstd_safe::find_frame_compressed_size(stored).map_err(|code| failed(code, offset))?;
     if length != stored.len() {
         return Err(Error::Trailing {
             part: Part::Frame,
@@ -97,7 +142,7 @@ pub fn decode_frame(stored: &[u8], expected_plain_bytes: usize) -> Result<Vec<u8
     let magic = u32::from_le_bytes([m0, m1, m2, m3]);
     if magic != ZSTD_MAGIC {
         return Err(Error::UnknownFrame {
-            offset: 0,
+            offset,
             found: magic,
         });
     }
@@ -118,7 +163,7 @@ pub fn decode_frame(stored: &[u8], expected_plain_bytes: usize) -> Result<Vec<u8
     let mut plain = Vec::with_capacity(expected_plain_bytes);
     let found = decompressor()?
         .decompress(&mut plain, stored)
-        .map_err(|code| failed(code, 0))?;
+        .map_err(|code| failed(code, offset))?;
     if found != expected_plain_bytes {
         return Err(Error::PlainLength {
             part: Part::Frame,

@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::hex;
-use crate::{Error, Part, Reading, byte_count};
+use crate::key::{KEY_BYTES, parse_hex, push_hex};
+use crate::sealing::Sealing;
+use crate::{DataKey, Error, Part, Reading, byte_count};
 
 /// Magic number of the header's skippable frame (RFC 8878 §3.1.2), little-endian in the object.
 pub(crate) const HEADER_MAGIC: u32 = 0x184D_2A50;
@@ -14,6 +16,8 @@ pub(crate) const FRAME_HEAD_BYTES: usize = 8;
 pub const FORMAT: u32 = 1;
 /// The only codec of format 1.
 pub const CODEC_ZSTD: &str = "zstd";
+/// The only cipher of format 1.
+pub const CIPHER_AES_256_GCM: &str = "aes-256-gcm";
 /// The longest header text in bytes.
 pub const MAX_HEADER_BYTES: u64 = 64 * 1024;
 
@@ -47,9 +51,21 @@ pub struct Header {
     pub segment_bytes: Option<u64>,
     /// [`CODEC_ZSTD`].
     pub codec: String,
-    /// The id of the key that the content is encrypted with; absent when it is not.
+    /// The id of the data key that the content is encrypted with ([`DataKey::id`]); absent, as are
+    /// all fields below, when it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+    /// [`CIPHER_AES_256_GCM`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cipher: Option<String>,
+    /// 64 hex digits: 32 random bytes made anew for each upload, from which and the data key the
+    /// object's own key is derived.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub salt: Option<String>,
+    /// The data key, wrapped to one recipient each: age files in base64. For writers that have no
+    /// other place to keep wraps in; they count towards [`MAX_HEADER_BYTES`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wraps: Vec<String>,
 }
 
 impl Header {
@@ -67,20 +83,75 @@ impl Header {
             segment_bytes: None,
             codec: CODEC_ZSTD.to_owned(),
             key: None,
+            cipher: None,
+            salt: None,
+            wraps: Vec::new(),
         }
     }
 
-    /// Whether this build can decode what follows the header.
-    pub(crate) fn check_readable(&self) -> Result<(), Error> {
-        if let Some(key) = &self.key {
-            return Err(Error::Encrypted { key: key.clone() });
-        }
+    /// Says that the content is encrypted, with the data key of this id.
+    ///
+    /// `salt` is made anew by a cryptographic source of randomness for each object that is written,
+    /// also for one that is written again: two different objects with the same key and salt would
+    /// betray both.
+    pub fn encrypt(&mut self, key_id: &str, salt: &[u8; KEY_BYTES], wraps: Vec<String>) {
+        let mut digits = String::new();
+        push_hex(salt, &mut digits);
+        self.key = Some(key_id.to_owned());
+        self.cipher = Some(CIPHER_AES_256_GCM.to_owned());
+        self.salt = Some(digits);
+        self.wraps = wraps;
+    }
+
+    /// Whether this build can read what follows the header, given the key: the salt, if a key is
+    /// needed.
+    pub(crate) fn check_readable(&self) -> Result<Option<[u8; KEY_BYTES]>, Error> {
         if self.codec != CODEC_ZSTD {
             return Err(Error::UnknownCodec {
                 found: self.codec.clone(),
             });
         }
-        Ok(())
+        let missing = |field| Err(Error::MissingField { field });
+        match (&self.key, &self.cipher, &self.salt) {
+            (None, None, None) if self.wraps.is_empty() => Ok(None),
+            (None, _, _) => missing("key"),
+            (Some(_), None, _) => missing("cipher"),
+            (Some(_), Some(_), None) => missing("salt"),
+            (Some(_), Some(cipher), Some(digits)) => {
+                if cipher != CIPHER_AES_256_GCM {
+                    return Err(Error::UnknownCipher {
+                        found: cipher.clone(),
+                    });
+                }
+                let mut salt = [0; KEY_BYTES];
+                if !parse_hex(digits, &mut salt) {
+                    return Err(Error::BadSalt {
+                        found: digits.clone(),
+                    });
+                }
+                Ok(Some(salt))
+            }
+        }
+    }
+
+    /// What seals or opens the object with this header and `frame`, the header's bytes as stored;
+    /// nothing for a plain object, whether a key is given or not.
+    pub(crate) fn sealing(
+        &self,
+        frame: &[u8],
+        key: Option<&DataKey>,
+    ) -> Result<Option<Sealing>, Error> {
+        let Some((salt, id)) = self.check_readable()?.zip(self.key.as_ref()) else {
+            return Ok(None);
+        };
+        match key {
+            None => Err(Error::Encrypted { key: id.clone() }),
+            Some(key) if !key.has_id(id) => Err(Error::WrongKey {
+                expected: id.clone(),
+                found: key.fingerprint(),
+            }),
+            Some(key) => Ok(Some(Sealing::new(key, &salt, frame.to_vec()))),
+        }
     }
 
     /// The header's skippable frame: the first bytes of an object.

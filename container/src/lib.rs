@@ -6,9 +6,10 @@
 //! | header frame |     4 | zstd skippable frame magic 0x184D2A50, little-endian |
 //! |              |     4 | length of the header text, little-endian, at most 64 KiB |
 //! |              |     n | [`Header`] as JSON, one line with its line feed |
-//! | frames       |     m | standard zstd frames (RFC 8878), each with content size and checksum |
+//! | frames       |     m | standard zstd frames (RFC 8878), each with content size and checksum; or sealed frames |
 //! | trailer frame|     4 | zstd skippable frame magic 0x184D2A5E, little-endian |
 //! |              |     4 | length of the rest, little-endian |
+//! |              |     s | the seal, of an encrypted object; else nothing |
 //! |              |     t | [`Trailer`] as JSON, at most 16 MiB |
 //! |              |     4 | t, little-endian |
 //! |              |     4 | CRC-32 (IEEE) of the trailer's JSON, little-endian |
@@ -18,6 +19,31 @@
 //! what an object is; the last [`TAIL_BYTES`] bytes lead to the trailer without reading the rest.
 //! [`Trailer::stored_crc32`] covers all bytes before the trailer frame, and
 //! [`Trailer::digest`] the plain bytes, so that no changed bit stays unseen.
+//!
+//! # Encrypted objects
+//!
+//! Header and trailer stay clear; the header has a key id, a cipher and a salt besides
+//! ([`Header::encrypt`]). Every zstd frame stands inside a sealed frame, which stock zstd refuses:
+//!
+//! | part         | bytes | content |
+//! |--------------|------:|---------|
+//! | sealed frame |     4 | `ANY` and the byte 1 |
+//! |              |     4 | length of the rest, little-endian |
+//! |              |     c | one zstd frame, as a plain object has it, encrypted with AES-256-GCM |
+//! |              |    16 | its tag |
+//! | seal         |    16 | the tag of nothing, with header and trailer as associated data |
+//!
+//! | value          | is |
+//! |----------------|----|
+//! | object key     | HKDF-SHA256 of the [`DataKey`]; salt: the header's 32 bytes; info: `anywhen object key 1` |
+//! | nonce          | offset in the object of the sealed frame or of the trailer frame, 8 bytes, big-endian; three bytes 0; one byte 0 for a frame or 1 for the seal |
+//! | associated data| the header's frame as stored, magic, length and line feed included; for the seal followed by the trailer's JSON as stored |
+//! | fingerprint    | 16 bytes, HKDF-SHA256 of the [`DataKey`]; no salt; info: `anywhen key id 1` |
+//! | key id         | day on which the data key was made (`YYYYMMDD`), `-`, fingerprint in hex |
+//!
+//! So a frame opens in its own place of its own object and nowhere else, and the seal holds where
+//! the frames of that object end. What the container cannot know is whether an object should have
+//! been encrypted, and whether it stands under the name that its header has: its readers ask.
 //!
 //! [`Encoder`] and [`Decoder`] mirror each other: `put_header`, `put_frame`, `put_trailer` on the
 //! way out; `take_header`, `take_frame`, `take_trailer` on the way back.
@@ -32,14 +58,21 @@ mod decoder;
 mod encoder;
 mod error;
 mod frame;
+mod frame_reader;
 mod header;
+mod key;
+mod sealing;
+mod stored;
 mod trailer;
 
 pub use decoder::{Decoder, Object, decode};
 pub use encoder::{Encoder, Frame, encode};
 pub use error::{Error, Part};
 pub use frame::{MAX_FRAME_PLAIN_BYTES, decode_frame};
-pub use header::{CODEC_ZSTD, FORMAT, Header, MAX_HEADER_BYTES, read_header};
+pub use frame_reader::FrameReader;
+pub use header::{CIPHER_AES_256_GCM, CODEC_ZSTD, FORMAT, Header, MAX_HEADER_BYTES, read_header};
+pub use key::{DataKey, KEY_BYTES};
+pub use stored::check_stored;
 pub use trailer::{MAX_TRAILER_BYTES, TAIL_BYTES, Trailer, read_trailer};
 
 /// What reading one end of an object gave.

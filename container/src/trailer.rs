@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 
 use crate::error::hex;
 use crate::header::FRAME_HEAD_BYTES;
+use crate::sealing::{Seal, TAG_BYTES};
 use crate::{Error, Part, Reading, byte_count};
 
 /// Magic number of the trailer's skippable frame, little-endian in the object.
@@ -33,8 +34,12 @@ pub struct Trailer {
 }
 
 impl Trailer {
-    /// The trailer's skippable frame with its tail: the last bytes of an object.
-    pub(crate) fn to_frame(&self) -> Result<Vec<u8>, Error> {
+    /// The trailer's skippable frame with its tail: the last bytes of an object. `seal` gives the
+    /// seal for the JSON, or none for a plain object.
+    pub(crate) fn to_frame(
+        &self,
+        seal: impl FnOnce(&[u8]) -> Option<Seal>,
+    ) -> Result<Vec<u8>, Error> {
         let text = serde_json::to_vec(self).map_err(Error::TrailerJson)?;
         let length = byte_count(text.len());
         if length > MAX_TRAILER_BYTES {
@@ -44,25 +49,110 @@ impl Trailer {
                 found: length,
             });
         }
-        let payload = u32::try_from(length.saturating_add(TAIL_BYTES));
+        let seal = seal(&text);
+        let seal = seal.as_ref().map_or(&[][..], |seal| seal.as_slice());
+        let payload = length
+            .saturating_add(TAIL_BYTES)
+            .saturating_add(byte_count(seal.len()));
+        let payload = u32::try_from(payload);
         let length = u32::try_from(length).expect("the limit is below 4 GiB");
         let mut frame = Vec::with_capacity(text.len().saturating_add(64));
         frame.extend_from_slice(&TRAILER_MAGIC.to_le_bytes());
         frame.extend_from_slice(&payload.expect("the limit is below 4 GiB").to_le_bytes());
+        frame.extend_from_slice(seal);
         frame.extend_from_slice(&text);
         frame.extend_from_slice(&length.to_le_bytes());
         frame.extend_from_slice(&crc32fast::hash(&text).to_le_bytes());
         frame.extend_from_slice(TAIL_MAGIC);
         Ok(frame)
     }
+
+    /// Whether the stored bytes before the trailer are those that were written, by their CRC-32.
+    pub(crate) fn check_stored(&self, found: u32) -> Result<(), Error> {
+        if found != self.stored_crc32 {
+            return Err(Error::StoredChecksum {
+                expected: self.stored_crc32,
+                found,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// A trailer with what stands around it.
+pub(crate) struct Parts<'a> {
+    pub(crate) trailer: Trailer,
+    /// The trailer's JSON.
+    pub(crate) text: &'a [u8],
+    pub(crate) seal: Option<Seal>,
+}
+
+/// The trailer's frame that begins at `offset` in an object that is `sealed` or is not, and that
+/// must end it. Does not check the seal, only that there is one or none.
+pub(crate) fn read_whole(frame: &[u8], offset: u64, sealed: bool) -> Result<Parts<'_>, Error> {
+    let found = byte_count(frame.len());
+    let object_bytes = offset.saturating_add(found);
+    let cut = |missing| Error::Truncated {
+        part: Part::Trailer,
+        expected: object_bytes.saturating_add(missing),
+        found: object_bytes,
+    };
+    let payload = payload(frame).ok_or_else(|| cut(1))?;
+    let whole = payload.saturating_add(byte_count(FRAME_HEAD_BYTES));
+    if found < whole {
+        return Err(cut(whole.saturating_sub(found)));
+    }
+    if found > whole {
+        return Err(Error::Trailing {
+            part: Part::Trailer,
+            expected: whole,
+            found,
+        });
+    }
+    // The tail may claim a longer trailer than its frame has room for.
+    let Reading::Done(parts) = read_parts(frame, found)? else {
+        return Err(cut(1));
+    };
+    let inside = byte_count(parts.text.len())
+        .saturating_add(TAIL_BYTES)
+        .saturating_add(parts.seal.map_or(0, |seal| byte_count(seal.len())));
+    if inside != payload {
+        return Err(Error::TrailerLength {
+            frame: payload,
+            tail: inside,
+        });
+    }
+    match (sealed, parts.seal) {
+        (true, None) => Err(Error::Unsealed {
+            part: Part::Trailer,
+            offset,
+        }),
+        (false, Some(_)) => Err(Error::MissingField { field: "key" }),
+        (true, Some(_)) | (false, None) => Ok(parts),
+    }
+}
+
+/// The payload length of a trailer frame whose first bytes are at hand.
+pub(crate) fn payload(frame: &[u8]) -> Option<u64> {
+    match *frame {
+        [_, _, _, _, a, b, c, d, ..] => Some(u64::from(u32::from_le_bytes([a, b, c, d]))),
+        _ => None,
+    }
 }
 
 /// Reads the trailer from the last bytes of an object that has `object_bytes` in all.
 ///
 /// `tail` may be damaged or hostile: never panics, allocates at most a multiple of its length. The
-/// trailer's own checksum is verified; that it tells the truth about the rest of the object is for
-/// [`crate::Decoder`] to find out.
+/// trailer's own checksum is verified; that it tells the truth about the rest of the object, and
+/// the seal of an encrypted object, are for [`crate::Decoder`] to find out.
 pub fn read_trailer(tail: &[u8], object_bytes: u64) -> Result<Reading<Trailer>, Error> {
+    Ok(match read_parts(tail, object_bytes)? {
+        Reading::Done(parts) => Reading::Done(parts.trailer),
+        Reading::NeedMore(bytes) => Reading::NeedMore(bytes),
+    })
+}
+
+fn read_parts(tail: &[u8], object_bytes: u64) -> Result<Reading<Parts<'_>>, Error> {
     let Some((rest, end)) = tail.split_last_chunk::<TAIL_LENGTH>() else {
         return if object_bytes < TAIL_BYTES {
             Err(Error::Truncated {
@@ -96,35 +186,61 @@ pub fn read_trailer(tail: &[u8], object_bytes: u64) -> Result<Reading<Trailer>, 
             found: object_bytes,
         });
     }
+    // With room for a seal, so that nobody has to come back for it.
+    let sealed_whole = whole.saturating_add(byte_count(TAG_BYTES));
+    let need = Reading::NeedMore(sealed_whole.min(object_bytes));
     let Some((before, text)) = usize::try_from(length)
         .ok()
         .and_then(|length| rest.len().checked_sub(length))
         .and_then(|at| rest.split_at_checked(at))
     else {
-        return Ok(Reading::NeedMore(whole));
+        return Ok(need);
     };
-    let Some((_, &[m0, m1, m2, m3, p0, p1, p2, p3])) =
-        before.split_last_chunk::<FRAME_HEAD_BYTES>()
-    else {
-        return Ok(Reading::NeedMore(whole));
+    let seal = match head_and_seal(before, payload) {
+        Ok(seal) => seal,
+        Err(_) if byte_count(tail.len()) < sealed_whole.min(object_bytes) => return Ok(need),
+        Err(error) => return Err(error),
     };
-    if u32::from_le_bytes([m0, m1, m2, m3]) != TRAILER_MAGIC {
-        return Err(Error::NoTrailer {
-            found: hex(&[m0, m1, m2, m3]),
-        });
-    }
-    let frame = u64::from(u32::from_le_bytes([p0, p1, p2, p3]));
-    if frame != payload {
-        return Err(Error::TrailerLength {
-            frame,
-            tail: payload,
-        });
-    }
     let found = crc32fast::hash(text);
     if found != expected {
         return Err(Error::TrailerChecksum { expected, found });
     }
-    serde_json::from_slice(text)
-        .map(Reading::Done)
-        .map_err(Error::TrailerJson)
+    let trailer = serde_json::from_slice(text).map_err(Error::TrailerJson)?;
+    Ok(Reading::Done(Parts {
+        trailer,
+        text,
+        seal,
+    }))
+}
+
+/// The seal between a trailer frame's head and its JSON, if there is one. `before` ends where the
+/// JSON begins; `payload` is the frame's without a seal.
+fn head_and_seal(before: &[u8], payload: u64) -> Result<Option<Seal>, Error> {
+    let magic = TRAILER_MAGIC.to_le_bytes();
+    let plain = before.last_chunk::<FRAME_HEAD_BYTES>();
+    if plain.is_some_and(|head| head.starts_with(&magic) && self::payload(head) == Some(payload)) {
+        return Ok(None);
+    }
+    let sealed = before
+        .split_last_chunk::<TAG_BYTES>()
+        .and_then(|(before, seal)| Some((before.last_chunk::<FRAME_HEAD_BYTES>()?, seal)))
+        .filter(|(head, _)| head.starts_with(&magic));
+    let sealed_payload = payload.saturating_add(byte_count(TAG_BYTES));
+    let (head, tail) = match (sealed, plain) {
+        (Some((head, seal)), _) if self::payload(head) == Some(sealed_payload) => {
+            return Ok(Some(*seal));
+        }
+        (_, Some(head)) if head.starts_with(&magic) => (head, payload),
+        (Some((head, _)), _) => (head, sealed_payload),
+        (None, found) => {
+            let found = found.map(|head| hex(head.get(..4).unwrap_or_default()));
+            return Err(Error::NoTrailer {
+                found: found.unwrap_or_default(),
+            });
+        }
+    };
+    Err(Error::TrailerLength {
+        frame: self::payload(head).unwrap_or_default(),
+        tail,
+    })
 }

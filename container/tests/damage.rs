@@ -14,7 +14,7 @@ fn finds_every_flipped_bit() {
         for bit in 0..8 {
             let mut bad = good.clone();
             bad[at] ^= 1 << bit;
-            let result = decode(&bad, 1_000_000);
+            let result = decode(&bad, 1_000_000, None);
             let error = result.expect_err(&format!("bit {bit} of byte {at} of {}", good.len()));
             // A length or a format that grew is over a limit; all else is plain damage.
             assert!(
@@ -30,14 +30,14 @@ fn finds_every_flipped_bit() {
             );
         }
     }
-    assert_eq!(decode(&good, 200).unwrap().plain, content);
+    assert_eq!(decode(&good, 200, None).unwrap().plain, content);
 }
 
 #[test]
 fn finds_a_missing_end_at_every_byte() {
     let good = object(&plain(200));
     for length in 0..good.len() {
-        let error = decode(&good[..length], 1_000_000).expect_err("cut short");
+        let error = decode(&good[..length], 1_000_000, None).expect_err("cut short");
         assert!(error.is_damage(), "cut at {length}: {error}");
         match error {
             Error::Truncated {
@@ -59,7 +59,7 @@ fn finds_bytes_added_at_the_end_even_another_whole_object() {
     let good = object(b"content");
     for foreign in [vec![0], vec![0; 4096], good.clone()] {
         let bad = [good.clone(), foreign].concat();
-        let error = decode(&bad, 1_000_000).expect_err("foreign bytes");
+        let error = decode(&bad, 1_000_000, None).expect_err("foreign bytes");
         assert!(matches!(error, Error::Trailing { .. }), "{error}");
     }
 }
@@ -71,7 +71,7 @@ fn never_finishes_after_an_error() {
     for at in 0..good.len() {
         let mut bad = good.clone();
         bad[at] ^= 0x10;
-        let mut decoder = Decoder::new(1_000_000).unwrap();
+        let mut decoder = Decoder::new(1_000_000, None).unwrap();
         let mut out = Vec::new();
         let failed = bad
             .iter()
@@ -82,7 +82,7 @@ fn never_finishes_after_an_error() {
             "byte {at}, failed while pushing: {failed}"
         );
     }
-    let mut decoder = Decoder::new(1_000_000).unwrap();
+    let mut decoder = Decoder::new(1_000_000, None).unwrap();
     let mut out = Vec::new();
     let bad = [good, vec![7]].concat();
     decoder.push(&bad, &mut out).unwrap_err();
@@ -92,7 +92,7 @@ fn never_finishes_after_an_error() {
 /// Two frames exchanged are each sound; the whole is not what was written.
 #[test]
 fn finds_frames_in_another_order() {
-    let mut encoder = Encoder::new(&header(), 3).unwrap();
+    let mut encoder = Encoder::new(&header(), 3, None).unwrap();
     let mut good = Vec::new();
     let first = encoder.frame(&[1; 500], &mut good).unwrap();
     let second = encoder.frame(&[2; 500], &mut good).unwrap();
@@ -109,7 +109,7 @@ fn finds_frames_in_another_order() {
     ]
     .concat();
     assert!(matches!(
-        decode(&bad, 1000),
+        decode(&bad, 1000, None),
         Err(Error::StoredChecksum { .. })
     ));
 }
@@ -129,19 +129,22 @@ fn finds_a_trailer_that_belongs_to_other_content() {
     };
     let bad = [&one[..cut(&one)], &other[cut(&other)..]].concat();
     assert!(matches!(
-        decode(&bad, 1000),
+        decode(&bad, 1000, None),
         Err(Error::StoredChecksum { .. })
     ));
 }
 
 #[test]
 fn says_what_a_foreign_file_begins_with() {
-    let error = decode(b"PK\x03\x04 and so on", 1000).unwrap_err();
+    let error = decode(b"PK\x03\x04 and so on", 1000, None).unwrap_err();
     assert_eq!(
         error.to_string(),
         "not an object of this repository format: begins with 504b030420616e64"
     );
-    assert!(matches!(decode(b"", 1000), Err(Error::Truncated { .. })));
+    assert!(matches!(
+        decode(b"", 1000, None),
+        Err(Error::Truncated { .. })
+    ));
     let zeros = [0; 64];
     assert!(matches!(
         read_trailer(&zeros, 64),
@@ -161,7 +164,7 @@ fn says_what_a_foreign_file_begins_with() {
 #[test]
 fn finds_every_flipped_bit_and_every_cut_of_a_single_frame() {
     let content = plain(300);
-    let mut encoder = Encoder::new(&header(), 3).unwrap();
+    let mut encoder = Encoder::new(&header(), 3, None).unwrap();
     let mut out = Vec::new();
     let frame = encoder.frame(&content, &mut out).unwrap();
     let stored = out[usize::try_from(frame.offset).unwrap()..].to_vec();
@@ -211,7 +214,12 @@ fn refuses_what_a_later_version_wrote_and_what_is_encrypted() {
         ]
         .concat()
     };
-    let newer = decode(&rewrite(r#""format":1"#, r#""format":2,"kind":7"#), 1000).unwrap_err();
+    let newer = decode(
+        &rewrite(r#""format":1"#, r#""format":2,"kind":7"#),
+        1000,
+        None,
+    )
+    .unwrap_err();
     assert!(newer.to_string().contains("upgrade anywhen"), "{newer}");
     assert!(matches!(
         newer,
@@ -220,21 +228,33 @@ fn refuses_what_a_later_version_wrote_and_what_is_encrypted() {
             found: 2
         }
     ));
-    let codec = decode(&rewrite(r#""codec":"zstd""#, r#""codec":"brotli""#), 1000).unwrap_err();
+    let codec = decode(
+        &rewrite(r#""codec":"zstd""#, r#""codec":"brotli""#),
+        1000,
+        None,
+    )
+    .unwrap_err();
     assert!(matches!(codec, Error::UnknownCodec { .. }), "{codec}");
-    let key = rewrite(r#""codec":"zstd""#, r#""codec":"zstd","key":"k1""#);
-    assert!(matches!(decode(&key, 1000), Err(Error::Encrypted { .. })));
+    let fields = format!(
+        r#""codec":"zstd","key":"k1","cipher":"aes-256-gcm","salt":"{}""#,
+        "5a".repeat(32)
+    );
+    let key = rewrite(r#""codec":"zstd""#, &fields);
+    assert!(matches!(
+        decode(&key, 1000, None),
+        Err(Error::Encrypted { .. })
+    ));
 }
 
 #[test]
 fn a_skippable_frame_between_the_frames_is_refused() {
-    let mut encoder = Encoder::new(&header(), 3).unwrap();
+    let mut encoder = Encoder::new(&header(), 3, None).unwrap();
     let mut out = Vec::new();
     encoder.frame(b"content", &mut out).unwrap();
     out.extend_from_slice(&[0x51, 0x2A, 0x4D, 0x18, 0, 0, 0, 0]);
     encoder.finish(Map::new(), &mut out).unwrap();
     assert!(matches!(
-        decode(&out, 1000),
+        decode(&out, 1000, None),
         Err(Error::UnknownFrame {
             found: 0x184D_2A51,
             ..

@@ -110,10 +110,10 @@ const LIMIT: u64 = 1 << 20;
 #[test]
 fn decode_survives_any_bytes() {
     driver::run("decode", vec![object(b""), object(&plain(300))], |bytes| {
-        let whole = decode(bytes, LIMIT);
+        let whole = decode(bytes, LIMIT, None);
         // Cut into single bytes, the verdict is the same.
         if bytes.len() < 4096 {
-            let mut decoder = Decoder::new(LIMIT).unwrap();
+            let mut decoder = Decoder::new(LIMIT, None).unwrap();
             let mut out = Vec::new();
             let pushed = bytes
                 .iter()

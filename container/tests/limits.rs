@@ -11,11 +11,11 @@ use crate::{header, object};
 /// A few kilobytes in a bucket must not fill an operator's memory at three in the morning.
 #[test]
 fn a_bomb_stops_at_the_limit() {
-    let bomb = encode(&header(), &vec![0; 64 << 20], Map::new(), 3).unwrap();
+    let bomb = encode(&header(), &vec![0; 64 << 20], Map::new(), 3, None).unwrap();
     assert!(bomb.len() < 10_000);
     let mut largest = 0;
     let mut given = 0;
-    let mut decoder = Decoder::new(1 << 20).unwrap();
+    let mut decoder = Decoder::new(1 << 20, None).unwrap();
     let error = decoder
         .push_to(&bomb, |plain| {
             largest = largest.max(plain.len());
@@ -39,9 +39,9 @@ fn a_bomb_stops_at_the_limit() {
 #[test]
 fn a_limit_that_is_exactly_met_is_not_exceeded() {
     let stored = object(&[5; 1000]);
-    assert_eq!(decode(&stored, 1000).unwrap().plain, [5; 1000]);
+    assert_eq!(decode(&stored, 1000, None).unwrap().plain, [5; 1000]);
     assert!(matches!(
-        decode(&stored, 999),
+        decode(&stored, 999, None),
         Err(Error::TooLarge {
             part: Part::Plain,
             ..
@@ -79,14 +79,14 @@ fn huge_claimed_lengths_are_refused_by_their_eight_bytes() {
         Err(Error::Truncated { .. })
     ));
 
-    let mut encoder = Encoder::new(&header(), 3).unwrap();
+    let mut encoder = Encoder::new(&header(), 3, None).unwrap();
     let mut out = Vec::new();
     encoder.frame(b"x", &mut out).unwrap();
     out.extend_from_slice(&0x184D_2A5E_u32.to_le_bytes());
     out.extend_from_slice(&u32::MAX.to_le_bytes());
     out.push(0);
     assert!(matches!(
-        decode(&out, 1000),
+        decode(&out, 1000, None),
         Err(Error::TooLarge {
             part: Part::Trailer,
             ..
@@ -104,6 +104,7 @@ fn the_encoder_keeps_the_limits_that_the_decoder_sets() {
             ..header()
         },
         3,
+        None,
     )
     .unwrap_err();
     assert!(matches!(
@@ -117,7 +118,7 @@ fn the_encoder_keeps_the_limits_that_the_decoder_sets() {
     let mut facts = Map::new();
     let long = "x".repeat(usize::try_from(MAX_TRAILER_BYTES).unwrap());
     facts.insert("long".to_owned(), json!(long));
-    let error = encode(&header(), b"", facts, 3).unwrap_err();
+    let error = encode(&header(), b"", facts, 3, None).unwrap_err();
     assert!(matches!(
         error,
         Error::TooLarge {
@@ -128,7 +129,7 @@ fn the_encoder_keeps_the_limits_that_the_decoder_sets() {
 
     for level in [-8, 20, i32::MAX] {
         assert!(matches!(
-            Encoder::new(&header(), level),
+            Encoder::new(&header(), level, None),
             Err(Error::Level { .. })
         ));
     }
@@ -146,7 +147,7 @@ fn the_encoder_keeps_the_limits_that_the_decoder_sets() {
             ..header()
         },
     ] {
-        Encoder::new(&header, 3).unwrap_err();
+        Encoder::new(&header, 3, None).unwrap_err();
     }
 }
 
@@ -167,9 +168,9 @@ fn a_frame_beyond_the_largest_segment_is_refused_unread() {
 fn every_level_is_read_with_the_window_limit() {
     let content = crate::plain(1 << 16).repeat(300);
     for level in [-7, 1, 19] {
-        let stored = encode(&header(), &content, Map::new(), level).unwrap();
+        let stored = encode(&header(), &content, Map::new(), level, None).unwrap();
         let mut seen = 0;
-        let mut decoder = Decoder::new(u64::MAX).unwrap();
+        let mut decoder = Decoder::new(u64::MAX, None).unwrap();
         decoder
             .push_to(&stored, |plain| seen += plain.len())
             .unwrap();

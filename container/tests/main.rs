@@ -39,7 +39,7 @@ fn facts() -> Map<String, serde_json::Value> {
 
 /// A small object of one frame.
 fn object(plain: &[u8]) -> Vec<u8> {
-    encode(&header(), plain, facts(), 3).unwrap()
+    encode(&header(), plain, facts(), 3, None).unwrap()
 }
 
 /// Bytes that compress a little: the same for every run.

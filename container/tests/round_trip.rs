@@ -16,7 +16,7 @@ proptest! {
         cut in 1_usize..5000,
         level in -7_i32..=9,
     ) {
-        let mut encoder = Encoder::new(&header(), level).unwrap();
+        let mut encoder = Encoder::new(&header(), level, None).unwrap();
         let mut stored = Vec::new();
         let mut frames = Vec::new();
         for part in &parts {
@@ -28,7 +28,7 @@ proptest! {
         }
         let written = encoder.finish(facts(), &mut stored).unwrap();
 
-        let mut decoder = Decoder::new(u64::MAX).unwrap();
+        let mut decoder = Decoder::new(u64::MAX, None).unwrap();
         let mut plain = Vec::new();
         for bytes in stored.chunks(cut) {
             decoder.push(bytes, &mut plain).unwrap();
@@ -51,7 +51,7 @@ proptest! {
 #[test]
 fn stock_zstd_gives_the_plain_bytes() {
     let plain = plain(300_000);
-    let mut encoder = Encoder::new(&header(), 3).unwrap();
+    let mut encoder = Encoder::new(&header(), 3, None).unwrap();
     let mut stored = Vec::new();
     encoder.frame(&plain[..100_000], &mut stored).unwrap();
     encoder.frame(&plain[100_000..], &mut stored).unwrap();
@@ -105,7 +105,7 @@ fn both_ends_can_be_read_alone_from_as_few_bytes_as_they_ask_for() {
         }
     };
     assert!(length > TAIL_BYTES);
-    assert_eq!(trailer, decode(&stored, 50_000).unwrap().trailer);
+    assert_eq!(trailer, decode(&stored, 50_000, None).unwrap().trailer);
     assert_eq!(
         read_trailer(&stored, object_bytes).unwrap(),
         Reading::Done(trailer)
@@ -114,15 +114,15 @@ fn both_ends_can_be_read_alone_from_as_few_bytes_as_they_ask_for() {
 
 #[test]
 fn an_object_without_content_is_an_object() {
-    for stored in [encode(&header(), b"", Map::new(), 3).unwrap(), {
+    for stored in [encode(&header(), b"", Map::new(), 3, None).unwrap(), {
         let mut out = Vec::new();
-        Encoder::new(&header(), 3)
+        Encoder::new(&header(), 3, None)
             .unwrap()
             .finish(Map::new(), &mut out)
             .unwrap();
         out
     }] {
-        let object = decode(&stored, 0).unwrap();
+        let object = decode(&stored, 0, None).unwrap();
         assert_eq!(object.plain, b"");
         assert_eq!(object.trailer.digest, digest(b""));
     }
@@ -152,8 +152,18 @@ fn ignores_fields_that_it_does_not_know() {
 #[test]
 fn equal_content_has_an_equal_digest_at_any_level_and_in_any_frames() {
     let plain = plain(10_000);
-    let one = decode(&encode(&header(), &plain, Map::new(), 1).unwrap(), 10_000).unwrap();
-    let other = decode(&encode(&header(), &plain, Map::new(), 19).unwrap(), 10_000).unwrap();
+    let one = decode(
+        &encode(&header(), &plain, Map::new(), 1, None).unwrap(),
+        10_000,
+        None,
+    )
+    .unwrap();
+    let other = decode(
+        &encode(&header(), &plain, Map::new(), 19, None).unwrap(),
+        10_000,
+        None,
+    )
+    .unwrap();
     assert_ne!(one.trailer.stored_crc32, other.trailer.stored_crc32);
     assert_eq!(one.trailer.digest, other.trailer.digest);
     assert_eq!(one.trailer.digest.len(), "blake3:".len() + 64);
@@ -161,6 +171,11 @@ fn equal_content_has_an_equal_digest_at_any_level_and_in_any_frames() {
         kind: "pack".to_owned(),
         ..header()
     };
-    let third = decode(&encode(&header, &plain, facts(), 3).unwrap(), 10_000).unwrap();
+    let third = decode(
+        &encode(&header, &plain, facts(), 3, None).unwrap(),
+        10_000,
+        None,
+    )
+    .unwrap();
     assert_eq!(one.trailer.digest, third.trailer.digest);
 }

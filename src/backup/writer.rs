@@ -381,7 +381,7 @@ impl Writer {
             name: name.path(),
             ..self.pack_header.clone()
         };
-        let encoder = Encoder::new(&header, self.level).map_err(|error| refused(&error))?;
+        let encoder = Encoder::new(&header, self.level, None).map_err(|error| refused(&error))?;
         Ok(OpenPack {
             number,
             encoder,
@@ -437,8 +437,14 @@ impl Writer {
             ..
         } = self;
         events.finish().map_err(|error| refused(&error))?;
-        let object = container::encode(&manifest_header, &manifest, serde_json::Map::new(), level)
-            .map_err(|error| refused(&error))?;
+        let object = container::encode(
+            &manifest_header,
+            &manifest,
+            serde_json::Map::new(),
+            level,
+            None,
+        )
+        .map_err(|error| refused(&error))?;
         Ok(Written {
             files,
             bytes,

@@ -23,7 +23,7 @@ impl Repository {
     /// Reads, checks and decodes an object.
     pub async fn fetch(&self, name: &ObjectName) -> Result<Fetched> {
         let object = self.store.get(&name.path()).await?;
-        let decoded = blocking(move || container::decode(&object, PLAIN_BYTES_MAX))
+        let decoded = blocking(move || container::decode(&object, PLAIN_BYTES_MAX, None))
             .await
             .map_err(|error| self.damaged(name, &error))?;
         self.check_header(name, &decoded.header)?;

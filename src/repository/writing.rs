@@ -26,6 +26,9 @@ impl Repository {
             segment_bytes: None,
             codec: "zstd".to_owned(),
             key: None,
+            cipher: None,
+            salt: None,
+            wraps: Vec::new(),
         }
     }
 
@@ -46,7 +49,7 @@ impl Repository {
         facts.insert("wal".to_owned(), to_value(&wal_facts(&checked)));
         let level = self.wal_level;
         let encoded = blocking(move || {
-            let object = container::encode(&header, checked.bytes(), facts, level)?;
+            let object = container::encode(&header, checked.bytes(), facts, level, None)?;
             Ok((object, container::digest(checked.bytes()), checked))
         });
         let (object, digest, checked) =
@@ -86,7 +89,7 @@ impl Repository {
     ) -> Result<()> {
         let (object, digest) = blocking(move || {
             let digest = container::digest(&plain);
-            container::encode(&header, &plain, facts, level).map(|object| (object, digest))
+            container::encode(&header, &plain, facts, level, None).map(|object| (object, digest))
         })
         .await
         .map_err(|error| self.damaged(name, &error))?;

@@ -463,20 +463,8 @@ mod tests {
     }
 
     fn zstd_frame(content: &[u8]) -> Vec<u8> {
-        let header = container::Header {
-            format: 1,
-            kind: "pack".to_owned(),
-            name: "x".to_owned(),
-            cluster: "main".to_owned(),
-            system_id: "1".to_owned(),
-            timeline: None,
-            start: None,
-            end: None,
-            segment_bytes: None,
-            codec: "zstd".to_owned(),
-            key: None,
-        };
-        let mut encoder = container::Encoder::new(&header, 1).unwrap();
+        let header = container::Header::new("pack", "x", "main", "1");
+        let mut encoder = container::Encoder::new(&header, 1, None).unwrap();
         let mut out = Vec::new();
         let frame = encoder.frame(content, &mut out).unwrap();
         out.split_off(usize::try_from(frame.offset).unwrap())
