@@ -1,9 +1,9 @@
 //! Damage is found: no changed, missing or added byte becomes data.
 
-use container::{Decoder, Encoder, Error, Reading, decode, decode_frame, read_trailer};
+use container::{Decoder, Encoder, Error, Reading, decode, read_trailer};
 use serde_json::Map;
 
-use crate::{facts, header, object, plain};
+use crate::{facts, header, object, plain, plain_reader};
 
 /// A bit that flips in the bucket must never be restored as if it were data.
 #[test]
@@ -168,31 +168,40 @@ fn finds_every_flipped_bit_and_every_cut_of_a_single_frame() {
     let mut out = Vec::new();
     let frame = encoder.frame(&content, &mut out).unwrap();
     let stored = out[usize::try_from(frame.offset).unwrap()..].to_vec();
-    assert_eq!(decode_frame(&stored, 300).unwrap(), content);
+    assert_eq!(plain_reader().frame(0, &stored, 300).unwrap(), content);
     let mut missed = Vec::new();
     for at in 0..stored.len() {
         for bit in 0..8 {
             let mut bad = stored.clone();
             bad[at] ^= 1 << bit;
-            if decode_frame(&bad, 300).is_ok_and(|plain| plain != content) {
+            if plain_reader()
+                .frame(0, &bad, 300)
+                .is_ok_and(|plain| plain != content)
+            {
                 missed.push((at, bit));
             }
         }
-        decode_frame(&stored[..at], 300).expect_err("cut short");
+        plain_reader()
+            .frame(0, &stored[..at], 300)
+            .expect_err("cut short");
     }
     assert_eq!(missed, []);
-    decode_frame(&[stored.clone(), stored.clone()].concat(), 300).expect_err("two frames");
-    decode_frame(&[stored.clone(), vec![0]].concat(), 300).expect_err("a foreign byte");
-    decode_frame(&stored, 299).expect_err("shorter");
-    decode_frame(&stored, 301).expect_err("longer");
+    plain_reader()
+        .frame(0, &[stored.clone(), stored.clone()].concat(), 300)
+        .expect_err("two frames");
+    plain_reader()
+        .frame(0, &[stored.clone(), vec![0]].concat(), 300)
+        .expect_err("a foreign byte");
+    plain_reader().frame(0, &stored, 299).expect_err("shorter");
+    plain_reader().frame(0, &stored, 301).expect_err("longer");
     let unchecked = zstd::bulk::compress(&content, 3).unwrap();
     assert!(matches!(
-        decode_frame(&unchecked, 300),
+        plain_reader().frame(0, &unchecked, 300),
         Err(Error::NoFrameChecksum)
     ));
     let skippable = [0x50, 0x2A, 0x4D, 0x18, 1, 0, 0, 0, 9];
     assert!(matches!(
-        decode_frame(&skippable, 0),
+        plain_reader().frame(0, &skippable, 0),
         Err(Error::UnknownFrame { .. })
     ));
 }

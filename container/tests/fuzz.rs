@@ -101,19 +101,32 @@ mod driver {
     }
 }
 
-use container::{Decoder, decode, decode_frame, read_header, read_trailer};
+use std::sync::LazyLock;
 
-use crate::{object, plain};
+use container::{Decoder, FrameReader, Reading, check_stored, decode, read_header, read_trailer};
+
+use crate::parts::Parts;
+use crate::{key, object, plain, plain_reader, sealed_object};
 
 const LIMIT: u64 = 1 << 20;
 
+/// The only objects that were ever sealed with [`key`].
+static SEALED: LazyLock<[Vec<u8>; 2]> =
+    LazyLock::new(|| [sealed_object(b""), sealed_object(&plain(300))]);
+
+fn objects() -> Vec<Vec<u8>> {
+    let plain = [object(b""), object(&plain(300))];
+    plain.into_iter().chain(SEALED.clone()).collect()
+}
+
 #[test]
 fn decode_survives_any_bytes() {
-    driver::run("decode", vec![object(b""), object(&plain(300))], |bytes| {
-        let whole = decode(bytes, LIMIT, None);
+    driver::run("decode", objects(), |bytes| {
+        let key = key();
+        let whole = decode(bytes, LIMIT, Some(&key));
         // Cut into single bytes, the verdict is the same.
         if bytes.len() < 4096 {
-            let mut decoder = Decoder::new(LIMIT, None).unwrap();
+            let mut decoder = Decoder::new(LIMIT, Some(&key)).unwrap();
             let mut out = Vec::new();
             let pushed = bytes
                 .iter()
@@ -125,50 +138,74 @@ fn decode_survives_any_bytes() {
         }
         if let Ok(object) = whole {
             assert_eq!(container::digest(&object.plain), object.trailer.digest);
+            let stored = check_stored(bytes).unwrap();
+            assert_eq!(stored, (object.header.clone(), object.trailer));
+            // What opens is what was sealed, byte for byte.
+            assert!(object.header.key.is_none() || SEALED.iter().any(|sealed| sealed == bytes));
+        }
+    });
+}
+
+#[test]
+fn check_stored_survives_any_bytes() {
+    driver::run("check_stored", objects(), |bytes| {
+        if let Ok((header, trailer)) = check_stored(bytes) {
+            // The ends by themselves say the same.
+            assert!(matches!(read_header(bytes), Ok(Reading::Done((found, _))) if found == header));
+            assert_eq!(
+                read_trailer(bytes, bytes.len() as u64).unwrap(),
+                Reading::Done(trailer)
+            );
         }
     });
 }
 
 #[test]
 fn read_header_survives_any_bytes() {
-    driver::run("read_header", vec![object(b"")], |bytes| {
-        drop(read_header(bytes));
-    });
+    driver::run(
+        "read_header",
+        vec![object(b""), SEALED[0].clone()],
+        |bytes| {
+            drop(read_header(bytes));
+            drop(FrameReader::new(bytes, Some(&key())));
+        },
+    );
 }
 
 #[test]
 fn read_trailer_survives_any_bytes() {
-    driver::run("read_trailer", vec![object(b"")], |bytes| {
-        drop(read_trailer(bytes, bytes.len() as u64));
-        drop(read_trailer(bytes, u64::MAX));
-    });
+    driver::run(
+        "read_trailer",
+        vec![object(b""), SEALED[0].clone()],
+        |bytes| {
+            drop(read_trailer(bytes, bytes.len() as u64));
+            drop(read_trailer(bytes, u64::MAX));
+        },
+    );
 }
 
 #[test]
-fn decode_frame_survives_any_bytes() {
-    let frame = |content: &[u8]| {
-        let stored = object(content);
-        let magic = 0xFD2F_B528_u32.to_le_bytes();
-        let start = stored
-            .windows(4)
-            .position(|window| window == magic)
-            .unwrap();
-        let magic = 0x184D_2A5E_u32.to_le_bytes();
-        let end = stored
-            .windows(4)
-            .rposition(|window| window == magic)
-            .unwrap();
-        stored[start..end].to_vec()
-    };
-    driver::run(
-        "decode_frame",
-        vec![frame(b""), frame(&plain(300))],
-        |bytes| {
-            for expected in [0, 300] {
-                if let Ok(plain) = decode_frame(bytes, expected) {
-                    assert_eq!(plain.len(), expected);
+fn a_single_frame_survives_any_bytes() {
+    static READERS: LazyLock<[FrameReader; 2]> = LazyLock::new(|| {
+        let (sealed, _) = FrameReader::new(&SEALED[1], Some(&key())).unwrap();
+        [plain_reader(), sealed]
+    });
+    static OFFSET: LazyLock<u64> =
+        LazyLock::new(|| Parts::of(&SEALED[1]).header_frame().len() as u64);
+    let frames = objects()
+        .into_iter()
+        .map(|object| Parts::of(&object).frames);
+    driver::run("frame", frames.collect(), |bytes| {
+        for expected in [0, 300] {
+            for reader in &*READERS {
+                if let Ok(found) = reader.frame(*OFFSET, bytes, expected) {
+                    assert_eq!(found.len(), expected);
                 }
             }
-        },
-    );
+            if let Ok(found) = READERS[1].frame(*OFFSET, bytes, expected) {
+                let sealed = Parts::of(&SEALED[usize::from(expected == 300)]);
+                assert_eq!((bytes, found), (sealed.frames.as_slice(), plain(expected)));
+            }
+        }
+    });
 }

@@ -5,12 +5,18 @@
 )]
 
 mod damage;
+mod forged;
 mod fuzz;
 mod limits;
+mod parts;
 mod round_trip;
+mod sealed;
 
-use container::{Header, encode};
+use container::{DataKey, FrameReader, Header, encode};
 use serde_json::{Map, json};
+
+/// The salt of [`sealed_object`].
+const SALT: [u8; 32] = [7; 32];
 
 /// A header as a segment has it.
 fn header() -> Header {
@@ -40,6 +46,27 @@ fn facts() -> Map<String, serde_json::Value> {
 /// A small object of one frame.
 fn object(plain: &[u8]) -> Vec<u8> {
     encode(&header(), plain, facts(), 3, None).unwrap()
+}
+
+/// Reads the frames of any plain object.
+fn plain_reader() -> FrameReader {
+    FrameReader::new(&object(b""), None).unwrap().0
+}
+
+fn key() -> DataKey {
+    DataKey::new(&[42; 32])
+}
+
+/// [`header`] with all that an encrypted object's has.
+fn sealed_header(salt: [u8; 32]) -> Header {
+    let mut header = header();
+    header.encrypt(&key().id("20261120"), &salt, vec!["YWdl".to_owned()]);
+    header
+}
+
+/// [`object`], encrypted with [`key`].
+fn sealed_object(plain: &[u8]) -> Vec<u8> {
+    encode(&sealed_header(SALT), plain, facts(), 3, Some(&key())).unwrap()
 }
 
 /// Bytes that compress a little: the same for every run.
