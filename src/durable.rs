@@ -3,10 +3,14 @@
 //! A rename alone survives a crash only when the directory that holds the name is synced too, and
 //! a new directory only when its parent is.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Tells the files apart that this process stages.
+static STAGED: AtomicU64 = AtomicU64::new(0);
 
 /// Syncs a directory, so that the names in it survive a crash.
 pub fn sync_dir(path: &Path) -> io::Result<()> {
@@ -70,6 +74,86 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
         return Err(error);
     }
     rename(&staged, path)
+}
+
+/// A file that was written and synced apart from its place, mode 0600. Until it is put there,
+/// dropping it removes it; what a killed process leaves, [`remove_stale`] finds.
+#[derive(Debug)]
+pub struct Staged {
+    // locked for as long as it is open: a locked file has a living owner
+    file: File,
+    path: PathBuf,
+}
+
+impl Staged {
+    /// Writes `bytes` to a new file in `folder`, which lies on the file system of its later place.
+    pub fn write(folder: &Path, bytes: &[u8]) -> io::Result<Self> {
+        let mut staged = Self::open(folder)?;
+        // a file system without locks keeps what a killed process leaves
+        drop(staged.file.try_lock());
+        staged.file.write_all(bytes)?;
+        staged.file.sync_all()?;
+        Ok(staged)
+    }
+
+    fn open(folder: &Path) -> io::Result<Self> {
+        loop {
+            let number = STAGED.fetch_add(1, Ordering::Relaxed);
+            let path = folder.join(format!("{}-{number}", std::process::id()));
+            let opened = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path);
+            match opened {
+                Ok(file) => return Ok(Self { file, path }),
+                // another process of this number, in a container of its own or long ago
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Gives the file its name if nothing has it yet; else the error is `AlreadyExists`.
+    pub fn create(self, to: &Path) -> io::Result<()> {
+        std::fs::hard_link(&self.path, to)?;
+        sync_dir(parent_of(to))
+    }
+
+    /// Gives the file its name, over whatever has it.
+    pub fn replace(self, to: &Path) -> io::Result<()> {
+        rename(&self.path, to)
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        remove_leftover(&self.path);
+    }
+}
+
+/// Removes the staged files of processes that are no more.
+pub fn remove_stale(folder: &Path) -> io::Result<()> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let path = entry?.path();
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            // its owner was faster
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        match file.try_lock() {
+            Ok(()) => remove_leftover(&path),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Renames `from` to `to` and syncs the directory that holds `to`.

@@ -1,8 +1,12 @@
 //! The one place that waits between attempts.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+/// Each backoff of a process takes waits of its own.
+static SEED: AtomicU64 = AtomicU64::new(1);
 
 /// Growing waits between attempts, with jitter, so that many clients do not come back at once.
 #[derive(Debug, Clone)]
@@ -19,7 +23,10 @@ impl Backoff {
         Self {
             next_ms: millis(first),
             max_ms: millis(max),
-            seed: u64::from(std::process::id()) | 1,
+            // the golden ratio spreads neighbouring numbers; xorshift must not begin with zero
+            seed: (u64::from(std::process::id()) << 32 ^ SEED.fetch_add(1, Ordering::Relaxed))
+                .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+                | 1,
         }
     }
 
@@ -37,6 +44,62 @@ impl Backoff {
     /// Sleeps for the next wait.
     pub async fn wait(&mut self) {
         tokio::time::sleep_until(Instant::now() + self.next_wait()).await;
+    }
+}
+
+/// How long, and how often, one operation is tried.
+#[derive(Debug, Clone, Copy)]
+pub struct Policy {
+    /// The first wait.
+    pub first: Duration,
+    /// The longest wait.
+    pub max: Duration,
+    /// After this long no further attempt is begun; zero: one attempt is all.
+    pub budget: Duration,
+}
+
+/// The attempts at one operation.
+#[derive(Debug)]
+pub struct Attempts {
+    backoff: Backoff,
+    budget: Duration,
+    since: Instant,
+    count: u32,
+}
+
+impl Attempts {
+    /// The first attempt begins now.
+    pub fn new(policy: Policy) -> Self {
+        Self {
+            backoff: Backoff::new(policy.first, policy.max),
+            budget: policy.budget,
+            since: Instant::now(),
+            count: 1,
+        }
+    }
+
+    /// The number of the attempt under way, from 1.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// How long the operation has been tried.
+    pub fn elapsed(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// Whether the budget allows another attempt.
+    pub fn may_go_on(&self) -> bool {
+        self.elapsed() < self.budget
+    }
+
+    /// Waits before the next attempt: at least as long as the other side asked for, never beyond
+    /// the budget.
+    pub async fn wait(&mut self, asked: Option<Duration>) {
+        let left = self.budget.saturating_sub(self.elapsed());
+        let wait = self.backoff.next_wait().max(asked.unwrap_or_default());
+        tokio::time::sleep_until(Instant::now() + wait.min(left)).await;
+        self.count = self.count.saturating_add(1);
     }
 }
 

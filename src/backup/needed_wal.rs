@@ -438,7 +438,7 @@ mod tests {
 
     use super::*;
     use crate::repository::ServerIdentity;
-    use crate::repository::store::Store;
+    use crate::repository::store::{Store, StoreOptions};
 
     const MIB: u64 = 1 << 20;
 
@@ -512,7 +512,8 @@ mod tests {
     async fn refuses_wal_that_a_stream_stored_unverified() {
         // the backup would be listed, and recovery would stop at the damage before it is consistent
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path().to_str().unwrap(), true).unwrap();
+        let options = StoreOptions::at(folder.path().to_str().unwrap());
+        let store = Store::open(&options, true).unwrap();
         let identity = ServerIdentity {
             system_id: 7,
             major: 18,

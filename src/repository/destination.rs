@@ -1,7 +1,7 @@
 //! Where a cluster's objects go, as settings have it.
 
 use super::layout::ClusterName;
-use super::store::Store;
+use super::store::{Store, StoreOptions};
 use super::{Repository, RepositoryError, ServerIdentity, clusters, systems};
 use crate::error::Result;
 
@@ -31,7 +31,7 @@ impl Destination {
     pub fn open(&self, create: bool) -> Result<OpenDestination> {
         Ok(OpenDestination {
             cluster: self.cluster.parse()?,
-            store: Store::open(&self.url, create)?,
+            store: Store::open(&StoreOptions::at(&self.url), create)?,
             levels: (self.wal_level, self.backup_level),
         })
     }

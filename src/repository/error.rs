@@ -109,10 +109,11 @@ impl RepositoryError {
 
     /// Whether another attempt may succeed.
     pub fn is_unreachable(&self) -> bool {
-        matches!(
-            self,
-            Self::Store(StoreError::Unreachable { .. }) | Self::Gone { .. }
-        )
+        match self {
+            Self::Store(error) => error.may_pass(),
+            Self::Gone { .. } => true,
+            _ => false,
+        }
     }
 }
 

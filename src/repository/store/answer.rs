@@ -1,0 +1,289 @@
+//! What a store's service says when it refuses, kept as data.
+//!
+//! `object_store` turns an answer into one of a few errors and keeps the rest as text. Here,
+//! between it and the network, the status, the provider's code and the headers are still there:
+//! they decide what is tried again, and what a user is told.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use object_store::ClientOptions;
+use object_store::client::{
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
+    HttpResponseBody, HttpService, ReqwestConnector,
+};
+
+use super::fault::Fault;
+
+/// An error's body is a few hundred bytes; more of a hostile one is not read.
+const BODY_BYTES_MAX: usize = 64 << 10;
+
+/// Words of a service in a message of ours.
+const MESSAGE_CHARS_MAX: usize = 200;
+
+/// No service may make us wait longer than this at a time.
+const RETRY_AFTER_MAX: Duration = Duration::from_mins(1);
+
+/// A refusal, as the service worded it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Answer {
+    /// The HTTP status.
+    pub(super) status: u16,
+    /// The provider's code, such as `SlowDown`; empty where it gave none.
+    pub(super) code: String,
+    /// The provider's sentence; empty where it gave none.
+    pub(super) message: String,
+    /// The bucket's region, where the answer names it.
+    pub(super) region: Option<String>,
+    /// The service's clock.
+    pub(super) date: Option<String>,
+    /// How long to wait before another attempt.
+    pub(super) retry_after: Option<Duration>,
+    /// Whether a service that hands out credentials said it, not the store.
+    pub(super) about_credentials: bool,
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.status)?;
+        for part in [&self.code, &self.message] {
+            if !part.is_empty() {
+                write!(f, " {part}")?;
+            }
+        }
+        if self.about_credentials {
+            f.write_str(" (while asking for credentials)")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Answer {}
+
+/// No credentials were configured, and the service that gives a machine its own did not answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no credentials were found, and {host} gave none: {reason}")]
+pub(super) struct NoCredentials {
+    /// Who was asked.
+    pub(super) host: String,
+    /// What happened.
+    pub(super) reason: String,
+}
+
+/// Makes connections whose refusals are [`Answer`]s.
+#[derive(Debug, Default)]
+pub(super) struct Answering;
+
+impl HttpConnector for Answering {
+    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        let inner = ReqwestConnector::default().connect(options)?;
+        Ok(HttpClient::new(Service { inner }))
+    }
+}
+
+#[derive(Debug)]
+struct Service {
+    inner: HttpClient,
+}
+
+#[async_trait::async_trait]
+impl HttpService for Service {
+    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let host = request.uri().host().unwrap_or_default().to_owned();
+        let about_credentials = hands_out_credentials(&host);
+        let method = request.method().as_str().to_owned();
+        let is_imds_token = request.uri().path() == "/latest/api/token";
+        let response = match self.inner.execute(request).await {
+            Ok(response) => response,
+            Err(error) if about_credentials => {
+                let reason = crate::error::chain(&error);
+                return Err(HttpError::new(error.kind(), NoCredentials { host, reason }));
+            }
+            Err(error) => return Err(error),
+        };
+        let status = response.status().as_u16();
+        // 304 and 412 are answers to conditions; a machine without IMDSv2 says 403 to its token
+        let is_plain = matches!(status, 100..=299 | 304 | 412) || (is_imds_token && status == 403);
+        if is_plain {
+            return Ok(response);
+        }
+        let (parts, body) = response.into_parts();
+        let header = |name: &str| {
+            let value = parts.headers.get(name)?.to_str().ok()?;
+            Some(clipped(value))
+        };
+        let text = beginning(body).await;
+        let answer = Answer {
+            status,
+            code: element(&text, "Code")
+                .or_else(|| header("x-ms-error-code"))
+                .unwrap_or_default(),
+            message: element(&text, "Message").unwrap_or_else(|| first_line(&text)),
+            region: header("x-amz-bucket-region").or_else(|| element(&text, "Region")),
+            date: header("date"),
+            retry_after: header("retry-after")
+                .and_then(|seconds| seconds.parse().ok())
+                .map(|seconds| Duration::from_secs(seconds).min(RETRY_AFTER_MAX)),
+            about_credentials,
+        };
+        if answer.is_for_object_store(&method) {
+            let body = HttpResponseBody::from(text);
+            return Ok(HttpResponse::from_parts(parts, body));
+        }
+        Err(HttpError::new(HttpErrorKind::Unknown, answer))
+    }
+}
+
+impl Answer {
+    /// Whether `object_store` itself knows best what it means: an object that is not there, or
+    /// one that is there already.
+    ///
+    /// "Not found" must come from an object store and be about an object: a proxy's 404 taken for
+    /// one would end an archive recovery early. Only HEAD has no body to tell by.
+    fn is_for_object_store(&self, method: &str) -> bool {
+        match self.status {
+            404 if self.about_credentials => false,
+            404 if matches!(self.code.as_str(), "NoSuchKey" | "BlobNotFound") => true,
+            404 => matches!(method, "HEAD" | "DELETE") && self.code.is_empty(),
+            409 => !self.is_no_bucket() && !self.is_conflict(),
+            _ => false,
+        }
+    }
+
+    /// There is no bucket, which is no answer about an object.
+    fn is_no_bucket(&self) -> bool {
+        matches!(
+            self.code.as_str(),
+            "NoSuchBucket" | "ContainerNotFound" | "ContainerBeingDeleted"
+        )
+    }
+
+    /// Two requests met; the object may be there or not.
+    fn is_conflict(&self) -> bool {
+        matches!(
+            self.code.as_str(),
+            "ConditionalRequestConflict" | "OperationAborted"
+        )
+    }
+
+    /// What it means for whoever asked.
+    pub(super) fn fault(&self) -> Fault {
+        let reason = self.to_string();
+        if self.is_no_bucket() {
+            return Fault::NoBucket { reason };
+        }
+        match self.code.as_str() {
+            "RequestTimeTooSkewed" => return self.clock_skew(),
+            "AuthenticationFailed" if self.message.contains("Date") => return self.clock_skew(),
+            "PermanentRedirect" | "TemporaryRedirect" | "IllegalLocationConstraintException" => {
+                return self.wrong_region();
+            }
+            "AuthorizationHeaderMalformed" if self.region.is_some() => return self.wrong_region(),
+            "ExpiredToken"
+            | "ExpiredTokenException"
+            | "TokenRefreshRequired"
+            | "InvalidToken"
+            | "InvalidAccessKeyId"
+            | "SignatureDoesNotMatch" => return Fault::Denied { reason },
+            "SlowDown"
+            | "RequestTimeout"
+            | "InternalError"
+            | "IncompleteBody"
+            | "BadDigest"
+            | "XAmzContentSHA256Mismatch" => return self.transient(),
+            "QuotaExceeded" | "StorageFull" | "XMinioStorageFull" | "InsufficientStorage" => {
+                return Fault::Full { reason };
+            }
+            "NotImplemented" => return Fault::Unsupported { reason },
+            _ => {}
+        }
+        match self.status {
+            300..=399 => self.wrong_region(),
+            400 if self.code.is_empty() && self.region.is_some() => self.wrong_region(),
+            401 | 403 => Fault::Denied { reason },
+            409 if self.is_conflict() => self.transient(),
+            416 => Fault::PastEnd,
+            501 => Fault::Unsupported { reason },
+            507 => Fault::Full { reason },
+            408 | 425 | 429 | 500..=599 => self.transient(),
+            _ => Fault::Refused { reason },
+        }
+    }
+
+    fn transient(&self) -> Fault {
+        Fault::Transient {
+            reason: self.to_string(),
+            retry_after: self.retry_after,
+        }
+    }
+
+    fn wrong_region(&self) -> Fault {
+        Fault::WrongRegion {
+            region: self.region.clone(),
+            reason: self.to_string(),
+        }
+    }
+
+    fn clock_skew(&self) -> Fault {
+        let reason = match &self.date {
+            Some(date) => format!("{self} (the store's clock: {date})"),
+            None => self.to_string(),
+        };
+        Fault::ClockSkew { reason }
+    }
+}
+
+/// The services that the providers' own libraries ask for credentials.
+fn hands_out_credentials(host: &str) -> bool {
+    matches!(
+        host,
+        "169.254.169.254"
+            | "169.254.170.2"
+            | "169.254.170.23"
+            | "metadata.google.internal"
+            | "metadata"
+            | "oauth2.googleapis.com"
+            | "login.microsoftonline.com"
+    ) || host.starts_with("sts.")
+}
+
+async fn beginning(body: HttpResponseBody) -> String {
+    let mut stream = body.bytes_stream();
+    let mut bytes: Vec<u8> = Vec::new();
+    while let Some(Ok(chunk)) = stream.next().await {
+        let chunk: Bytes = chunk;
+        let room = BODY_BYTES_MAX - bytes.len();
+        bytes.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        if bytes.len() >= BODY_BYTES_MAX {
+            break;
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The text of the first XML element of that name; entities stay as they are.
+fn element(text: &str, name: &str) -> Option<String> {
+    let (_, after) = text.split_once(&format!("<{name}>"))?;
+    let (inner, _) = after.split_once(&format!("</{name}>"))?;
+    Some(clipped(inner))
+}
+
+fn first_line(text: &str) -> String {
+    let text = text.trim();
+    if text.starts_with('<') {
+        // a page of markup tells a user nothing
+        return String::new();
+    }
+    clipped(text.lines().next().unwrap_or_default())
+}
+
+/// One line that is safe to show.
+fn clipped(text: &str) -> String {
+    text.trim()
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(MESSAGE_CHARS_MAX)
+        .collect()
+}

@@ -1,0 +1,348 @@
+//! A folder of this machine as an object store.
+//!
+//! Reading is `object_store`'s. Writing is our own: what it makes has the modes of the process's
+//! umask, and a folder that a killed process made is taken for durable.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetRange, GetResult, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, ObjectStoreExt as _, PutMode, PutMultipartOptions, PutOptions, PutPayload,
+    PutResult, RenameOptions, Result,
+};
+
+use super::fault::PastEnd;
+use crate::durable::{self, Staged};
+
+/// Where files are written before they get their names.
+const STAGING: &str = ".staging";
+
+/// Folders known to be durable that are remembered; forgetting them costs a few syncs.
+const KNOWN_MAX: usize = 10_000;
+
+/// A store in a folder of this machine.
+#[derive(Debug)]
+pub(super) struct Local {
+    root: Root,
+    files: LocalFileSystem,
+    /// Folders that this process has seen synced into their parents.
+    known: Arc<Mutex<HashSet<PathBuf>>>,
+}
+
+impl Local {
+    /// Opens a folder; with `create`, makes it and clears what killed processes left in it.
+    pub(super) fn open(folder: &FilePath, create: bool) -> io::Result<Self> {
+        if create {
+            durable::create_dir_all(folder)?;
+            if let Err(error) = durable::remove_stale(&folder.join(STAGING)) {
+                tracing::debug!("cannot clear {}/{STAGING}: {error}", folder.display());
+            }
+        }
+        Ok(Self {
+            root: Root {
+                device_and_inode: identity(folder)?,
+                folder: folder.to_owned(),
+            },
+            files: LocalFileSystem::new_with_prefix(folder)
+                .map_err(io::Error::other)?
+                .with_fsync(true),
+            known: Arc::default(),
+        })
+    }
+
+    /// Makes everything in the folder durable.
+    pub(super) async fn sync(&self) -> io::Result<()> {
+        self.root.check()?;
+        let folder = self.root.folder.clone();
+        blocking(move || durable::sync_file_system(&folder)).await
+    }
+
+    fn writer(&self, location: &Path) -> Writer {
+        Writer {
+            object: self.root.folder.join(location.as_ref()),
+            folder: self.root.folder.clone(),
+            known: Arc::clone(&self.known),
+        }
+    }
+
+    /// An object that is not there is another answer than a folder that is not there.
+    fn found<T>(&self, answer: Result<T>) -> Result<T> {
+        if matches!(answer, Err(Error::NotFound { .. })) {
+            self.root.check().map_err(failed)?;
+        }
+        answer
+    }
+}
+
+/// The folder of a local store, and which one it is: a disk that was taken away, or came back
+/// over it, is not the one that was opened.
+#[derive(Debug, Clone)]
+struct Root {
+    folder: PathBuf,
+    device_and_inode: (u64, u64),
+}
+
+impl Root {
+    /// An error where the folder is not the one that was opened.
+    fn check(&self) -> io::Result<()> {
+        if identity(&self.folder)? == self.device_and_inode {
+            return Ok(());
+        }
+        Err(io::Error::other(
+            "another folder is there than when the repository was opened",
+        ))
+    }
+}
+
+fn identity(folder: &FilePath) -> io::Result<(u64, u64)> {
+    let metadata = std::fs::metadata(folder).map_err(|error| match error.kind() {
+        // never to be taken for an object that is not there
+        io::ErrorKind::NotFound => io::Error::other(error.to_string()),
+        _ => error,
+    })?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(io::Error::other).and_then(|done| done)
+}
+
+fn failed(error: io::Error) -> Error {
+    Error::Generic {
+        store: "local",
+        source: Box::new(error),
+    }
+}
+
+fn is_staging(location: &Path) -> bool {
+    location
+        .parts()
+        .next()
+        .is_some_and(|part| part.as_ref() == STAGING)
+}
+
+/// Puts one object into its place.
+struct Writer {
+    object: PathBuf,
+    folder: PathBuf,
+    known: Arc<Mutex<HashSet<PathBuf>>>,
+}
+
+impl Writer {
+    fn create(&self, bytes: &[u8]) -> Result<()> {
+        let created = self
+            .stage(bytes)
+            .and_then(|staged| staged.create(&self.object));
+        match created {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                // whoever made it may have been stopped before it was durable
+                self.sync_object().map_err(failed)?;
+                Err(Error::AlreadyExists {
+                    path: self.object.display().to_string(),
+                    source: Box::new(error),
+                })
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    fn overwrite(&self, bytes: &[u8]) -> Result<()> {
+        let written = self
+            .stage(bytes)
+            .and_then(|staged| staged.replace(&self.object));
+        written.map_err(failed)
+    }
+
+    fn stage(&self, bytes: &[u8]) -> io::Result<Staged> {
+        let staging = self.folder.join(STAGING);
+        if let Some(parent) = self.object.parent() {
+            self.make(parent)?;
+        }
+        durable::create_dir_all(&staging)?;
+        Staged::write(&staging, bytes)
+    }
+
+    /// Makes a folder durable with those above it, also where another process made them.
+    fn make(&self, folder: &FilePath) -> io::Result<()> {
+        let above = folder.ancestors();
+        let unknown: Vec<_> = above
+            .take_while(|above| *above != self.folder && !self.is_known(above))
+            .collect();
+        for folder in unknown.into_iter().rev() {
+            durable::create_dir_all(folder)?;
+            if let Some(parent) = folder.parent() {
+                durable::sync_dir(parent)?;
+            }
+            self.remember(folder);
+        }
+        durable::create_dir_all(folder)
+    }
+
+    fn is_known(&self, folder: &FilePath) -> bool {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.contains(folder)
+    }
+
+    fn remember(&self, folder: &FilePath) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= KNOWN_MAX {
+            known.clear();
+        }
+        known.insert(folder.to_owned());
+    }
+
+    fn sync_object(&self) -> io::Result<()> {
+        durable::sync_file(&File::open(&self.object)?)?;
+        let folders = self.object.ancestors().skip(1);
+        for folder in folders.take_while(|folder| folder.starts_with(&self.folder)) {
+            durable::sync_dir(folder)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Local {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.root.folder.display())
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl ObjectStore for Local {
+    async fn put_opts(
+        &self,
+        location: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
+        self.root.check().map_err(failed)?;
+        let writer = self.writer(location);
+        let written = tokio::task::spawn_blocking(move || {
+            let bytes = Bytes::from(payload);
+            match options.mode {
+                PutMode::Create => writer.create(&bytes),
+                PutMode::Overwrite => writer.overwrite(&bytes),
+                PutMode::Update(_) => Err(Error::NotSupported {
+                    source: "a local folder knows no versions".into(),
+                }),
+            }
+        });
+        written
+            .await
+            .map_err(|error| failed(io::Error::other(error)))??;
+        // what lies on another disk by now is not stored
+        self.root.check().map_err(failed)?;
+        Ok(PutResult {
+            e_tag: None,
+            version: None,
+            extensions: object_store::Extensions::default(),
+        })
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        _: &Path,
+        _: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        Err(Error::NotSupported {
+            source: "a local folder takes whole objects".into(),
+        })
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.root.check().map_err(failed)?;
+        let range = options.range.clone();
+        let got = self.found(self.files.get_opts(location, options).await);
+        if let (Some(GetRange::Bounded(range)), Err(Error::Generic { .. })) = (range, &got) {
+            let object = self.files.head(location).await?;
+            if object.size <= range.start {
+                return Err(Error::Generic {
+                    store: "local",
+                    source: Box::new(PastEnd),
+                });
+            }
+        }
+        got
+    }
+
+    async fn get_ranges(
+        &self,
+        location: &Path,
+        ranges: &[std::ops::Range<u64>],
+    ) -> Result<Vec<Bytes>> {
+        self.root.check().map_err(failed)?;
+        self.found(self.files.get_ranges(location, ranges).await)
+    }
+
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
+        match self.root.check() {
+            Ok(()) => self.files.delete_stream(locations),
+            Err(error) => stream::once(std::future::ready(Err(failed(error)))).boxed(),
+        }
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        let checked = |root: Root| {
+            let checked = root.check().map_err(failed);
+            stream::iter(checked.err().map(Err))
+        };
+        // a disk that goes away halfway must not make a shorter list
+        let (before, root) = (checked(self.root.clone()), self.root.clone());
+        let after = stream::once(async move { checked(root) }).flatten();
+        let objects = self.files.list(prefix);
+        let objects =
+            objects.try_filter(|object| std::future::ready(!is_staging(&object.location)));
+        before.chain(objects).chain(after).boxed()
+    }
+
+    fn list_with_offset(
+        &self,
+        prefix: Option<&Path>,
+        offset: &Path,
+    ) -> BoxStream<'static, Result<ObjectMeta>> {
+        let offset = offset.clone();
+        self.list(prefix)
+            .try_filter(move |object| std::future::ready(object.location > offset))
+            .boxed()
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.root.check().map_err(failed)?;
+        let mut listed = self.files.list_with_delimiter(prefix).await?;
+        self.root.check().map_err(failed)?;
+        listed.common_prefixes.retain(|folder| !is_staging(folder));
+        Ok(listed)
+    }
+
+    async fn copy_opts(&self, _: &Path, _: &Path, _: CopyOptions) -> Result<()> {
+        Err(Error::NotSupported {
+            source: "objects are written once".into(),
+        })
+    }
+
+    async fn rename_opts(&self, _: &Path, _: &Path, _: RenameOptions) -> Result<()> {
+        Err(Error::NotSupported {
+            source: "objects are written once".into(),
+        })
+    }
+}
