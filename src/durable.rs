@@ -156,6 +156,23 @@ pub fn remove_stale(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Creates `path` with `bytes`, mode 0600; what is there already is left as it is, and an error.
+pub fn create_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    let written = file
+        .write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| sync_dir(parent_of(path)));
+    if written.is_err() {
+        remove_leftover(path);
+    }
+    written
+}
+
 /// Renames `from` to `to` and syncs the directory that holds `to`.
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     #[expect(
@@ -192,6 +209,18 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+
+    #[test]
+    fn creates_a_file_once_for_its_owner_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        create_new(&path, b"first").unwrap();
+        let again = create_new(&path, b"second").unwrap_err();
+        assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read(&path).unwrap(), b"first");
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600);
+    }
 
     #[test]
     fn replaces_a_file_whole_and_leaves_nothing_staged() {

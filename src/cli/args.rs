@@ -121,6 +121,9 @@ pub(super) enum Command {
     /// Show or drop the replication slot
     #[command(subcommand)]
     Slot(SlotCommand),
+    /// Make identities; show and rotate the keys of encrypted repositories
+    #[command(subcommand)]
+    Keys(KeysCommand),
     /// Tell the whole story on a throwaway server
     Demo(DemoArgs),
     /// Print shell completions
@@ -336,6 +339,82 @@ pub(super) struct SlotArgs {
     /// The replication slot [default: anywhen_CLUSTER]
     #[arg(long, env = "ANYWHEN_SLOT", value_name = "NAME")]
     pub(super) slot: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum KeysCommand {
+    /// Make an identity: the secret file that opens, and the public recipient to encrypt to
+    Generate(GenerateArgs),
+    /// Show the data keys that are stored, and for whom each is wrapped
+    List(KeysListArgs),
+    /// Wrap every data key for the recipients configured now, and for nobody else
+    Rotate(RotateArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The file is one of age's (age-encryption.org): `age -d -i FILE` opens what \
+                        is wrapped to it. Keep a copy away from the server: without it, what is \
+                        encrypted cannot be read by anybody.\n\nExample:\n  \
+                        anywhen keys generate -o /etc/anywhen/identity"
+)]
+pub(super) struct GenerateArgs {
+    /// Where the identity goes; never overwritten [default: standard output]
+    #[arg(short, long, env = "ANYWHEN_OUTPUT", value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+}
+
+/// Whom keys are for, and who opens them.
+#[derive(Debug, Args)]
+pub(super) struct KeyFlags {
+    /// Encrypt to this age recipient, age1…; may be repeated
+    #[arg(
+        long = "recipient",
+        env = "ANYWHEN_RECIPIENTS",
+        value_delimiter = ',',
+        value_name = "AGE1"
+    )]
+    pub(super) recipients: Vec<String>,
+    /// The file of identities that open what is encrypted
+    #[arg(long, env = "ANYWHEN_IDENTITY_FILE", value_name = "FILE")]
+    pub(super) identity_file: Option<PathBuf>,
+    /// Where the data key of the day is kept
+    #[arg(long, env = "ANYWHEN_STATE_DIR", value_name = "DIR")]
+    pub(super) state_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "No identity is needed, and nothing is opened. Keys that objects carry \
+                        themselves (of archivers without a state_dir) are not listed: `anywhen \
+                        keys rotate --dry-run` finds them.\n\nExample:\n  \
+                        anywhen keys list --repo file:///backups --json"
+)]
+pub(super) struct KeysListArgs {
+    #[command(flatten)]
+    pub(super) keys: KeyFlags,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "First change the recipients of every archiver, then rotate. The identity is one \
+                        that opens the keys now. Wraps are added and read back before others are \
+                        retired; data is never rewritten, so it may be stopped and called again. \
+                        Whoever held a retired identity may have kept keys that it opened.\n\n\
+                        Examples:\n  \
+                        anywhen keys rotate --repo file:///backups --identity-file old \
+                        --recipient age1… --dry-run\n  \
+                        anywhen keys rotate --config /etc/anywhen/anywhen.toml --yes"
+)]
+pub(super) struct RotateArgs {
+    #[command(flatten)]
+    pub(super) keys: KeyFlags,
+    /// Print the plan, and do nothing
+    #[arg(long, env = "ANYWHEN_DRY_RUN")]
+    pub(super) dry_run: bool,
+    /// Do not ask
+    #[arg(short, long, env = "ANYWHEN_YES")]
+    pub(super) yes: bool,
 }
 
 #[derive(Debug, Args)]

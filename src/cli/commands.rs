@@ -243,6 +243,7 @@ pub(super) async fn simple(global: &Global, command: Command) -> Result<()> {
                 "slot {slot} is dropped: no WAL is kept for it any more"
             ))
         }
+        Command::Keys(command) => super::keys::run(global, command).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "anywhen", &mut script);

@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod keys;
 mod logging;
 mod output;
 mod progress;

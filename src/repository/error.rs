@@ -2,6 +2,7 @@
 
 use wal::{Lsn, TimelineId};
 
+use super::keys::KeyError;
 use super::layout::{self, ClusterName};
 use super::records::FORMAT;
 use super::store::StoreError;
@@ -13,6 +14,9 @@ pub enum RepositoryError {
     /// The store's own answer.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A key that is missing, or does not fit.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// Stored bytes are not what they should be.
     #[error("damaged object {path}: {reason}")]
     Damaged {
@@ -112,6 +116,7 @@ impl RepositoryError {
         match self {
             Self::Store(error) => error.may_pass(),
             Self::Gone { .. } => true,
+            Self::Key(error) => error.is_unreachable(),
             _ => false,
         }
     }
@@ -134,6 +139,7 @@ impl From<RepositoryError> for Error {
         let message = error.to_string();
         match error {
             RepositoryError::Store(inner) => inner.into(),
+            RepositoryError::Key(inner) => inner.into(),
             RepositoryError::Damaged { .. } => Self::damaged(message)
                 .hint("restore this object from a copy of the repository, or use another backup"),
             RepositoryError::Conflict { .. } | RepositoryError::TwoHistories { .. } => {

@@ -9,13 +9,16 @@ use std::str::FromStr;
 
 use wal::{Lsn, SegmentName, TimelineId, WalRange};
 
-/// A cluster's name, `[a-z0-9_]{1,40}`.
+/// Folders at the root of a repository that are no cluster's.
+const RESERVED: &[&str] = &[super::keys::FOLDER];
+
+/// A cluster's name, `[a-z0-9_]{1,40}`, and none of the folders that stand beside clusters.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClusterName(String);
 
 /// A name that no cluster can have.
 #[derive(Debug, thiserror::Error)]
-#[error("a cluster name has 1 to 40 of a-z, 0-9 and _: found {0:?}")]
+#[error("a cluster name has 1 to 40 of a-z, 0-9 and _, and is not keys: found {0:?}")]
 pub struct InvalidClusterName(String);
 
 impl ClusterName {
@@ -30,7 +33,8 @@ impl FromStr for ClusterName {
 
     fn from_str(text: &str) -> Result<Self, InvalidClusterName> {
         let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-        if (1..=40).contains(&text.len()) && text.chars().all(legal) {
+        let fits = (1..=40).contains(&text.len()) && text.chars().all(legal);
+        if fits && !RESERVED.contains(&text) {
             Ok(Self(text.to_owned()))
         } else {
             Err(InvalidClusterName(text.to_owned()))
@@ -358,7 +362,7 @@ mod tests {
     #[test]
     fn cluster_names_cannot_leave_their_folder() {
         assert!("main_2".parse::<ClusterName>().is_ok());
-        for bad in ["", "Main", "a/b", "..", "ä", &"x".repeat(41)] {
+        for bad in ["", "Main", "a/b", "..", "ä", "keys", &"x".repeat(41)] {
             assert!(bad.parse::<ClusterName>().is_err(), "{bad}");
         }
     }

@@ -6,6 +6,7 @@
 pub mod catalog;
 pub mod destination;
 mod error;
+pub mod keys;
 pub mod layout;
 mod reading;
 pub mod records;

@@ -1,4 +1,5 @@
-//! What prepares a server and shows what there is: its slot, and the demo.
+//! What prepares a server and a repository and shows what there is: slot, keys, and the demo.
 
 pub mod demo;
+pub mod keys;
 pub mod slot;

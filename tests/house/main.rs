@@ -24,7 +24,10 @@ const ROOMS: &[(&str, &[&str])] = &[
         "service",
         &["receive", "repository", "server", "clock", "error"],
     ),
-    ("setup", &["server", "retry", "error"]),
+    (
+        "setup",
+        &["server", "repository", "clock", "durable", "retry", "error"],
+    ),
     (
         "backup",
         &["receive", "repository", "server", "clock", "retry", "error"],

@@ -1,0 +1,96 @@
+//! `anywhen keys`: identities are made, data keys listed and rotated.
+
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+
+use super::args::{GenerateArgs, Global, KeyFlags, KeysCommand, KeysListArgs, RotateArgs};
+use super::output;
+use crate::clock::{Clock as _, SystemClock};
+use crate::config::Settings;
+use crate::error::{Error, Result};
+use crate::setup::keys::{self, EncryptionSettings, KeyedRepository, Rotation};
+
+pub(super) async fn run(global: &Global, command: KeysCommand) -> Result<()> {
+    match command {
+        KeysCommand::Generate(args) => generate(global, &args),
+        KeysCommand::List(KeysListArgs { keys }) => {
+            let lists = keys::list(&repositories(global, keys)?).await?;
+            if global.json {
+                output::json(&lists)
+            } else {
+                output::line(&lists.to_string())
+            }
+        }
+        KeysCommand::Rotate(args) => rotate(global, args).await,
+    }
+}
+
+fn generate(global: &Global, args: &GenerateArgs) -> Result<()> {
+    if global.json && args.output.is_none() {
+        return Err(
+            Error::usage("with --json an identity is not printed, only written")
+                .hint("name the file with -o FILE"),
+        );
+    }
+    let (made, text) = keys::generate(args.output.as_deref(), SystemClock.now())?;
+    match text {
+        Some(text) => output::line(text.trim_end()),
+        None if global.json => output::json(&made),
+        None => output::line(&format!("Public key: {}", made.recipient)),
+    }
+}
+
+async fn rotate(global: &Global, args: RotateArgs) -> Result<()> {
+    let rotation = Rotation::plan(&repositories(global, args.keys)?, args.dry_run).await?;
+    if global.json {
+        output::json(&rotation)?;
+    } else {
+        output::line(&rotation.to_string())?;
+    }
+    if args.dry_run {
+        return Ok(());
+    }
+    if rotation.changes_anything() && !args.yes {
+        confirmed(global.json).await?;
+    }
+    rotation.carry_out().await
+}
+
+/// Asks on a terminal; elsewhere it must have been said beforehand.
+async fn confirmed(as_json: bool) -> Result<()> {
+    let unasked = || Error::usage("nothing was changed: nobody said yes").hint("add --yes");
+    if as_json || !std::io::stdin().is_terminal() {
+        return Err(unasked());
+    }
+    let asked = tokio::task::spawn_blocking(|| {
+        let mut answer = String::new();
+        write!(std::io::stderr(), "Do this? [y/N] ")?;
+        std::io::stdin().lock().read_line(&mut answer)?;
+        std::io::Result::Ok(answer)
+    });
+    match asked.await {
+        Ok(Ok(answer)) if matches!(answer.trim(), "y" | "Y" | "yes") => Ok(()),
+        _ => Err(unasked()),
+    }
+}
+
+/// The repositories of the clusters that are configured, each once.
+fn repositories(global: &Global, flags: KeyFlags) -> Result<Vec<KeyedRepository>> {
+    let settings = Settings::load(&global.given())?;
+    let encryption = EncryptionSettings {
+        recipients: flags.recipients,
+        identity_file: flags.identity_file,
+        accept_plain: false,
+        state_dir: flags.state_dir,
+    };
+    let mut found: Vec<KeyedRepository> = Vec::new();
+    for cluster in settings.clusters() {
+        let repository = KeyedRepository {
+            url: cluster.repository.url.clone(),
+            encryption: encryption.clone(),
+        };
+        if !found.contains(&repository) {
+            found.push(repository);
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,452 @@
+//! Keys: whom objects are encrypted to, the data key of the day, and finding the key of an object.
+//!
+//! An archiver needs public recipients only. It makes a data key a day, wraps it to each of them
+//! with age, and forgets it: what was stored on earlier days it cannot read. The wraps lie under
+//! `keys/` where a `state_dir` lets all calls of an archiver share the key, else in each object.
+//! A wrap is stored before anything that needs it.
+
+mod carried;
+mod error;
+mod id;
+mod list;
+mod people;
+mod rotate;
+mod state;
+mod stored;
+mod wrap;
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use container::{DataKey, Header, KEY_BYTES};
+use jiff::civil::Date;
+use zeroize::Zeroizing;
+
+use super::blocking;
+use super::store::Store;
+use crate::clock::Clock;
+use id::day_of;
+use people::{Identities, Recipient};
+use state::{EpochKey, StateFile};
+use stored::{StoredWrap, StoredWraps};
+use wrap::Unwrapped;
+
+pub use error::KeyError;
+pub use id::{FOLDER, InvalidKeyId, KeyId, WrapId};
+pub use list::{KeyList, KeyRow, WrapRow};
+pub use people::NewIdentity;
+pub use rotate::{Blocked, KeyRotation, Retired, RotationPlan};
+
+/// What the settings say of encryption, for one repository.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EncryptionSettings {
+    /// Whom to encrypt to, `age1…`; none: what is written is not encrypted.
+    pub recipients: Vec<String>,
+    /// The file of identities that open what is encrypted.
+    pub identity_file: Option<PathBuf>,
+    /// Read objects that are not encrypted, although encryption is configured.
+    pub accept_plain: bool,
+    /// Where the data key of the day is kept, so that the calls of one archiver share it.
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Encrypts what goes to one repository, and finds the keys of what comes from it. Clones share
+/// their keys.
+#[derive(Clone)]
+pub struct Encryption {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    recipients: Vec<Recipient>,
+    identities: Identities,
+    accept_plain: bool,
+    root: Store,
+    wraps: StoredWraps,
+    state: Option<StateFile>,
+    clock: Arc<dyn Clock>,
+    epoch: tokio::sync::Mutex<Epoch>,
+    /// Keys that were opened or made.
+    known: Mutex<HashMap<KeyId, DataKey>>,
+    /// Held while a key is opened, so that objects read side by side open it once.
+    opening: tokio::sync::Mutex<()>,
+}
+
+/// The key for what is written now.
+#[derive(Default)]
+struct Epoch {
+    current: Option<Sealing>,
+    /// Made, and not in use yet: a second attempt must not make another.
+    made: Option<EpochKey>,
+}
+
+/// The data key for an object that is written now.
+#[derive(Debug, Clone)]
+pub struct Sealing {
+    id: KeyId,
+    key: DataKey,
+    /// Base64 of the wraps, where they are not stored by themselves.
+    wraps: Vec<String>,
+}
+
+impl Sealing {
+    /// The data key's id.
+    pub fn key_id(&self) -> &KeyId {
+        &self.id
+    }
+
+    /// The data key.
+    pub fn key(&self) -> &DataKey {
+        &self.key
+    }
+
+    /// Makes a header that of an encrypted object: with the key's id, the cipher, the wraps that it
+    /// must carry, and a salt of its own. Each upload needs this anew, also a second attempt with
+    /// other bytes: a salt that is used twice gives two contents one key and nonce.
+    pub fn header_fields(&self, header: &mut Header) -> Result<(), KeyError> {
+        header.encrypt(&self.id.to_string(), &*random()?, self.wraps.clone());
+        Ok(())
+    }
+}
+
+impl Encryption {
+    /// Encryption as the settings have it, for the repository whose root is `root`. Reads the
+    /// identity file; nothing is asked of the store yet.
+    pub fn new(
+        settings: &EncryptionSettings,
+        root: &Store,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, KeyError> {
+        let identities = match &settings.identity_file {
+            Some(path) => {
+                let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+                Identities::read(&people::find(path, credentials.as_deref()))?
+            }
+            None => Identities::default(),
+        };
+        let recipients = Recipient::parse_all(&settings.recipients)?;
+        Ok(Self::of(settings, recipients, identities, root, clock))
+    }
+
+    fn of(
+        settings: &EncryptionSettings,
+        recipients: Vec<Recipient>,
+        identities: Identities,
+        root: &Store,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let state_dir = settings.state_dir.as_deref();
+        let inner = Inner {
+            recipients,
+            identities,
+            accept_plain: settings.accept_plain,
+            root: root.clone(),
+            wraps: StoredWraps::of(root),
+            state: state_dir.map(|folder| StateFile::at(folder, root.url())),
+            clock,
+            epoch: tokio::sync::Mutex::default(),
+            known: Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// Whether what is written is encrypted.
+    pub fn is_configured(&self) -> bool {
+        !self.inner.recipients.is_empty()
+    }
+
+    /// The key for what is written now; `None` where it is not to be encrypted.
+    ///
+    /// A new day begins a new key: ask for each object. When this returns, whoever holds the
+    /// identity of a recipient can open what the key encrypts, whatever happens to this process.
+    /// An error must never lead to a plain write.
+    pub async fn sealing(&self) -> Result<Option<Sealing>, KeyError> {
+        let inner = &*self.inner;
+        if inner.recipients.is_empty() {
+            if inner.identities.is_empty() || inner.accept_plain {
+                return Ok(None);
+            }
+            return Err(KeyError::NoRecipients);
+        }
+        let today = day_of(inner.clock.now());
+        let mut epoch = inner.epoch.lock().await;
+        if let Some(current) = epoch.current.as_ref().filter(|key| serves(&key.id, today)) {
+            return Ok(Some(current.clone()));
+        }
+        let sealing = match &inner.state {
+            Some(state) => {
+                let shared = inner.shared_key(state, today, &mut epoch.made).await?;
+                Sealing {
+                    id: shared.id,
+                    key: shared.key,
+                    wraps: Vec::new(),
+                }
+            }
+            None => inner.own_key(today)?,
+        };
+        inner.remember(&sealing.id, &sealing.key);
+        *epoch = Epoch {
+            current: Some(sealing.clone()),
+            made: None,
+        };
+        Ok(Some(sealing))
+    }
+
+    /// The key of a stored object; `None` where it is not encrypted, and that is fine. `path` is
+    /// the object's, for messages.
+    ///
+    /// The header is not verified yet: whoever decodes with the key finds out whether it is whole.
+    pub async fn key_for(&self, header: &Header, path: &str) -> Result<Option<DataKey>, KeyError> {
+        let inner = &*self.inner;
+        let Some(found) = &header.key else {
+            let expects = self.is_configured() || !inner.identities.is_empty();
+            if expects && !inner.accept_plain {
+                let path = path.to_owned();
+                return Err(KeyError::PlainObject { path });
+            }
+            return Ok(None);
+        };
+        let id: KeyId = found.parse().map_err(|InvalidKeyId| KeyError::BadKeyId {
+            path: path.to_owned(),
+            found: found.clone(),
+        })?;
+        if let Some(key) = inner.known(&id) {
+            return Ok(Some(key));
+        }
+        let _one_at_a_time = inner.opening.lock().await;
+        if let Some(key) = inner.known(&id) {
+            return Ok(Some(key));
+        }
+        let key = inner.open(&id, &header.wraps, path).await?;
+        inner.remember(&id, &key);
+        Ok(Some(key))
+    }
+}
+
+impl fmt::Debug for Encryption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Encryption")
+            .field("recipients", &self.inner.recipients)
+            .field("identities", &self.inner.identities)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether a key is for what is written on `today`. One of tomorrow too: then the clock was set
+/// back across midnight. One of later days is not: a clock that once was years ahead must not keep
+/// a key in use for years.
+fn serves(id: &KeyId, today: Date) -> bool {
+    id.day() == today || today.tomorrow().is_ok_and(|tomorrow| id.day() == tomorrow)
+}
+
+impl Inner {
+    /// The key that the calls of this archiver share, with its wraps in the repository.
+    async fn shared_key(
+        &self,
+        state: &StateFile,
+        today: Date,
+        made: &mut Option<EpochKey>,
+    ) -> Result<EpochKey, KeyError> {
+        // most calls find a key, and need no lock to read it
+        if let Some(kept) = self.kept(state, today)? {
+            self.store_missing_wraps(&kept).await?;
+            return Ok(kept);
+        }
+        let lock = state.lock().await?;
+        if let Some(kept) = self.kept(state, today)? {
+            drop(lock);
+            self.store_missing_wraps(&kept).await?;
+            return Ok(kept);
+        }
+        let new = match made.take() {
+            Some(again) if serves(&again.id, today) => again,
+            _ => self.make(today)?,
+        };
+        // durable before the key is kept, and so before anything uses it
+        self.store_missing_wraps(made.insert(new.clone())).await?;
+        let state = state.clone();
+        blocking(move || state.write(&new, &lock).map(|()| new)).await
+    }
+
+    /// The key in `state_dir`, if it is for today and for these recipients.
+    fn kept(&self, state: &StateFile, today: Date) -> Result<Option<EpochKey>, KeyError> {
+        let kept = state.read()?;
+        let texts = || self.recipients.iter().map(Recipient::as_str);
+        Ok(kept.filter(|kept| serves(&kept.id, today) && kept.recipients.iter().eq(texts())))
+    }
+
+    /// A key of this process alone, whose wraps each object carries.
+    fn own_key(&self, today: Date) -> Result<Sealing, KeyError> {
+        let EpochKey { id, key, .. } = self.make(today)?;
+        let wraps = self.recipients.iter();
+        let wraps = wraps.map(|recipient| Ok(BASE64.encode(wrap::wrap(&key, recipient)?)));
+        let wraps = wraps.collect::<Result<_, KeyError>>()?;
+        Ok(Sealing { id, key, wraps })
+    }
+
+    fn make(&self, today: Date) -> Result<EpochKey, KeyError> {
+        let key = DataKey::new(&*random()?);
+        let id = KeyId::new(today, &key.fingerprint());
+        let id = id.expect("a fingerprint is 32 hex digits, and today's year has four");
+        let recipients = self.recipients.iter();
+        Ok(EpochKey {
+            id,
+            key,
+            recipients: recipients.map(|one| one.as_str().to_owned()).collect(),
+        })
+    }
+
+    /// Stores the wraps that the repository does not hold: all of a new key, and those of a kept
+    /// one if the repository was emptied, or is another one, since it was made.
+    async fn store_missing_wraps(&self, epoch: &EpochKey) -> Result<(), KeyError> {
+        let stored = self.wraps.of_key(&epoch.id).await?;
+        for recipient in &self.recipients {
+            let id = recipient.wrap_id();
+            if !stored.contains(&id) {
+                let bytes = wrap::wrap(&epoch.key, recipient)?;
+                self.wraps.add(&epoch.id, &id, bytes).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds the key `id`: kept, carried by the object itself, or stored.
+    async fn open(&self, id: &KeyId, carried: &[String], path: &str) -> Result<DataKey, KeyError> {
+        // a kept key that cannot be read is no reason not to look further
+        let kept = self.state.as_ref().and_then(|state| state.read().ok()?);
+        if let Some(kept) = kept.filter(|kept| kept.id == *id) {
+            return Ok(kept.key);
+        }
+        if self.identities.is_empty() {
+            let (path, key) = (path.to_owned(), id.to_string());
+            return Err(if self.recipients.is_empty() {
+                KeyError::NotConfigured { path, key }
+            } else {
+                KeyError::NoIdentity { path, key }
+            });
+        }
+        let mut tried = Tried::default();
+        for text in carried {
+            let unwrapped = Some(self.unwrap_carried(id, text));
+            if let Some(key) = tried.take(unwrapped, || path.to_owned()) {
+                return Ok(key);
+            }
+        }
+        // the wraps for our identities first, unasked: mostly that is one request
+        let ours: BTreeSet<WrapId> = self.our_wraps().collect();
+        for wrap in &ours {
+            let unwrapped = self.unwrap_stored(id, wrap).await?;
+            if let Some(key) = tried.take(unwrapped, || self.wraps.locate(id, wrap)) {
+                return Ok(key);
+            }
+        }
+        for wrap in self.wraps.of_key(id).await?.difference(&ours) {
+            let unwrapped = self.unwrap_stored(id, wrap).await?;
+            if let Some(key) = tried.take(unwrapped, || self.wraps.locate(id, wrap)) {
+                return Ok(key);
+            }
+        }
+        Err(tried.into_error(id, path, self.identities.len()))
+    }
+
+    /// The ids that wraps for the configured identities have.
+    fn our_wraps(&self) -> impl Iterator<Item = WrapId> {
+        self.identities.recipients().map(|one| one.wrap_id())
+    }
+
+    /// Opens a wrap that an object carries.
+    fn unwrap_carried(&self, id: &KeyId, text: &str) -> Unwrapped {
+        match BASE64.decode(text) {
+            Ok(bytes) => wrap::unwrap(&bytes, &self.identities, id),
+            Err(error) => Unwrapped::Damaged(format!("not base64: {error}")),
+        }
+    }
+
+    /// Opens a stored wrap; `None` where it is not there.
+    async fn unwrap_stored(
+        &self,
+        id: &KeyId,
+        wrap: &WrapId,
+    ) -> Result<Option<Unwrapped>, KeyError> {
+        Ok(match self.wraps.read(id, wrap).await? {
+            StoredWrap::Bytes(bytes) => Some(wrap::unwrap(&bytes, &self.identities, id)),
+            StoredWrap::TooLong => Some(Unwrapped::Damaged("it is too long for one".to_owned())),
+            StoredWrap::Gone => None,
+        })
+    }
+
+    fn known(&self, id: &KeyId) -> Option<DataKey> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(id).cloned()
+    }
+
+    fn remember(&self, id: &KeyId, key: &DataKey) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(id.clone(), key.clone());
+    }
+}
+
+/// What trying wraps came to, for the case that none opens.
+#[derive(Default)]
+struct Tried {
+    wraps: usize,
+    damaged: Option<KeyError>,
+}
+
+impl Tried {
+    fn take(
+        &mut self,
+        unwrapped: Option<Unwrapped>,
+        path: impl FnOnce() -> String,
+    ) -> Option<DataKey> {
+        self.wraps = self.wraps.saturating_add(usize::from(unwrapped.is_some()));
+        match unwrapped? {
+            Unwrapped::Key(key) => return Some(key),
+            Unwrapped::NotOurs => {}
+            Unwrapped::Damaged(reason) => {
+                self.damaged = Some(KeyError::DamagedWrap {
+                    path: path(),
+                    reason,
+                });
+            }
+        }
+        None
+    }
+
+    fn into_error(self, id: &KeyId, path: &str, identities: usize) -> KeyError {
+        let (path, key) = (path.to_owned(), id.to_string());
+        match self {
+            Self {
+                damaged: Some(error),
+                ..
+            } => error,
+            Self { wraps: 0, .. } => KeyError::KeyGone { path, key },
+            Self { wraps, .. } => KeyError::WrongIdentity {
+                path,
+                key,
+                wraps,
+                identities,
+            },
+        }
+    }
+}
+
+/// Random bytes for a key or a salt, from the operating system's generator.
+fn random() -> Result<Zeroizing<[u8; KEY_BYTES]>, KeyError> {
+    let mut bytes = Zeroizing::new([0; KEY_BYTES]);
+    match SystemRandom::new().fill(&mut *bytes) {
+        Ok(()) => Ok(bytes),
+        Err(aws_lc_rs::error::Unspecified) => Err(KeyError::NoRandomness),
+    }
+}
+
+#[cfg(test)]
+mod tests;

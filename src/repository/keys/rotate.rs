@@ -1,0 +1,360 @@
+//! Rotation: every data key is wrapped for whom the settings name now, and for nobody else.
+//!
+//! No data is rewritten. Wraps are added and read back first; only then are others retired, so
+//! that at every moment, and after a crash at any, each key has a wrap that opens it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use container::DataKey;
+use serde::Serialize;
+
+use super::carried::{Carried, carried};
+use super::id::{KeyId, WrapId};
+use super::people::Recipient;
+use super::stored::StoredWrap;
+use super::wrap::{self, Unwrapped};
+use super::{Encryption, Inner, KeyError};
+use crate::repository::RepositoryError;
+
+/// What a rotation will do to the keys of one repository.
+#[derive(Debug, Serialize)]
+pub struct RotationPlan {
+    /// The repository's address.
+    pub url: String,
+    /// Every key that is stored or that an object names, oldest first.
+    pub keys: Vec<KeyRotation>,
+}
+
+/// What a rotation will do to one key.
+#[derive(Debug, Serialize)]
+pub struct KeyRotation {
+    /// The key's id.
+    pub id: KeyId,
+    /// How many objects are encrypted with it.
+    pub objects: u64,
+    /// Whether objects carry wraps of it themselves; those cannot be retired.
+    pub carried: bool,
+    /// Recipients that get a wrap.
+    pub add: Vec<String>,
+    /// Recipients whose wrap is written anew, since it is damaged, or is all that would be left
+    /// and cannot be checked with the identities at hand.
+    pub renew: Vec<String>,
+    /// Wraps that are removed, and for whom, where that is known.
+    pub retire: Vec<Retired>,
+    /// Why nothing can be done, where something ought to be.
+    pub blocked: Option<Blocked>,
+    #[serde(skip)]
+    key: Option<DataKey>,
+}
+
+/// A wrap that is removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Retired {
+    /// Its id.
+    pub id: WrapId,
+    /// Whom it is for, where an identity at hand tells.
+    pub recipient: Option<String>,
+}
+
+/// Why a key cannot be rotated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Blocked {
+    /// None of the identities at hand opens a wrap of it.
+    NotOurs,
+    /// A wrap for one of them does not hold the key.
+    Damaged,
+    /// There is no wrap of it.
+    Gone,
+}
+
+impl fmt::Display for Blocked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotOurs => "none of the configured identities opens it",
+            Self::Damaged => "its wrap is damaged",
+            Self::Gone => "no wrap of it is stored: what it encrypts cannot be read by anybody",
+        })
+    }
+}
+
+/// What a stored wrap turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Opens,
+    NotOurs,
+    Damaged,
+}
+
+/// Everything that is known of a key before it is decided what to do.
+#[derive(Debug, Default)]
+struct KeyFacts {
+    stored: BTreeMap<WrapId, Found>,
+    key: Option<DataKey>,
+    carried_damaged: bool,
+    carried_wraps: usize,
+    objects: u64,
+}
+
+impl Encryption {
+    /// Decides what a rotation to the configured recipients does. Reads the header of every object,
+    /// to find the keys that objects carry themselves; writes nothing.
+    pub async fn plan_rotation(&self) -> Result<RotationPlan, RepositoryError> {
+        let inner = &*self.inner;
+        if inner.recipients.is_empty() {
+            return Err(KeyError::NobodyToRotateTo.into());
+        }
+        if inner.identities.is_empty() {
+            return Err(KeyError::NothingToRotateWith.into());
+        }
+        let mut named = carried(&inner.root).await?;
+        let mut facts: BTreeMap<KeyId, KeyFacts> = BTreeMap::new();
+        for (id, wraps) in inner.wraps.all().await? {
+            let mut known = KeyFacts::default();
+            for wrap in wraps {
+                inner.look_into(&id, wrap, &mut known).await?;
+            }
+            if let Some(carried) = named.remove(&id) {
+                inner.look_into_carried(&id, &carried, &mut known);
+            }
+            facts.insert(id, known);
+        }
+        for (id, carried) in named {
+            let mut known = KeyFacts::default();
+            inner.look_into_carried(&id, &carried, &mut known);
+            facts.insert(id, known);
+        }
+        let people = self.people();
+        let keys = facts.into_iter();
+        Ok(RotationPlan {
+            url: inner.root.url().to_owned(),
+            keys: keys
+                .map(|(id, known)| decide(id, known, &inner.recipients, &people))
+                .collect(),
+        })
+    }
+
+    /// Carries out a plan. It may be stopped at any moment, and planned and carried out again.
+    ///
+    /// Keys that could not be opened are left as they are, and are an error at the end.
+    pub async fn rotate(&self, plan: &RotationPlan) -> Result<(), KeyError> {
+        for key in &plan.keys {
+            self.inner.rotate_key(key).await?;
+        }
+        let mut blocked = plan.keys.iter().filter(|key| key.blocked.is_some());
+        let Some(first) = blocked.next() else {
+            return Ok(());
+        };
+        Err(KeyError::NotRotated {
+            keys: blocked.count().saturating_add(1),
+            first: first.id.to_string(),
+        })
+    }
+}
+
+impl RotationPlan {
+    /// Whether carrying it out changes anything.
+    pub fn changes_anything(&self) -> bool {
+        self.keys.iter().any(KeyRotation::changes_anything)
+    }
+}
+
+impl KeyRotation {
+    fn changes_anything(&self) -> bool {
+        !(self.add.is_empty() && self.renew.is_empty() && self.retire.is_empty())
+    }
+}
+
+/// What is to be done with a key of which `facts` are known. Pure.
+fn decide(
+    id: KeyId,
+    facts: KeyFacts,
+    recipients: &[Recipient],
+    people: &BTreeMap<WrapId, String>,
+) -> KeyRotation {
+    let found = |recipient: &&Recipient| facts.stored.get(&recipient.wrap_id()).copied();
+    let those = |wanted: &dyn Fn(Option<Found>) -> bool| -> Vec<String> {
+        let chosen = recipients.iter().filter(|one| wanted(found(one)));
+        chosen.map(|one| one.as_str().to_owned()).collect()
+    };
+    let retire: Vec<Retired> = facts
+        .stored
+        .keys()
+        .filter(|wrap| !recipients.iter().any(|one| one.wrap_id() == **wrap))
+        .map(|wrap| Retired {
+            id: wrap.clone(),
+            recipient: people.get(wrap).cloned(),
+        })
+        .collect();
+    let add = those(&|found| found.is_none());
+    let mut renew = those(&|found| found == Some(Found::Damaged));
+    // of what stays, something must be known to open before anything goes
+    let is_sure = !add.is_empty()
+        || !renew.is_empty()
+        || !those(&|found| found == Some(Found::Opens)).is_empty();
+    if !retire.is_empty() && !is_sure {
+        renew = those(&|found| found == Some(Found::NotOurs));
+    }
+    let mut rotation = KeyRotation {
+        id,
+        objects: facts.objects,
+        carried: facts.carried_wraps > 0,
+        add,
+        renew,
+        retire,
+        blocked: None,
+        key: facts.key,
+    };
+    if rotation.key.is_none() && rotation.changes_anything() {
+        let damaged =
+            facts.carried_damaged || facts.stored.values().any(|found| *found == Found::Damaged);
+        rotation.blocked = Some(match (damaged, facts.stored.len() + facts.carried_wraps) {
+            (true, _) => Blocked::Damaged,
+            (false, 0) => Blocked::Gone,
+            (false, _) => Blocked::NotOurs,
+        });
+        rotation.add.clear();
+        rotation.renew.clear();
+        rotation.retire.clear();
+    }
+    rotation
+}
+
+impl Inner {
+    async fn look_into(
+        &self,
+        id: &KeyId,
+        wrap: WrapId,
+        facts: &mut KeyFacts,
+    ) -> Result<(), KeyError> {
+        let found = match self.unwrap_stored(id, &wrap).await? {
+            None => return Ok(()),
+            Some(Unwrapped::Key(key)) => {
+                facts.key = Some(key);
+                Found::Opens
+            }
+            Some(Unwrapped::NotOurs) => Found::NotOurs,
+            Some(Unwrapped::Damaged(reason)) => {
+                tracing::warn!("damaged wrap {}: {reason}", self.wraps.locate(id, &wrap));
+                Found::Damaged
+            }
+        };
+        facts.stored.insert(wrap, found);
+        Ok(())
+    }
+
+    fn look_into_carried(&self, id: &KeyId, carried: &Carried, facts: &mut KeyFacts) {
+        facts.objects = carried.objects;
+        facts.carried_wraps = carried.wraps.len();
+        for text in &carried.wraps {
+            match self.unwrap_carried(id, text) {
+                Unwrapped::Key(key) => facts.key = Some(key),
+                Unwrapped::NotOurs => {}
+                Unwrapped::Damaged(reason) => {
+                    tracing::warn!("damaged wrap in {}: {reason}", carried.example);
+                    facts.carried_damaged = true;
+                }
+            }
+        }
+    }
+
+    async fn rotate_key(&self, rotation: &KeyRotation) -> Result<(), KeyError> {
+        let Some(key) = rotation
+            .key
+            .as_ref()
+            .filter(|_| rotation.changes_anything())
+        else {
+            return Ok(());
+        };
+        let id = &rotation.id;
+        for recipient in &self.recipients {
+            let text = recipient.as_str();
+            if rotation.renew.iter().any(|one| one == text) {
+                // other wraps still open the key, or this one did not
+                self.wraps.retire(id, &recipient.wrap_id()).await?;
+            } else if !rotation.add.iter().any(|one| one == text) {
+                continue;
+            }
+            self.add_and_check(id, key, recipient).await?;
+        }
+        for retired in &rotation.retire {
+            self.wraps.retire(id, &retired.id).await?;
+        }
+        if rotation.retire.is_empty() {
+            return Ok(());
+        }
+        // who rotated to other recipients at the same time retired what this relies on
+        let left = self.wraps.of_key(id).await?;
+        for recipient in &self.recipients {
+            if !left.contains(&recipient.wrap_id()) {
+                self.add_and_check(id, key, recipient).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores a wrap, and makes sure that it is what is read from now on.
+    async fn add_and_check(
+        &self,
+        id: &KeyId,
+        key: &DataKey,
+        recipient: &Recipient,
+    ) -> Result<(), KeyError> {
+        let wrap = recipient.wrap_id();
+        let bytes = wrap::wrap(key, recipient)?;
+        self.wraps.add(id, &wrap, bytes.clone()).await?;
+        match self.wraps.read(id, &wrap).await? {
+            StoredWrap::Bytes(read) if read == bytes => Ok(()),
+            _ => Err(KeyError::ReadsBackOther {
+                path: self.wraps.locate(id, &wrap),
+            }),
+        }
+    }
+}
+
+impl fmt::Display for RotationPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "keys in {}", self.url)?;
+        if self.keys.is_empty() {
+            return write!(f, "\n  none");
+        }
+        let mut in_order: usize = 0;
+        for key in &self.keys {
+            match (key.blocked, key.changes_anything()) {
+                (Some(blocked), _) => write!(f, "\n  {}: left as it is, {blocked}", key.id)?,
+                (None, true) => write!(f, "\n  {key}")?,
+                (None, false) => in_order = in_order.saturating_add(1),
+            }
+        }
+        if in_order > 0 {
+            write!(f, "\n  {in_order} in order: nothing to do")?;
+        }
+        let stay = |key: &&KeyRotation| key.carried && key.blocked.is_none();
+        let carried: u64 = self.keys.iter().filter(stay).map(|key| key.objects).sum();
+        if carried > 0 {
+            write!(
+                f,
+                "\n  {carried} objects carry wraps of their keys, which stay: whom those are for \
+                 can open them as before"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for KeyRotation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.id)?;
+        for (doing, people) in [("add", &self.add), ("write anew", &self.renew)] {
+            for recipient in people {
+                write!(f, "\n    {doing} {recipient}")?;
+            }
+        }
+        for retired in &self.retire {
+            let whose = retired.recipient.as_deref().unwrap_or("somebody else");
+            write!(f, "\n    retire {} of {whose}", retired.id)?;
+        }
+        Ok(())
+    }
+}
