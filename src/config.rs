@@ -24,6 +24,14 @@ pub struct GivenSettings {
     pub connection: Option<String>,
     /// `--cluster`.
     pub cluster: Option<String>,
+    /// `--repository`: which of the configured ones.
+    pub repositories: Vec<String>,
+    /// `--recipient`.
+    pub recipients: Vec<String>,
+    /// `--identity-file`.
+    pub identity_file: Option<PathBuf>,
+    /// `--state-dir`.
+    pub state_dir: Option<PathBuf>,
 }
 
 /// A configuration file, as written.
@@ -37,8 +45,8 @@ struct File {
     cluster: BTreeMap<String, ClusterTable>,
 }
 
+// unknown keys are refused by `check_keys`: serde cannot do it beside `flatten`
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct RepositoryTable {
     url: String,
     #[serde(default)]
@@ -46,6 +54,10 @@ struct RepositoryTable {
     #[serde(default)]
     recipients: Vec<String>,
     identity_file: Option<PathBuf>,
+    #[serde(default)]
+    accept_plain: bool,
+    #[serde(flatten)]
+    store: StoreSettings,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -59,15 +71,42 @@ struct CompressionTable {
 #[serde(deny_unknown_fields)]
 struct ClusterTable {
     repositories: Option<Vec<String>>,
+    #[serde(default)]
+    acknowledge: AcknowledgedBy,
     connection: Option<String>,
     flush_interval: Option<String>,
     slot: Option<String>,
 }
 
 const FILE_KEYS: &[&str] = &["state_dir", "repository", "cluster"];
-const REPOSITORY_KEYS: &[&str] = &["url", "compression", "recipients", "identity_file"];
+const REPOSITORY_KEYS: &[&str] = &[
+    "url",
+    "compression",
+    "recipients",
+    "identity_file",
+    "accept_plain",
+    "endpoint",
+    "region",
+    "path_style",
+    "allow_http",
+    "ca_file",
+    "profile",
+    "account",
+    "server_side_encryption",
+    "kms_key_id",
+    "bucket_key",
+    "storage_class",
+    "concurrency",
+    "retry_for",
+];
 const COMPRESSION_KEYS: &[&str] = &["wal", "backup"];
-const CLUSTER_KEYS: &[&str] = &["repositories", "connection", "flush_interval", "slot"];
+const CLUSTER_KEYS: &[&str] = &[
+    "repositories",
+    "acknowledge",
+    "connection",
+    "flush_interval",
+    "slot",
+];
 
 /// The settings of one command, checked.
 #[derive(Debug, Clone)]
@@ -80,25 +119,79 @@ pub struct Settings {
     names_clusters: bool,
 }
 
-/// A repository, checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A repository, checked. How a store is reached is the store's to judge.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RepositorySettings {
+    /// Its name, for messages and to choose it.
+    pub name: String,
     /// Its address.
     pub url: String,
     /// The zstd level for WAL.
     pub wal_level: i32,
     /// The zstd level for backups.
     pub backup_level: i32,
+    /// To whom its objects are encrypted; to nobody where there are none.
+    pub recipients: Vec<String>,
+    /// What reads them.
+    pub identity_file: Option<PathBuf>,
+    /// Whether objects from before encryption was set up are read.
+    pub accept_plain: bool,
+    /// Where the keys of the day are kept.
+    pub state_dir: Option<PathBuf>,
+    /// How the store is reached, where that is set.
+    pub store: StoreSettings,
 }
 
-impl RepositorySettings {
-    fn at(url: &str) -> Self {
-        Self {
-            url: url.to_owned(),
-            wal_level: 2,
-            backup_level: 3,
-        }
-    }
+/// What the file says of how a store is reached; what is absent is the provider's usual.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct StoreSettings {
+    /// The address of a store that is not the provider's own.
+    pub endpoint: Option<String>,
+    /// The region.
+    pub region: Option<String>,
+    /// Whether the bucket stands in the path, and not in the host's name.
+    pub path_style: Option<bool>,
+    /// Whether an endpoint without TLS is used.
+    #[serde(default)]
+    pub allow_http: bool,
+    /// Certificates of the authority that vouches for the endpoint.
+    pub ca_file: Option<PathBuf>,
+    /// The profile in AWS's shared files.
+    pub profile: Option<String>,
+    /// The storage account, of Azure.
+    pub account: Option<String>,
+    /// `AES256`, `aws:kms` or `aws:kms:dsse`.
+    pub server_side_encryption: Option<String>,
+    /// The key for it.
+    pub kms_key_id: Option<String>,
+    /// Whether S3 asks its key service once a bucket, not once an object.
+    pub bucket_key: Option<bool>,
+    /// The storage class of new objects.
+    pub storage_class: Option<String>,
+    /// Requests at a time.
+    pub concurrency: Option<usize>,
+    /// How long a request is tried again.
+    #[serde(default, deserialize_with = "optional_duration")]
+    pub retry_for: Option<Duration>,
+}
+
+fn optional_duration<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<Duration>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    let parsed = text.as_deref().map(parse_duration).transpose();
+    parsed.map_err(serde::de::Error::custom)
+}
+
+/// When something counts as acknowledged, where a cluster has several repositories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AcknowledgedBy {
+    /// Once every one of them holds it.
+    #[default]
+    All,
+    /// Once one of them holds it.
+    Any,
 }
 
 /// A cluster, checked.
@@ -106,8 +199,10 @@ impl RepositorySettings {
 pub struct ClusterSettings {
     /// Its name.
     pub name: String,
-    /// Where its objects go.
-    pub repository: RepositorySettings,
+    /// Where its objects go; at least one place.
+    pub repositories: Vec<RepositorySettings>,
+    /// When something counts as acknowledged, where there are several.
+    pub acknowledge: AcknowledgedBy,
     /// How its server is reached; `None` where no conninfo was given.
     pub connection: Option<String>,
     /// How long WAL waits before it is stored, where that is set.
@@ -146,15 +241,19 @@ impl Settings {
         let file: File = table.try_into().map_err(|error| bad(format!("{error}")))?;
         let mut repositories = BTreeMap::new();
         for (name, table) in &file.repository {
-            let checked = check_repository(table).map_err(|error| {
+            let checked = check_repository(name, table).map_err(|error| {
                 error.context(format!("{}: repository {name}", shown.display()))
             })?;
             repositories.insert(name.clone(), checked);
         }
         let repo_from_flag = given.repo.is_some();
         if let Some(url) = &given.repo {
-            repositories =
-                BTreeMap::from([(FLAG_REPOSITORY.to_owned(), RepositorySettings::at(url))]);
+            let given = repository_at(FLAG_REPOSITORY, url);
+            repositories = BTreeMap::from([(FLAG_REPOSITORY.to_owned(), given)]);
+        }
+        let state_dir = given.state_dir.as_ref().or(file.state_dir.as_ref());
+        for repository in repositories.values_mut() {
+            encrypt_as_given(repository, given, state_dir);
         }
         let chosen = given.cluster.clone();
         let mut tables = file.cluster;
@@ -187,11 +286,7 @@ impl Settings {
                 known.join(", ")
             )));
         }
-        if file
-            .state_dir
-            .as_ref()
-            .is_some_and(|path| !path.is_absolute())
-        {
+        if state_dir.is_some_and(|path| !path.is_absolute()) {
             return Err(bad("state_dir is not an absolute path".to_owned()));
         }
         Ok(Self {
@@ -253,19 +348,42 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|error| io("find", path, &error))
 }
 
-fn check_repository(table: &RepositoryTable) -> Result<RepositorySettings> {
-    if !table.recipients.is_empty() || table.identity_file.is_some() {
-        return Err(
-            Error::usage("encryption is asked for, and this version cannot encrypt yet")
-                .hint("remove recipients and identity_file to store without encryption"),
-        );
+fn repository_at(name: &str, url: &str) -> RepositorySettings {
+    RepositorySettings {
+        name: name.to_owned(),
+        url: url.to_owned(),
+        wal_level: 2,
+        backup_level: 3,
+        ..RepositorySettings::default()
     }
-    let plain = RepositorySettings::at(&table.url);
+}
+
+/// Flags say how all repositories of the command encrypt.
+fn encrypt_as_given(
+    repository: &mut RepositorySettings,
+    given: &GivenSettings,
+    state_dir: Option<&PathBuf>,
+) {
+    repository.state_dir = state_dir.cloned();
+    if !given.recipients.is_empty() {
+        repository.recipients.clone_from(&given.recipients);
+    }
+    if given.identity_file.is_some() {
+        repository.identity_file.clone_from(&given.identity_file);
+    }
+}
+
+fn check_repository(name: &str, table: &RepositoryTable) -> Result<RepositorySettings> {
+    let plain = repository_at(name, &table.url);
     let level =
         |text: &Option<String>, default| text.as_deref().map_or(Ok(default), parse_compression);
     Ok(RepositorySettings {
         wal_level: level(&table.compression.wal, plain.wal_level)?,
         backup_level: level(&table.compression.backup, plain.backup_level)?,
+        recipients: table.recipients.clone(),
+        identity_file: table.identity_file.clone(),
+        accept_plain: table.accept_plain,
+        store: table.store.clone(),
         ..plain
     })
 }
@@ -279,6 +397,31 @@ fn parse_compression(text: &str) -> Result<i32> {
         .ok_or_else(|| Error::usage(format!("compression is zstd:1 to zstd:19: found {text:?}")))
 }
 
+fn named(
+    repositories: &BTreeMap<String, RepositorySettings>,
+    wanted: &str,
+) -> Result<RepositorySettings> {
+    let known = repositories.get(wanted).cloned();
+    known.ok_or_else(|| Error::usage(format!("there is no repository of this name: {wanted}")))
+}
+
+/// Two names for one place would look like two copies.
+fn check_distinct(places: &[RepositorySettings]) -> Result<()> {
+    let bare = |place: &RepositorySettings| place.url.trim_end_matches('/').to_owned();
+    for (number, place) in places.iter().enumerate() {
+        let rest = places.iter().skip(number + 1);
+        for other in rest {
+            if bare(place) == bare(other) && place.store.endpoint == other.store.endpoint {
+                return Err(Error::usage(format!(
+                    "two repositories of the cluster are one place: {} and {}: url={}",
+                    place.name, other.name, place.url
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
 fn check_cluster(
     name: &str,
     table: &ClusterTable,
@@ -286,40 +429,40 @@ fn check_cluster(
     given: &GivenSettings,
     repo_from_flag: bool,
 ) -> Result<ClusterSettings> {
-    let wanted = table.repositories.as_ref().filter(|_| !repo_from_flag);
-    let chosen: Vec<&RepositorySettings> = match wanted {
-        None => repositories.values().collect(),
-        Some(names) => names
+    let mut chosen: Vec<RepositorySettings> = match table.repositories.as_ref() {
+        Some(names) if !repo_from_flag => names
             .iter()
-            .map(|wanted| {
-                repositories.get(wanted).ok_or_else(|| {
-                    Error::usage(format!("there is no repository of this name: {wanted}"))
-                })
-            })
+            .map(|wanted| named(repositories, wanted))
             .collect::<Result<_>>()?,
+        _ => repositories.values().cloned().collect(),
     };
-    let repository = match chosen.as_slice() {
-        [only] => (*only).clone(),
-        [] => {
-            return Err(Error::usage("no repository is given").hint(
-                "give one with --repo file:///path/to/repository, or ANYWHEN_REPO, or a \
-                 [repository.NAME] with a url in the configuration file",
-            ));
+    for wanted in &given.repositories {
+        if !chosen.iter().any(|place| place.name == *wanted) {
+            let known: Vec<&str> = chosen.iter().map(|place| place.name.as_str()).collect();
+            return Err(Error::usage(format!(
+                "the cluster has no repository of this name: found={wanted}, configured={}",
+                known.join(", ")
+            )));
         }
-        _ => {
-            return Err(
-                Error::usage("this version writes to one repository per cluster")
-                    .hint("name one: repositories = [\"NAME\"]"),
-            );
-        }
-    };
+    }
+    if !given.repositories.is_empty() {
+        chosen.retain(|place| given.repositories.contains(&place.name));
+    }
+    if chosen.is_empty() {
+        return Err(Error::usage("no repository is given").hint(
+            "give one with --repo file:///path/to/repository, or ANYWHEN_REPO, or a \
+             [repository.NAME] with a url in the configuration file",
+        ));
+    }
+    check_distinct(&chosen)?;
     let slot = table
         .slot
         .clone()
         .unwrap_or_else(|| format!("anywhen_{name}"));
     Ok(ClusterSettings {
         name: name.to_owned(),
-        repository,
+        repositories: chosen,
+        acknowledge: table.acknowledge,
         connection: given
             .connection
             .clone()
@@ -424,7 +567,7 @@ mod tests {
     fn reads_the_file_of_the_design() {
         let settings = settings(FILE, &given(Some("main"), None)).unwrap();
         let cluster = settings.cluster().unwrap();
-        assert_eq!(cluster.repository.wal_level, 1);
+        assert_eq!(cluster.repositories[0].wal_level, 1);
         assert_eq!(cluster.flush_interval, Some(Duration::from_millis(250)));
         assert_eq!(cluster.connection.as_deref(), Some("host=db1 user=anywhen"));
         assert_eq!(cluster.slot, "anywhen_main");
@@ -433,7 +576,10 @@ mod tests {
     #[test]
     fn flags_win_over_the_file() {
         let settings = settings(FILE, &given(Some("main"), Some("file:///other"))).unwrap();
-        assert_eq!(settings.cluster().unwrap().repository.url, "file:///other");
+        assert_eq!(
+            settings.cluster().unwrap().repositories[0].url,
+            "file:///other"
+        );
     }
 
     #[test]
@@ -452,10 +598,40 @@ mod tests {
     }
 
     #[test]
-    fn encryption_that_cannot_be_had_is_no_plain_write() {
+    fn flags_say_how_every_repository_encrypts() {
         let text = "[repository.a]\nurl = \"file:///x\"\nrecipients = [\"age1x\"]";
-        let error = settings(text, &given(None, None)).unwrap_err();
-        assert!(error.message().contains("cannot encrypt"), "{error}");
+        let mut flags = given(None, None);
+        let place = |flags: &GivenSettings| {
+            let settings = settings(text, flags).unwrap();
+            settings.cluster().unwrap().repositories[0].clone()
+        };
+        assert_eq!(place(&flags).recipients, ["age1x"]);
+        flags.recipients = vec!["age1y".to_owned()];
+        flags.state_dir = Some(PathBuf::from("/state"));
+        assert_eq!(place(&flags).recipients, ["age1y"]);
+        assert_eq!(place(&flags).state_dir, flags.state_dir);
+    }
+
+    #[test]
+    fn a_cluster_is_kept_in_every_repository_that_it_names() {
+        let text = "[repository.a]\nurl = \"file:///x\"\n[repository.b]\nurl = \"file:///y\"\n\
+                    [cluster.main]\nrepositories = [\"b\", \"a\"]\nacknowledge = \"any\"";
+        let both = settings(text, &given(None, None)).unwrap();
+        let cluster = both.cluster().unwrap();
+        let names: Vec<_> = cluster
+            .repositories
+            .iter()
+            .map(|place| &place.name)
+            .collect();
+        assert_eq!(names, ["b", "a"]);
+        assert_eq!(cluster.acknowledge, AcknowledgedBy::Any);
+        let mut one = given(None, None);
+        one.repositories = vec!["a".to_owned()];
+        let one = settings(text, &one).unwrap();
+        assert_eq!(one.cluster().unwrap().repositories.len(), 1);
+        let twice = text.replace("file:///y", "file:///x/");
+        let error = settings(&twice, &given(None, None)).unwrap_err();
+        assert!(error.message().contains("are one place"), "{error}");
     }
 
     #[test]

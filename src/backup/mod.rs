@@ -28,7 +28,7 @@ use crate::error::{Error, Kind, Result, chain};
 use crate::repository::destination::{Destination, OpenDestination};
 use crate::repository::layout::{BackupId, ObjectName};
 use crate::repository::records::{BackupRecord, FORMAT, TablespaceRecord};
-use crate::repository::{Repository, ServerIdentity, blocking};
+use crate::repository::{Acknowledge, Repository, ServerIdentity, blocking};
 use crate::retry::Backoff;
 use crate::server::{self, ServerFacts};
 use needed_wal::NeededWal;
@@ -77,7 +77,7 @@ impl BackupTaker {
         let settings = server::resolve(conninfo)?;
         Ok(Self {
             settings,
-            destination: destination.open(true)?,
+            destination: destination.open(true, &clock)?,
             options,
             clock,
         })
@@ -102,7 +102,9 @@ impl BackupTaker {
             block_bytes: facts.block_bytes,
         };
         let new_system = self.options.new_system;
-        let repository = self.destination.repository(identity, new_system).await?;
+        let everywhere = self.destination.repository(identity, new_system).await?;
+        // one place has it first, and the others are filled up from there
+        let repository = everywhere.leader();
         repository.check_segment_size(facts.segment_size).await?;
         let id = repository.announce_backup(self.clock.now()).await?;
         let taking = self.take(base, &facts, &repository, &id, progress);
@@ -116,6 +118,7 @@ impl BackupTaker {
         match taken {
             Ok(record) => {
                 commit(&repository, &record).await?;
+                spread(&everywhere, &record, stop).await?;
                 Ok(record)
             }
             Err(error) => {
@@ -182,6 +185,7 @@ impl BackupTaker {
             tablespaces,
             manifest_digest: written.manifest_digest,
             from_standby,
+            sealed: None,
         })
     }
 
@@ -305,7 +309,7 @@ impl BackupTaker {
         let total = u64::try_from(total).unwrap_or(0).saturating_mul(1024);
         let (messages, to_write) = mpsc::channel::<Message>(QUEUED_MESSAGES);
         let (packs, to_upload) = mpsc::channel::<Pack>(1);
-        let writer = writer::Writer::new(form, announced, repository, id)?;
+        let writer = writer::Writer::new(form, announced, repository.backup_recipe().await?, id)?;
         let writing = blocking(move || writer.run(to_write, &packs));
         let reading = async move {
             let mut done: u64 = 0;
@@ -384,6 +388,44 @@ async fn commit(repository: &Repository, record: &BackupRecord) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Copies the backup to the cluster's other repositories.
+async fn spread(
+    everywhere: &Repository,
+    record: &BackupRecord,
+    mut stop: watch::Receiver<bool>,
+) -> Result<()> {
+    let stopped = async {
+        if stop.wait_for(|asked| *asked).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    let whole = tokio::select! {
+        whole = everywhere.mend(true) => whole,
+        () = stopped => false,
+    };
+    if whole {
+        return Ok(());
+    }
+    let id = &record.id;
+    match everywhere.acknowledge() {
+        Acknowledge::Any => {
+            tracing::warn!(
+                "backup {id} is complete in one repository, and not in all; a stream, or the next \
+                 backup, fills up the others"
+            );
+            Ok(())
+        }
+        Acknowledge::All => Err(Error::new(
+            Kind::Unreachable,
+            format!("backup {id} is complete in one repository, and not in all"),
+        )
+        .hint(
+            "it can be restored; a running stream, or the next backup, fills up the others. \
+             acknowledge = \"any\" makes one repository enough",
+        )),
+    }
 }
 
 async fn moment(sql: &mut Connection) -> Result<server::Moment> {

@@ -436,9 +436,12 @@ fn stream_error(error: &StreamError) -> Error {
 mod tests {
     use std::collections::BTreeSet;
 
+    use std::sync::Arc;
+
     use super::*;
+    use crate::clock::SystemClock;
     use crate::repository::ServerIdentity;
-    use crate::repository::store::{Store, StoreOptions};
+    use crate::repository::destination::Destination;
 
     const MIB: u64 = 1 << 20;
 
@@ -512,16 +515,15 @@ mod tests {
     async fn refuses_wal_that_a_stream_stored_unverified() {
         // the backup would be listed, and recovery would stop at the damage before it is consistent
         let folder = tempfile::tempdir().unwrap();
-        let options = StoreOptions::at(folder.path().to_str().unwrap());
-        let store = Store::open(&options, true).unwrap();
         let identity = ServerIdentity {
             system_id: 7,
             major: 18,
             block_bytes: 8192,
         };
-        let cluster = "main".parse().unwrap();
-        let repository = Repository::for_server(&store, &cluster, identity, false);
-        let repository = repository.await.unwrap();
+        let destination = Destination::local(folder.path(), "main");
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let open = destination.open(true, &clock).unwrap();
+        let repository = open.repository(identity, false).await.unwrap();
         let timeline = TimelineId::new(1).unwrap();
         let whole = range(MIB, 2 * MIB);
         let noise = vec![0xab; usize::try_from(MIB).unwrap()];

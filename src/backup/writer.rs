@@ -8,7 +8,7 @@ use basebackup::{
     TarEvent, TarParser,
 };
 use bytes::Bytes;
-use container::{Encoder, Header};
+use container::Encoder;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use wal::Lsn;
@@ -16,7 +16,7 @@ use wal::Lsn;
 use crate::error::{Error, Result, chain};
 use crate::repository::layout::{BackupId, ObjectName};
 use crate::repository::records::{Extent, ManifestEntry, ManifestLine, ManifestPath};
-use crate::repository::{PLAIN_BYTES_MAX, Repository};
+use crate::repository::{BackupRecipe, PLAIN_BYTES_MAX};
 
 /// A file is cut into extents of so many bytes. From the measurements of 512 KiB frames: within
 /// 4 % of the ratio of one long stream, and small enough to be shared between backups later.
@@ -112,12 +112,10 @@ pub(super) struct Writer {
     file: Option<OpenFile>,
     backup_manifest: Vec<u8>,
     ledger: Ledger,
-    pack_header: Header,
+    recipe: BackupRecipe,
     backup: BackupId,
-    level: i32,
     pack: Option<OpenPack>,
     next_pack: u32,
-    manifest_header: Header,
     manifest: Vec<u8>,
     files: u64,
     bytes: u64,
@@ -130,7 +128,7 @@ impl Writer {
     pub(super) fn new(
         form: Form,
         announced: Vec<Tablespace>,
-        repository: &Repository,
+        recipe: BackupRecipe,
         id: &BackupId,
     ) -> Result<Self> {
         Ok(Self {
@@ -140,15 +138,10 @@ impl Writer {
             file: None,
             backup_manifest: Vec::new(),
             ledger: Ledger::new(),
-            pack_header: repository.header(&ObjectName::Pack {
-                backup: id.clone(),
-                number: 0,
-            }),
+            recipe,
             backup: id.clone(),
-            level: repository.backup_level(),
             pack: None,
             next_pack: 0,
-            manifest_header: repository.header(&ObjectName::Manifest(id.clone())),
             manifest: Vec::new(),
             files: 0,
             bytes: 0,
@@ -377,11 +370,7 @@ impl Writer {
             number,
             path: name.path(),
         })?;
-        let header = Header {
-            name: name.path(),
-            ..self.pack_header.clone()
-        };
-        let encoder = Encoder::new(&header, self.level, None).map_err(|error| refused(&error))?;
+        let encoder = self.recipe.encoder(&name)?;
         Ok(OpenPack {
             number,
             encoder,
@@ -429,22 +418,22 @@ impl Writer {
         let Self {
             events,
             manifest,
-            manifest_header,
-            level,
+            recipe,
+            backup,
             files,
             bytes,
             stored_bytes,
             ..
         } = self;
         events.finish().map_err(|error| refused(&error))?;
-        let object = container::encode(
-            &manifest_header,
-            &manifest,
-            serde_json::Map::new(),
-            level,
-            None,
-        )
-        .map_err(|error| refused(&error))?;
+        let mut encoder = recipe.encoder(&ObjectName::Manifest(backup))?;
+        let mut object = Vec::new();
+        encoder
+            .frame(&manifest, &mut object)
+            .map_err(|error| refused(&error))?;
+        encoder
+            .finish(serde_json::Map::new(), &mut object)
+            .map_err(|error| refused(&error))?;
         Ok(Written {
             files,
             bytes,

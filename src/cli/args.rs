@@ -57,6 +57,35 @@ pub(super) struct Global {
     /// Which system, where several have lived under the cluster's name
     #[arg(long, global = true, env = "ANYWHEN_SYSTEM_ID", value_name = "ID")]
     pub(super) system_id: Option<u64>,
+    /// Which of the configured repositories [default: all of the cluster's]
+    #[arg(
+        long,
+        global = true,
+        env = "ANYWHEN_REPOSITORY",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    pub(super) repository: Vec<String>,
+    /// Encrypt to this age recipient; may be given several times
+    #[arg(
+        long = "recipient",
+        global = true,
+        env = "ANYWHEN_RECIPIENTS",
+        value_name = "AGE1",
+        value_delimiter = ','
+    )]
+    pub(super) recipients: Vec<String>,
+    /// The age identity that reads what is encrypted
+    #[arg(
+        long,
+        global = true,
+        env = "ANYWHEN_IDENTITY_FILE",
+        value_name = "FILE"
+    )]
+    pub(super) identity_file: Option<PathBuf>,
+    /// Where the keys of the day are kept, so that calls share them
+    #[arg(long, global = true, env = "ANYWHEN_STATE_DIR", value_name = "DIR")]
+    pub(super) state_dir: Option<PathBuf>,
     /// Print one JSON document on standard output
     #[arg(long, global = true, env = "ANYWHEN_JSON")]
     pub(super) json: bool,
@@ -90,6 +119,10 @@ impl Global {
             repo: self.repo.clone(),
             connection: self.connection.clone(),
             cluster: self.cluster.clone(),
+            repositories: self.repository.clone(),
+            recipients: self.recipients.clone(),
+            identity_file: self.identity_file.clone(),
+            state_dir: self.state_dir.clone(),
         }
     }
 }
@@ -346,7 +379,13 @@ pub(super) enum KeysCommand {
     /// Make an identity: the secret file that opens, and the public recipient to encrypt to
     Generate(GenerateArgs),
     /// Show the data keys that are stored, and for whom each is wrapped
-    List(KeysListArgs),
+    #[command(
+        after_help = "No identity is needed, and nothing is opened. Keys that objects carry \
+                            themselves (of archivers without a state_dir) are not listed: `anywhen \
+                            keys rotate --dry-run` finds them.\n\nExample:\n  \
+                            anywhen keys list --repo file:///backups --json"
+    )]
+    List,
     /// Wrap every data key for the recipients configured now, and for nobody else
     Rotate(RotateArgs),
 }
@@ -364,37 +403,6 @@ pub(super) struct GenerateArgs {
     pub(super) output: Option<PathBuf>,
 }
 
-/// Whom keys are for, and who opens them.
-#[derive(Debug, Args)]
-pub(super) struct KeyFlags {
-    /// Encrypt to this age recipient, age1…; may be repeated
-    #[arg(
-        long = "recipient",
-        env = "ANYWHEN_RECIPIENTS",
-        value_delimiter = ',',
-        value_name = "AGE1"
-    )]
-    pub(super) recipients: Vec<String>,
-    /// The file of identities that open what is encrypted
-    #[arg(long, env = "ANYWHEN_IDENTITY_FILE", value_name = "FILE")]
-    pub(super) identity_file: Option<PathBuf>,
-    /// Where the data key of the day is kept
-    #[arg(long, env = "ANYWHEN_STATE_DIR", value_name = "DIR")]
-    pub(super) state_dir: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-#[command(
-    after_help = "No identity is needed, and nothing is opened. Keys that objects carry \
-                        themselves (of archivers without a state_dir) are not listed: `anywhen \
-                        keys rotate --dry-run` finds them.\n\nExample:\n  \
-                        anywhen keys list --repo file:///backups --json"
-)]
-pub(super) struct KeysListArgs {
-    #[command(flatten)]
-    pub(super) keys: KeyFlags,
-}
-
 #[derive(Debug, Args)]
 #[command(
     after_help = "First change the recipients of every archiver, then rotate. The identity is one \
@@ -407,8 +415,6 @@ pub(super) struct KeysListArgs {
                         anywhen keys rotate --config /etc/anywhen/anywhen.toml --yes"
 )]
 pub(super) struct RotateArgs {
-    #[command(flatten)]
-    pub(super) keys: KeyFlags,
     /// Print the plan, and do nothing
     #[arg(long, env = "ANYWHEN_DRY_RUN")]
     pub(super) dry_run: bool,

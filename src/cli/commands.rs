@@ -1,6 +1,7 @@
 //! Each command: its flags and the settings, handed on as what the part needs.
 
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::CommandFactory as _;
@@ -11,16 +12,21 @@ use super::args::{
     ActionArg, ArchiveModeArg, BackupArgs, CheckpointArg, Cli, Command, DemoArgs, Global,
     RestoreArgs, SlotArgs, SlotCommand, StatusArgs, StreamArgs, TargetArgs, WalFetchArgs,
 };
+use super::destination::destination;
 use super::output;
 use super::progress::Progress;
 use crate::backup::{BackupOptions, BackupTaker};
-use crate::clock::{Clock as _, SystemClock};
-use crate::config::{ClusterSettings, Settings};
-use crate::error::{Error, Result};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{ClusterSettings, GivenSettings, Settings};
+use crate::error::{Error, Result, io};
 use crate::restore::{self, RestoreCommand, RestoreOptions, Target, TargetAction};
-use crate::service::{self, Destination, ReceiverOptions};
+use crate::service::{self, ReceiverOptions};
 use crate::setup;
 use crate::status::{self, BackupDone, BackupRow, Shown};
+
+fn clock() -> Arc<dyn Clock> {
+    Arc::new(SystemClock)
+}
 
 type Stop = watch::Receiver<bool>;
 
@@ -28,15 +34,6 @@ type Stop = watch::Receiver<bool>;
 pub(super) async fn stopped(mut stop: Stop) {
     if stop.wait_for(|asked| *asked).await.is_err() {
         std::future::pending::<()>().await;
-    }
-}
-
-fn destination(cluster: &ClusterSettings) -> Destination {
-    Destination {
-        url: cluster.repository.url.clone(),
-        cluster: cluster.name.clone(),
-        wal_level: cluster.repository.wal_level,
-        backup_level: cluster.repository.backup_level,
     }
 }
 
@@ -94,9 +91,9 @@ pub(super) async fn backup(global: &Global, args: BackupArgs, stop: Stop) -> Res
 pub(super) async fn restore(global: &Global, args: RestoreArgs, stop: Stop) -> Result<()> {
     let settings = Settings::load(&global.given())?;
     let cluster = settings.cluster()?;
-    let options = restore_options(&settings, cluster, args)?;
+    let options = restore_options(global.given(), &settings, cluster, args)?;
     let repository = destination(cluster)
-        .open(false)?
+        .open(false, &clock())?
         .stored(global.system_id)
         .await?;
     let plan = restore::plan(&repository, &options, &SystemClock).await?;
@@ -128,6 +125,7 @@ pub(super) async fn restore(global: &Global, args: RestoreArgs, stop: Stop) -> R
 }
 
 fn restore_options(
+    given: GivenSettings,
     settings: &Settings,
     cluster: &ClusterSettings,
     args: RestoreArgs,
@@ -141,6 +139,11 @@ fn restore_options(
         })?),
     };
     let backup = args.backup.map(|id| id.parse()).transpose()?;
+    // what was given without a file must be given to the restored server too
+    let given_repo = cluster
+        .repositories
+        .first()
+        .filter(|_| settings.repo_is_given());
     let tablespaces = args
         .tablespaces
         .iter()
@@ -167,12 +170,24 @@ fn restore_options(
         restore_command: RestoreCommand {
             program,
             config: settings.file.clone(),
-            repo: settings
-                .repo_is_given()
-                .then(|| cluster.repository.url.clone()),
+            repo: given_repo.map(|given| given.url.clone()),
+            repositories: given.repositories,
+            recipients: given.recipients,
+            identity_file: absolute_identity(given.identity_file)?,
             cluster: cluster.name.parse()?,
         },
     })
+}
+
+/// The restored server runs elsewhere; only what systemd hands over is found by its bare name.
+fn absolute_identity(path: Option<PathBuf>) -> Result<Option<PathBuf>> {
+    let handed_over = std::env::var_os("CREDENTIALS_DIRECTORY").is_some();
+    match path {
+        Some(path) if !handed_over => std::path::absolute(&path)
+            .map(Some)
+            .map_err(|error| io("find", &path, &error)),
+        path => Ok(path),
+    }
 }
 
 fn target(args: TargetArgs) -> Result<Target> {
@@ -205,7 +220,7 @@ pub(super) async fn wal_fetch(global: &Global, args: WalFetchArgs) -> u8 {
         || {
             let settings = Settings::load(&global.given())?;
             let cluster = settings.cluster()?;
-            destination(cluster).open(false)
+            destination(cluster).open(false, &clock())
         },
         restore::fetch::FetchRequest {
             name: args.name,
@@ -297,6 +312,7 @@ fn shown(global: &Global) -> Result<Shown> {
         every_cluster,
         must_exist: settings.cluster_is_chosen(),
         system_id: global.system_id,
+        clock: clock(),
     })
 }
 
@@ -307,7 +323,15 @@ fn slot_of(global: &Global, args: SlotArgs) -> Result<(Option<String>, String)> 
     Ok((cluster.connection.clone(), slot))
 }
 
-pub(super) async fn demo(args: DemoArgs, stop: Stop) -> Result<()> {
+pub(super) async fn demo(global: &Global, args: DemoArgs, stop: Stop) -> Result<()> {
     let bold = std::io::stdout().is_terminal();
-    setup::demo::run(args.pg_bin, args.keep, output::line, bold, stop).await
+    let given = global.given();
+    let options = setup::demo::DemoOptions {
+        pg_bin: args.pg_bin,
+        keep: args.keep,
+        repo: given.repo,
+        recipients: given.recipients,
+        identity_file: given.identity_file,
+    };
+    setup::demo::run(options, output::line, bold, stop).await
 }

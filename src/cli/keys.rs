@@ -2,18 +2,19 @@
 
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
-use super::args::{GenerateArgs, Global, KeyFlags, KeysCommand, KeysListArgs, RotateArgs};
+use super::args::{GenerateArgs, Global, KeysCommand, RotateArgs};
+use super::destination::place;
 use super::output;
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Settings;
 use crate::error::{Error, Result};
-use crate::setup::keys::{self, EncryptionSettings, KeyedRepository, Rotation};
+use crate::setup::keys::{self, PlaceSettings, Rotation};
 
 pub(super) async fn run(global: &Global, command: KeysCommand) -> Result<()> {
     match command {
         KeysCommand::Generate(args) => generate(global, &args),
-        KeysCommand::List(KeysListArgs { keys }) => {
-            let lists = keys::list(&repositories(global, keys)?).await?;
+        KeysCommand::List => {
+            let lists = keys::list(&repositories(global)?).await?;
             if global.json {
                 output::json(&lists)
             } else {
@@ -40,7 +41,7 @@ fn generate(global: &Global, args: &GenerateArgs) -> Result<()> {
 }
 
 async fn rotate(global: &Global, args: RotateArgs) -> Result<()> {
-    let rotation = Rotation::plan(&repositories(global, args.keys)?, args.dry_run).await?;
+    let rotation = Rotation::plan(&repositories(global)?, args.dry_run).await?;
     if global.json {
         output::json(&rotation)?;
     } else {
@@ -74,22 +75,15 @@ async fn confirmed(as_json: bool) -> Result<()> {
 }
 
 /// The repositories of the clusters that are configured, each once.
-fn repositories(global: &Global, flags: KeyFlags) -> Result<Vec<KeyedRepository>> {
+fn repositories(global: &Global) -> Result<Vec<PlaceSettings>> {
     let settings = Settings::load(&global.given())?;
-    let encryption = EncryptionSettings {
-        recipients: flags.recipients,
-        identity_file: flags.identity_file,
-        accept_plain: false,
-        state_dir: flags.state_dir,
-    };
-    let mut found: Vec<KeyedRepository> = Vec::new();
-    for cluster in settings.clusters() {
-        let repository = KeyedRepository {
-            url: cluster.repository.url.clone(),
-            encryption: encryption.clone(),
-        };
-        if !found.contains(&repository) {
-            found.push(repository);
+    let mut found: Vec<PlaceSettings> = Vec::new();
+    for repository in settings
+        .clusters()
+        .flat_map(|cluster| &cluster.repositories)
+    {
+        if !found.iter().any(|known| known.store.url == repository.url) {
+            found.push(place(repository));
         }
     }
     Ok(found)

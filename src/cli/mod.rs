@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod destination;
 mod keys;
 mod logging;
 mod output;
@@ -134,7 +135,7 @@ async fn run(cli: Cli) -> u8 {
         Command::Stream(args) => commands::stream(&cli.global, args, stop).await,
         Command::Backup(args) => commands::backup(&cli.global, args, stop).await,
         Command::Restore(args) => commands::restore(&cli.global, args, stop).await,
-        Command::Demo(args) => commands::demo(args, stop).await,
+        Command::Demo(args) => commands::demo(&cli.global, args, stop).await,
         other => {
             tokio::select! {
                 outcome = commands::simple(&cli.global, other) => outcome,

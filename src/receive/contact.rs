@@ -53,12 +53,7 @@ impl Contact {
             major: facts.major,
             block_bytes: facts.block_bytes,
         };
-        let repository = if met {
-            // what is not there any more is not made again: a disk may have been taken away
-            destination.stored_for(identity).await?
-        } else {
-            destination.repository(identity, options.new_system).await?
-        };
+        let repository = destination.repository(identity, options.new_system).await?;
         repository.check_segment_size(facts.segment_size).await?;
         // with several hosts, whatever is asked over SQL must come from the same server
         let settings = settings.clone().pinned_to(&replication);

@@ -15,6 +15,7 @@ use wal::{
 
 use super::contact::Contact;
 use super::ended::{Ended, stopped, stream_failed};
+use super::known::Known;
 use super::moments::Asked;
 use super::options::ReceiverOptions;
 use super::session::{Action, Event, Session, SessionOptions};
@@ -22,7 +23,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Result, chain};
 use crate::repository::layout::ObjectName;
 use crate::repository::records::{Hole, Tip};
-use crate::repository::{EncodedWal, Repository, RepositoryError, stretch};
+use crate::repository::{Acknowledge, EncodedWal, Repository, RepositoryError, Stored, stretch};
 use crate::retry::Backoff;
 use crate::server::{self, Moment, ServerFacts};
 
@@ -38,7 +39,7 @@ const COMMIT_STAMP_ALLOWANCE: SignedDuration = SignedDuration::from_secs(1);
 /// A job for the store has come to its end.
 enum JobDone {
     /// The stretch is durable.
-    Stored(Box<EncodedWal>),
+    Stored(Arc<EncodedWal>, Stored),
     /// Clean-up and hints, on which nothing depends.
     Aside,
 }
@@ -54,7 +55,7 @@ pub(super) struct Conversation<'a> {
     session: Session,
     verifier: Verifier,
     /// What was stored of the first segment before this connection.
-    known: Vec<u8>,
+    known: Known,
     /// The bytes of the segment at hand, from its beginning.
     segment: Vec<u8>,
     segment_start: Lsn,
@@ -84,16 +85,13 @@ impl<'a> Conversation<'a> {
         } = contact;
         let size = facts.segment_size;
         let segment = SegmentName::of(at.timeline, at.start, size);
-        let mut known = Vec::new();
-        if at.known > at.start
-            && let Some(content) = repository.segment_content(segment, size).await?
-        {
-            known = content.bytes;
-        }
+        let known = if at.known > at.start {
+            Known::of(repository, segment, size).await?
+        } else {
+            Known::nothing()
+        };
         // what was listed and cannot be put together from the beginning is received again
-        let known_end = at
-            .start
-            .saturating_add(u64::try_from(known.len()).unwrap_or(u64::MAX));
+        let known_end = known.end(at.start);
         let now = Instant::now();
         let session_options = session_options(options, facts);
         Ok(Self {
@@ -123,8 +121,10 @@ impl<'a> Conversation<'a> {
         mut self,
         stream: WalStream,
         mut moments: mpsc::Receiver<Asked>,
+        mut whole: watch::Receiver<bool>,
         mut stop: watch::Receiver<bool>,
     ) -> Result<Ended> {
+        self.hold_unless_whole();
         let mut stream = Some(stream);
         let mut ended: Option<Ended> = None;
         let mut stop_deadline: Option<Instant> = None;
@@ -189,6 +189,7 @@ impl<'a> Conversation<'a> {
                     }
                     Asked::Lost => {}
                 },
+                Ok(()) = whole.changed() => self.hold_unless_whole(),
                 () = stopped(&mut stop), if stop_deadline.is_none() => {
                     tracing::info!("stopping: storing what was received");
                     stop_deadline = Some(Instant::now() + self.options.stop_timeout);
@@ -215,6 +216,15 @@ impl<'a> Conversation<'a> {
                     self.session.handle(Event::Deadline, now);
                 }
             }
+        }
+    }
+
+    /// Where every repository must hold what is acknowledged, and one lacks something, the server
+    /// is told nothing more until that is filled up.
+    fn hold_unless_whole(&mut self) {
+        if self.repository.acknowledge() == Acknowledge::All {
+            self.session
+                .hold(!self.repository.is_whole(), Instant::now());
         }
     }
 
@@ -254,7 +264,7 @@ impl<'a> Conversation<'a> {
 
     /// Takes a stretch of one segment: compares, verifies, keeps.
     fn take(&mut self, range: WalRange, bytes: &[u8]) -> Result<()> {
-        self.compare_with_known(range, bytes)?;
+        self.compare_with_known(bytes)?;
         let records = self.verifier.push(bytes);
         self.note_minimal_wal(&records);
         self.segment.extend_from_slice(bytes);
@@ -284,14 +294,9 @@ impl<'a> Conversation<'a> {
         Ok(())
     }
 
-    fn compare_with_known(&mut self, range: WalRange, bytes: &[u8]) -> Result<()> {
-        let from = self.segment.len();
-        let known = self.known.get(from..).unwrap_or_default();
-        let differs = known.iter().zip(bytes).position(|(a, b)| a != b);
-        if let Some(at) = differs {
-            let lsn = range
-                .start
-                .saturating_add(u64::try_from(at).unwrap_or(u64::MAX));
+    /// Compares what has come, and is at the end of `segment` now, with what is stored of it.
+    fn compare_with_known(&mut self, bytes: &[u8]) -> Result<()> {
+        if let Some(lsn) = self.known.differs(self.segment_start, &self.segment, bytes) {
             return Err(Error::damaged(format!(
                 "two histories: this server's WAL differs from what is stored at {lsn} on \
                  timeline {}",
@@ -390,7 +395,7 @@ impl<'a> Conversation<'a> {
             )));
         }
         self.segment_start = range.end;
-        self.known.clear();
+        self.known = Known::nothing();
         let segment = SegmentName::of(self.timeline, range.start, self.size);
         self.store(ObjectName::Segment(segment), range, plain);
         Ok(())
@@ -406,7 +411,7 @@ impl<'a> Conversation<'a> {
             let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(15));
             loop {
                 match repository.put_wal(&wal).await {
-                    Ok(()) => return Ok(JobDone::Stored(Box::new(wal))),
+                    Ok(stored) => return Ok(JobDone::Stored(wal, stored)),
                     Err(error) if error.is_unreachable() => {
                         tracing::warn!("cannot store WAL, trying again: {}", chain(&error));
                         backoff.wait().await;
@@ -422,10 +427,14 @@ impl<'a> Conversation<'a> {
         done: Result<Result<JobDone, RepositoryError>, tokio::task::JoinError>,
     ) -> Result<()> {
         let done = done.map_err(|error| Error::failure(format!("a store job failed: {error}")))?;
-        let JobDone::Stored(wal) = done? else {
+        let JobDone::Stored(wal, stored) = done? else {
             return Ok(());
         };
         let range = wal.checked.range();
+        if stored == Stored::Partly && self.repository.acknowledge() == Acknowledge::All {
+            self.session
+                .hold(!self.repository.is_whole(), Instant::now());
+        }
         self.unstored_bytes = self.unstored_bytes.saturating_sub(range.len_bytes());
         self.session.handle(Event::Stored(range), Instant::now());
         self.advance_tip();
@@ -585,6 +594,13 @@ async fn primed_verifier(contact: &Contact) -> Result<Verifier> {
                 }
             }
             Err(error) if error.is_not_found() => {}
+            Err(error) if error.lacks_key() => {
+                tracing::info!(
+                    "the record that goes on at {} is not checked: an archiver without an identity \
+                     cannot read what was stored before",
+                    at.start
+                );
+            }
             Err(error) => return Err(error.into()),
         }
     }

@@ -5,6 +5,7 @@
 mod contact;
 mod conversation;
 mod ended;
+mod known;
 mod moments;
 mod options;
 pub mod progress;

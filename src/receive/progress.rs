@@ -18,6 +18,8 @@ pub struct Progress {
     acknowledged: BTreeMap<Lsn, Lsn>,
     /// The end of what was stored before this connection.
     known: Lsn,
+    /// A repository lacks some of what is stored: the report stands still until it is filled up.
+    held: bool,
 }
 
 impl Progress {
@@ -33,6 +35,7 @@ impl Progress {
             reported: Lsn::ZERO,
             acknowledged,
             known,
+            held: false,
         }
     }
 
@@ -62,11 +65,16 @@ impl Progress {
     /// The flush position to report now; zero while the repository holds what this server has not
     /// sent again.
     pub fn report(&mut self) -> Lsn {
-        if self.received >= self.known {
+        if self.received >= self.known && !self.held {
             self.reported = self.stored;
             assert!(self.received >= self.stored && self.stored >= self.reported);
         }
         self.reported
+    }
+
+    /// Holds the report where it stands, or lets it go on.
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
     }
 
     fn advance(&mut self) {
@@ -111,6 +119,23 @@ mod tests {
         progress.acknowledged(range(200, 300));
         assert_eq!(progress.report(), Lsn::new(100));
         progress.acknowledged(range(100, 200));
+        assert_eq!(progress.report(), Lsn::new(300));
+    }
+
+    #[test]
+    fn reports_nothing_more_while_a_repository_lacks_some_of_it() {
+        // the server would drop WAL that only one of two repositories has, and release commits
+        let mut progress = Progress::new(Lsn::new(100), Lsn::new(100));
+        progress.received_to(Lsn::new(300));
+        progress.acknowledged(range(100, 200));
+        assert_eq!(progress.report(), Lsn::new(200));
+        progress.hold(true);
+        progress.acknowledged(range(200, 300));
+        assert_eq!(
+            (progress.stored(), progress.report()),
+            (Lsn::new(300), Lsn::new(200))
+        );
+        progress.hold(false);
         assert_eq!(progress.report(), Lsn::new(300));
     }
 

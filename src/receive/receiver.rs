@@ -36,7 +36,7 @@ impl Receiver {
     ) -> Result<Self> {
         Ok(Self {
             settings,
-            destination: destination.open(true)?,
+            destination: destination.open(true, &clock)?,
             options,
             clock,
         })
@@ -92,10 +92,13 @@ impl Receiver {
                 conversation,
                 stream,
                 moments,
-                asking,
+                whole,
+                aside,
             }) => {
-                let ended = conversation.run(stream, moments, stop).await;
-                asking.abort();
+                let ended = conversation.run(stream, moments, whole, stop).await;
+                for task in aside {
+                    task.abort();
+                }
                 ended?
             }
         };
@@ -112,6 +115,8 @@ impl Receiver {
         }
         let clock = Arc::clone(&self.clock);
         let conversation = Conversation::new(&contact, &self.options, clock).await?;
+        let (now_whole, whole) = watch::channel(contact.repository.is_whole());
+        let mending = contact.repository.clone().keep_whole(now_whole);
         let Contact {
             replication,
             sql,
@@ -132,11 +137,13 @@ impl Receiver {
         let (asked, moments) = mpsc::channel(1);
         let interval = self.options.tip_interval;
         let asking = tokio::spawn(moments::ask(sql, settings, interval, asked));
+        let mending = tokio::spawn(mending);
         Ok(Ok(Prepared {
             conversation,
             stream,
             moments,
-            asking,
+            whole,
+            aside: vec![asking, mending],
         }))
     }
 }
@@ -146,5 +153,7 @@ struct Prepared<'a> {
     conversation: Conversation<'a>,
     stream: WalStream,
     moments: mpsc::Receiver<Asked>,
-    asking: JoinHandle<()>,
+    whole: watch::Receiver<bool>,
+    /// What goes on beside the conversation, and ends with it.
+    aside: Vec<JoinHandle<()>>,
 }

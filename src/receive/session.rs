@@ -115,6 +115,14 @@ impl Session {
         &self.progress
     }
 
+    /// Holds what the server is told where it stands, or lets it go on and says so at once.
+    pub fn hold(&mut self, held: bool, now: Instant) {
+        self.progress.hold(held);
+        if !held {
+            self.report(now);
+        }
+    }
+
     /// The last thing to tell the server, once [`Action::Finished`] has come.
     pub fn final_report(&mut self) -> Lsn {
         self.progress.report()

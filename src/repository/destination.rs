@@ -1,86 +1,159 @@
 //! Where a cluster's objects go, as settings have it.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
 use super::layout::ClusterName;
-use super::store::{Store, StoreOptions};
-use super::{Repository, RepositoryError, ServerIdentity, clusters, systems};
+use super::place::Place;
+use super::store::StoreError;
+use super::{
+    Acknowledge, PlaceSettings, Repository, RepositoryError, ServerIdentity, clusters_in, list_of,
+    systems_in,
+};
+use crate::clock::Clock;
 use crate::error::Result;
 
-/// A repository's address and a cluster's name in it.
+/// How long a request is tried again where other places can serve.
+const SEVERAL_RETRY_BUDGET: Duration = Duration::from_secs(10);
+
+/// A cluster's name, and the places where its objects are kept.
 #[derive(Debug, Clone)]
 pub struct Destination {
-    /// The repository's address.
-    pub url: String,
     /// The cluster's name.
     pub cluster: String,
-    /// The zstd level for WAL.
-    pub wal_level: i32,
-    /// The zstd level for backups.
-    pub backup_level: i32,
+    /// The places; at least one. Reads ask them in this order.
+    pub places: Vec<PlaceSettings>,
+    /// When something counts as acknowledged.
+    pub acknowledge: Acknowledge,
 }
 
-/// A destination whose store was reached.
+/// A destination whose places can be used.
 #[derive(Debug, Clone)]
 pub struct OpenDestination {
-    store: Store,
     cluster: ClusterName,
-    levels: (i32, i32),
+    places: Vec<Arc<Place>>,
+    acknowledge: Acknowledge,
 }
 
 impl Destination {
-    /// Opens the store; `create` makes a local folder that is missing.
-    pub fn open(&self, create: bool) -> Result<OpenDestination> {
-        Ok(OpenDestination {
-            cluster: self.cluster.parse()?,
-            store: Store::open(&StoreOptions::at(&self.url), create)?,
-            levels: (self.wal_level, self.backup_level),
-        })
+    /// A folder, without encryption, everything else as usual.
+    #[cfg(test)]
+    pub fn local(folder: &std::path::Path, cluster: &str) -> Self {
+        let place = PlaceSettings {
+            name: "local".to_owned(),
+            store: super::store::StoreOptions::at(folder.to_string_lossy()),
+            wal_level: 2,
+            backup_level: 3,
+            encryption: super::keys::EncryptionSettings::default(),
+        };
+        Self {
+            cluster: cluster.to_owned(),
+            places: vec![place],
+            acknowledge: Acknowledge::All,
+        }
+    }
+
+    /// Opens the places; `create` makes local folders that are missing.
+    ///
+    /// One place that cannot be reached is an error where it is the only one.
+    pub fn open(&self, create: bool, clock: &Arc<dyn Clock>) -> Result<OpenDestination> {
+        let places: Vec<Arc<Place>> = self
+            .places
+            .iter()
+            .map(|settings| {
+                let mut settings = settings.clone();
+                if self.places.len() > 1 {
+                    // one that is away is filled up later rather than waited for
+                    let budget = &mut settings.store.retry_budget;
+                    *budget = (*budget).min(SEVERAL_RETRY_BUDGET);
+                }
+                Arc::new(Place::new(settings, create, Arc::clone(clock)))
+            })
+            .collect();
+        let mut opened = 0;
+        let mut outage = None;
+        for place in &places {
+            match place.open() {
+                Ok(_) => opened += 1,
+                Err(error) if error.is_unreachable() => {
+                    outage.get_or_insert(error);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        match outage {
+            Some(error) if opened == 0 => Err(error.into()),
+            _ => Ok(OpenDestination {
+                cluster: self.cluster.parse()?,
+                places,
+                acknowledge: self.acknowledge,
+            }),
+        }
     }
 }
 
 impl OpenDestination {
     /// The repository of a server, which writes.
+    ///
+    /// Places are prepared at first contact; what this process has met and is not there any more is
+    /// not made again. A place that cannot be reached falls behind; one at least is needed.
     pub async fn repository(
         &self,
         identity: ServerIdentity,
         new_system: bool,
     ) -> Result<Repository, RepositoryError> {
-        let repository =
-            Repository::for_server(&self.store, &self.cluster, identity, new_system).await?;
-        Ok(repository.with_levels(self.levels.0, self.levels.1))
+        let mut repository = self.of_system(identity.system_id);
+        repository.prepare(identity, new_system).await?;
+        Ok(repository)
     }
 
-    /// The repository of a server that was met before: nothing is made that is not there any more.
-    pub async fn stored_for(
-        &self,
-        identity: ServerIdentity,
-    ) -> Result<Repository, RepositoryError> {
-        let known = systems(&self.store, &self.cluster).await?;
-        if !known.contains(&identity.system_id) {
-            return Err(RepositoryError::Gone {
-                url: self.store.url().to_owned(),
-            });
-        }
-        let repository = self.stored(Some(identity.system_id)).await?;
-        Ok(repository.with_levels(self.levels.0, self.levels.1))
+    fn of_system(&self, system_id: u64) -> Repository {
+        Repository::of(&self.places, &self.cluster, system_id, self.acknowledge)
     }
 
-    /// What is stored under the cluster's name, for reading.
+    /// What is stored under the cluster's name, for reading; `system_id` chooses among several.
     pub async fn stored(&self, system_id: Option<u64>) -> Result<Repository, RepositoryError> {
-        Repository::open(&self.store, &self.cluster, system_id).await
+        let (stored, unheard) = self.systems().await?;
+        let no_cluster = |name: String| match unheard {
+            Some(error) => error,
+            None => RepositoryError::NoCluster {
+                cluster: name,
+                url: self.urls(),
+            },
+        };
+        let chosen = match (system_id, stored.as_slice()) {
+            (Some(id), ids) if ids.contains(&id) => id,
+            (Some(id), _) => return Err(no_cluster(format!("{} of system {id}", self.cluster))),
+            (None, []) => return Err(no_cluster(self.cluster.to_string())),
+            (None, [only]) => *only,
+            (None, several) => {
+                return Err(RepositoryError::SeveralSystems {
+                    cluster: self.cluster.clone(),
+                    url: self.urls(),
+                    systems: list_of(several),
+                });
+            }
+        };
+        let repository = self.of_system(chosen);
+        repository.check_format().await?;
+        Ok(repository)
     }
 
     /// Every system that is stored under the cluster's name.
     pub async fn every_system(&self) -> Result<Vec<Repository>, RepositoryError> {
         let mut found = Vec::new();
-        for system in systems(&self.store, &self.cluster).await? {
+        for system in self.systems().await?.0 {
             found.push(self.stored(Some(system)).await?);
         }
         Ok(found)
     }
 
-    /// The same store for every cluster that it holds.
+    /// The same places for every cluster that they hold.
     pub async fn every_cluster(&self) -> Result<Vec<Self>, RepositoryError> {
-        let names = clusters(&self.store).await?;
+        let (names, _) = self
+            .in_every_place(|place| async move { clusters_in(&place.open()?.store).await })
+            .await?;
         Ok(names
             .into_iter()
             .map(|cluster| Self {
@@ -88,5 +161,56 @@ impl OpenDestination {
                 ..self.clone()
             })
             .collect())
+    }
+
+    /// The system identifiers under the cluster's name, and why a place could not be asked.
+    async fn systems(&self) -> Result<(Vec<u64>, Option<RepositoryError>), RepositoryError> {
+        self.in_every_place(
+            |place| async move { systems_in(&place.open()?.store, &self.cluster).await },
+        )
+        .await
+    }
+
+    /// What the places that can be asked answer, put together; an error where none can be.
+    async fn in_every_place<T: Ord, Answer>(
+        &self,
+        ask: impl Fn(Arc<Place>) -> Answer,
+    ) -> Result<(Vec<T>, Option<RepositoryError>), RepositoryError>
+    where
+        Answer: Future<Output = Result<Vec<T>, RepositoryError>>,
+    {
+        let mut found = BTreeSet::new();
+        let (mut answers, mut unheard) = (0, None);
+        for place in &self.places {
+            match ask(Arc::clone(place)).await {
+                Ok(answer) => {
+                    answers += 1;
+                    found.extend(answer);
+                }
+                // another place may hold it all
+                Err(error @ RepositoryError::Store(StoreError::NotFound { .. })) => {
+                    unheard.get_or_insert(error);
+                }
+                Err(error) if error.is_unreachable() => {
+                    if self.places.len() > 1 {
+                        tracing::warn!(
+                            "repository {} cannot be asked: {error}",
+                            place.settings().name
+                        );
+                    }
+                    unheard.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match unheard {
+            Some(error) if answers == 0 => Err(error),
+            unheard => Ok((found.into_iter().collect(), unheard)),
+        }
+    }
+
+    fn urls(&self) -> String {
+        let urls: Vec<&str> = self.places.iter().map(|place| place.url()).collect();
+        urls.join(" and ")
     }
 }

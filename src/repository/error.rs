@@ -95,6 +95,12 @@ pub enum RepositoryError {
         /// Their system identifiers.
         systems: String,
     },
+    /// Every place was passed over.
+    #[error("no repository of the cluster took it")]
+    NoPlace,
+    /// A task of ours ended before its time.
+    #[error("a write was interrupted")]
+    Interrupted,
     /// Written by a later version.
     #[error("{path} was written in repository format {format}; this build reads up to {FORMAT}")]
     Newer {
@@ -106,17 +112,27 @@ pub enum RepositoryError {
 }
 
 impl RepositoryError {
+    /// There is no object at this path.
+    pub(super) fn absent(path: String) -> Self {
+        Self::Store(StoreError::NotFound { path })
+    }
+
     /// Whether the answer is that there is no such object.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Store(StoreError::NotFound { .. }))
+    }
+
+    /// Whether what was asked for is sealed, and its key is not at hand.
+    pub fn lacks_key(&self) -> bool {
+        matches!(self, Self::Key(error) if error.lacks_key())
     }
 
     /// Whether another attempt may succeed.
     pub fn is_unreachable(&self) -> bool {
         match self {
             Self::Store(error) => error.may_pass(),
-            Self::Gone { .. } => true,
             Self::Key(error) => error.is_unreachable(),
+            Self::Gone { .. } | Self::NoPlace => true,
             _ => false,
         }
     }
@@ -155,6 +171,9 @@ impl From<RepositoryError> for Error {
                 .hint("check --repo and --cluster; `anywhen list` shows what is stored"),
             RepositoryError::Gone { .. } => Self::new(Kind::Unreachable, message)
                 .hint("is the disk mounted? nothing is acknowledged until it is back"),
+            RepositoryError::NoPlace => Self::new(Kind::Unreachable, message)
+                .hint("check that one of the cluster's repositories can be reached"),
+            RepositoryError::Interrupted => Self::failure(message),
             RepositoryError::OtherSegmentSize { .. } => {
                 Self::usage(message).hint("give the server another --cluster name")
             }

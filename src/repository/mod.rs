@@ -3,26 +3,40 @@
 //! Objects are written once: what exists already is compared by the digest of its plain bytes, so
 //! a repeated write is success and a different one is refused (DESIGN.md, invariant 4).
 
+mod backup_record;
 pub mod catalog;
 pub mod destination;
 mod error;
 pub mod keys;
 pub mod layout;
+mod member;
+mod mending;
+mod place;
 mod reading;
 pub mod records;
+mod repack;
 pub mod store;
 pub mod walk;
 pub mod windows;
 mod writing;
 
+use std::sync::{Arc, Mutex};
+
 use bytes::Bytes;
-use wal::{Checked, Lsn, WalRange};
+use serde::Serialize;
+use wal::{Checked, Lsn, SegmentSize, TimelineId, WalRange};
 
 use layout::{ClusterName, ObjectName};
-use records::{ClusterRecord, FORMAT};
+use member::Member;
+use place::Place;
+use records::ClusterRecord;
 use store::Store;
 
+pub use container::digest;
 pub use error::RepositoryError;
+pub use mending::PlaceState;
+pub use place::PlaceSettings;
+pub use writing::{BackupRecipe, Stored};
 
 /// The largest plain object that is held in memory at once: a segment of 1 GiB.
 pub const PLAIN_BYTES_MAX: u64 = 1 << 30;
@@ -56,8 +70,13 @@ pub struct EncodedWal {
     pub name: ObjectName,
     /// The plain bytes.
     pub checked: Checked<'static>,
-    object: Bytes,
+    timeline: TimelineId,
+    size: SegmentSize,
     digest: String,
+    /// For each place, as it is encoded there; `None` where it was away.
+    objects: Mutex<Vec<Option<Bytes>>>,
+    /// The places that have acknowledged it, by number.
+    held_by: Mutex<Vec<usize>>,
 }
 
 /// The bytes of a segment from its beginning on, as far as they are stored without a break.
@@ -69,125 +88,75 @@ pub struct SegmentContent {
     pub complete: bool,
 }
 
-/// The system identifiers that are stored under a cluster's name.
-pub async fn systems(store: &Store, cluster: &ClusterName) -> Result<Vec<u64>> {
-    let folders = store.below(cluster.as_str()).folders("").await?;
-    Ok(folders
-        .iter()
-        .filter_map(|folder| folder.parse().ok())
-        .collect())
+/// When something counts as acknowledged, where a cluster has several places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Acknowledge {
+    /// Once every place holds it.
+    #[default]
+    All,
+    /// Once one place holds it; the others are filled up.
+    Any,
 }
 
-/// The names of the clusters in a repository.
-pub async fn clusters(store: &Store) -> Result<Vec<ClusterName>> {
-    Ok(store
-        .folders("")
-        .await?
-        .iter()
-        .filter_map(|folder| folder.parse().ok())
-        .collect())
-}
-
-/// One system of a cluster in one repository.
+/// One system of a cluster, in every place where it is kept.
 #[derive(Debug, Clone)]
 pub struct Repository {
-    store: Store,
+    /// At least one; reads ask them in this order.
+    members: Vec<Member>,
     cluster: ClusterName,
     system_id: u64,
-    wal_level: i32,
-    backup_level: i32,
+    acknowledge: Acknowledge,
+    /// Whom it is written for, and whether that may be new under the cluster's name.
+    identity: Option<(ServerIdentity, bool)>,
+    /// Places that could not be asked, with the reason.
+    unheard: Arc<Mutex<Vec<(String, String)>>>,
+    /// Whether a listing needs every place.
+    strict: bool,
 }
 
 impl Repository {
-    /// Opens the repository for a server's own objects, and makes `cluster.json` at first contact.
-    ///
-    /// A name under which another system is stored is refused, unless `new_system` is set.
-    pub async fn for_server(
-        store: &Store,
+    fn of(
+        places: &[Arc<Place>],
         cluster: &ClusterName,
-        identity: ServerIdentity,
-        new_system: bool,
-    ) -> Result<Self> {
-        let stored = systems(store, cluster).await?;
-        if !new_system && !stored.is_empty() && !stored.contains(&identity.system_id) {
-            return Err(RepositoryError::OtherSystem {
-                cluster: cluster.clone(),
-                url: store.url().to_owned(),
-                stored: list_of(&stored),
-                found: identity.system_id,
-            });
-        }
-        let repository = Self::of(store, cluster, identity.system_id);
-        if repository
-            .find::<ClusterRecord>(&ObjectName::Cluster)
-            .await?
-            .is_none()
-        {
-            let record = ClusterRecord {
-                format: FORMAT,
-                name: cluster.to_string(),
-                system_id: identity.system_id.to_string(),
-                major: identity.major,
-                block_bytes: identity.block_bytes,
-            };
-            repository
-                .create_json(&ObjectName::Cluster, &record)
-                .await?;
-        }
-        repository.check_format().await?;
-        Ok(repository)
-    }
-
-    /// Opens what is stored under a cluster's name; `system_id` chooses among several.
-    pub async fn open(
-        store: &Store,
-        cluster: &ClusterName,
-        system_id: Option<u64>,
-    ) -> Result<Self> {
-        let stored = systems(store, cluster).await?;
-        let no_cluster = |name: String| RepositoryError::NoCluster {
-            cluster: name,
-            url: store.url().to_owned(),
-        };
-        let chosen = match (system_id, stored.as_slice()) {
-            (Some(id), ids) if ids.contains(&id) => id,
-            (Some(id), _) => return Err(no_cluster(format!("{cluster} of system {id}"))),
-            (None, []) => return Err(no_cluster(cluster.to_string())),
-            (None, [only]) => *only,
-            (None, several) => {
-                return Err(RepositoryError::SeveralSystems {
-                    cluster: cluster.clone(),
-                    url: store.url().to_owned(),
-                    systems: list_of(several),
-                });
-            }
-        };
-        let repository = Self::of(store, cluster, chosen);
-        repository.check_format().await?;
-        Ok(repository)
-    }
-
-    fn of(store: &Store, cluster: &ClusterName, system_id: u64) -> Self {
+        system_id: u64,
+        acknowledge: Acknowledge,
+    ) -> Self {
+        let member =
+            |place: &Arc<Place>| Member::new(Arc::clone(place), cluster.clone(), system_id);
         Self {
-            store: store.below(cluster.as_str()).below(&system_id.to_string()),
+            members: places.iter().map(member).collect(),
             cluster: cluster.clone(),
             system_id,
-            wal_level: 2,
-            backup_level: 3,
+            // a single place is always waited for
+            acknowledge: match places {
+                [_] => Acknowledge::All,
+                _ => acknowledge,
+            },
+            identity: None,
+            unheard: Arc::default(),
+            strict: false,
         }
     }
 
-    /// Sets the zstd levels for WAL and for backups.
+    fn only(&self, member: &Member) -> Self {
+        Self {
+            members: vec![member.clone()],
+            acknowledge: Acknowledge::All,
+            unheard: Arc::default(),
+            ..self.clone()
+        }
+    }
+
+    /// The same, with an error instead of part of a listing where a place cannot be asked.
     #[must_use]
-    pub fn with_levels(mut self, wal: i32, backup: i32) -> Self {
-        self.wal_level = wal;
-        self.backup_level = backup;
+    pub fn strict(mut self) -> Self {
+        self.strict = true;
         self
     }
 
-    /// The zstd level for backups.
-    pub fn backup_level(&self) -> i32 {
-        self.backup_level
+    /// When something counts as acknowledged.
+    pub fn acknowledge(&self) -> Acknowledge {
+        self.acknowledge
     }
 
     /// The cluster's name.
@@ -200,26 +169,37 @@ impl Repository {
         self.system_id
     }
 
-    /// Where an object is, for messages.
+    /// Where an object is, or would be, for messages.
     pub fn locate(&self, name: &ObjectName) -> String {
-        self.store.locate(&name.path())
+        self.first().locate(name)
     }
 
-    async fn check_format(&self) -> Result<()> {
-        let record: Option<ClusterRecord> = self.find(&ObjectName::Cluster).await?;
-        match record {
-            Some(record) if record.format > FORMAT => Err(RepositoryError::Newer {
-                path: self.locate(&ObjectName::Cluster),
-                format: record.format,
-            }),
-            _ => Ok(()),
-        }
+    fn first(&self) -> &Member {
+        self.members.first().expect("a repository has a place")
     }
 
     /// What `cluster.json` says.
     pub async fn cluster_record(&self) -> Result<Option<ClusterRecord>> {
         self.find(&ObjectName::Cluster).await
     }
+}
+
+/// The names of the clusters in a place.
+async fn clusters_in(root: &Store) -> Result<Vec<ClusterName>> {
+    let folders = root.folders("").await?;
+    Ok(folders
+        .iter()
+        .filter_map(|folder| folder.parse().ok())
+        .collect())
+}
+
+/// The system identifiers that are stored under a cluster's name in a place.
+async fn systems_in(root: &Store, cluster: &ClusterName) -> Result<Vec<u64>> {
+    let folders = root.below(cluster.as_str()).folders("").await?;
+    Ok(folders
+        .iter()
+        .filter_map(|folder| folder.parse().ok())
+        .collect())
 }
 
 /// The stretch `range` of bytes that begin at `start`.
@@ -237,6 +217,16 @@ fn list_of(ids: &[u64]) -> String {
         .map(u64::to_string)
         .collect::<Vec<_>>()
         .join(", ")
+}
+
+fn json_of<T: Serialize>(value: &T) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec_pretty(&to_value(value)).expect("a value is always JSON");
+    bytes.push(b'\n');
+    bytes
+}
+
+fn to_value<T: Serialize>(value: &T) -> serde_json::Value {
+    serde_json::to_value(value).expect("our own records have string keys and finite numbers")
 }
 
 /// Runs compression and hashing away from the threads that serve sockets.

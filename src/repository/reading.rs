@@ -1,112 +1,166 @@
-//! Reading: objects checked against what they say they are, and what names tell.
+//! Reading: what any place holds, and what names tell.
+//!
+//! Reads take the first place that has the object. A place that cannot be asked never turns into
+//! "not found", and a damaged copy only where no place has a good one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
-use container::Header;
+use container::{FrameReader, Trailer};
 use serde::de::DeserializeOwned;
-use wal::{SegmentName, SegmentSize, TimelineHistory, TimelineId};
+use wal::{SegmentName, SegmentSize, TimelineHistory, TimelineId, WalRange};
 
 use super::catalog::{Catalog, TimelineWal};
 use super::layout::{BackupId, ObjectName, pieces_prefix, timeline_prefix};
-use super::records::{BackupRecord, FORMAT, Hole, Tip, WalFacts};
-use super::store::StoreError;
-use super::{
-    Fetched, PLAIN_BYTES_MAX, Repository, RepositoryError, Result, SegmentContent, blocking,
-};
-use crate::error::chain;
-
-/// How much of an object's end is read to find its trailer.
-const TAIL_BYTES: u64 = 16 << 10;
+use super::member::Member;
+use super::records::{BackupRecord, Hole, Tip, WalFacts};
+use super::store::Listed;
+use super::{Fetched, Repository, RepositoryError, Result, SegmentContent};
 
 impl Repository {
+    /// Asks the places in their order until one has an answer.
+    ///
+    /// The error is "not found" only if every place says so; else the first other one.
+    async fn first_of<T, Answer>(&self, ask: impl Fn(Member) -> Answer) -> Result<T>
+    where
+        Answer: Future<Output = Result<T>>,
+    {
+        let (mut absent, mut failed) = (None, None);
+        for member in &self.members {
+            match ask(member.clone()).await {
+                Ok(answer) => {
+                    if let Some(error @ RepositoryError::Damaged { .. }) = &failed {
+                        tracing::error!("read from repository {} instead: {error}", member.name());
+                    }
+                    return Ok(answer);
+                }
+                Err(error) if error.is_not_found() => {
+                    absent.get_or_insert(error);
+                }
+                Err(error) => {
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+        Err(failed
+            .or(absent)
+            .expect("a repository has a place, and it answered"))
+    }
+
     /// Reads, checks and decodes an object.
     pub async fn fetch(&self, name: &ObjectName) -> Result<Fetched> {
-        let object = self.store.get(&name.path()).await?;
-        let decoded = blocking(move || container::decode(&object, PLAIN_BYTES_MAX, None))
+        self.first_of(|member| async move { member.fetch(name).await })
             .await
-            .map_err(|error| self.damaged(name, &error))?;
-        self.check_header(name, &decoded.header)?;
-        Ok(Fetched {
-            plain: decoded.plain,
-            facts: decoded.trailer.facts,
-        })
     }
 
     /// `length` stored bytes of an object from `offset`.
     pub async fn fetch_range(&self, name: &ObjectName, offset: u64, length: u64) -> Result<Bytes> {
-        Ok(self.store.get_range(&name.path(), offset, length).await?)
+        self.first_of(|member| async move { member.fetch_range(name, offset, length).await })
+            .await
     }
 
-    fn check_header(&self, name: &ObjectName, header: &Header) -> Result<()> {
-        let expected = (
-            name.path(),
-            self.cluster.as_str(),
-            self.system_id.to_string(),
-        );
-        if (&header.name, header.cluster.as_str(), &header.system_id)
-            == (&expected.0, expected.1, &expected.2)
-        {
-            return Ok(());
+    /// What single frames of an object are decoded with.
+    pub async fn frames(&self, name: &ObjectName) -> Result<Arc<FrameReader>> {
+        self.first_of(|member| async move { member.frames(name).await })
+            .await
+    }
+
+    pub(super) async fn trailer(&self, name: &ObjectName) -> Result<Trailer> {
+        self.first_of(|member| async move { member.trailer(name).await })
+            .await
+    }
+
+    pub(super) async fn find<T: DeserializeOwned>(&self, name: &ObjectName) -> Result<Option<T>> {
+        let found = self.first_of(|member| async move {
+            let found = member.find(name).await?;
+            found.ok_or_else(|| RepositoryError::absent(member.locate(name)))
+        });
+        match found.await {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
         }
-        Err(RepositoryError::Damaged {
-            path: self.locate(name),
-            reason: format!(
-                "it says that it is another object: cluster={}, system={}, name={}",
-                header.cluster, header.system_id, header.name
-            ),
-        })
     }
 
-    pub(super) async fn trailer(&self, name: &ObjectName) -> Result<container::Trailer> {
-        let mut wanted = TAIL_BYTES;
-        loop {
-            let (tail, object_bytes) = self.store.get_tail(&name.path(), wanted).await?;
-            match container::read_trailer(&tail, object_bytes) {
-                Ok(container::Reading::Done(trailer)) => return Ok(trailer),
-                Ok(container::Reading::NeedMore(bytes)) if bytes > wanted => wanted = bytes,
-                Ok(container::Reading::NeedMore(_)) => {
-                    return Err(RepositoryError::Damaged {
-                        path: self.locate(name),
-                        reason: "no whole trailer at its end".to_owned(),
-                    });
+    /// Refuses what a later version wrote.
+    pub(super) async fn check_format(&self) -> Result<()> {
+        self.first_of(|member| async move { member.check_format().await })
+            .await
+    }
+
+    /// Every object below `folder` in any place that can be asked, sorted by path.
+    async fn list(&self, folder: &str) -> Result<Vec<Listed>> {
+        let listed = self.every_place(|member| async move { member.list(folder).await });
+        let mut objects = BTreeMap::new();
+        for object in listed.await?.into_iter().flatten() {
+            objects.entry(object.path).or_insert(object.bytes);
+        }
+        Ok(objects
+            .into_iter()
+            .map(|(path, bytes)| Listed { path, bytes })
+            .collect())
+    }
+
+    /// The answers of the places that can be asked. Those that cannot are remembered; where none
+    /// can, or the repository is strict, it is an error.
+    async fn every_place<T, Answer>(&self, ask: impl Fn(Member) -> Answer) -> Result<Vec<T>>
+    where
+        Answer: Future<Output = Result<T>>,
+    {
+        let (mut answers, mut failed) = (Vec::new(), None);
+        for member in &self.members {
+            match ask(member.clone()).await {
+                Ok(answer) => answers.push(answer),
+                Err(error) if error.is_unreachable() && !self.strict => {
+                    self.note_unheard(member, &error);
+                    failed.get_or_insert(error);
                 }
-                Err(error) => return Err(self.damaged(name, &error)),
+                Err(error) => return Err(error),
+            }
+        }
+        match failed {
+            Some(error) if answers.is_empty() => Err(error),
+            _ => Ok(answers),
+        }
+    }
+
+    fn note_unheard(&self, member: &Member, error: &RepositoryError) {
+        let mut unheard = self.unheard.lock().unwrap_or_else(PoisonError::into_inner);
+        if unheard.iter().all(|(name, _)| name != member.name()) {
+            unheard.push((member.name().to_owned(), error.to_string()));
+            if self.members.len() > 1 {
+                tracing::warn!(
+                    "repository {} cannot be asked; what only it has is not seen: {error}",
+                    member.name()
+                );
             }
         }
     }
 
-    pub(super) fn damaged(&self, name: &ObjectName, error: &container::Error) -> RepositoryError {
-        match error {
-            container::Error::NewerFormat { found, .. } => RepositoryError::Newer {
-                path: self.locate(name),
-                format: *found,
-            },
-            other => RepositoryError::Damaged {
-                path: self.locate(name),
-                reason: chain(other),
-            },
-        }
+    /// The places that could not be asked so far, each with the reason.
+    pub fn unheard(&self) -> Vec<(String, String)> {
+        let unheard = self.unheard.lock().unwrap_or_else(PoisonError::into_inner);
+        unheard.clone()
     }
 
-    pub(super) async fn find<T: DeserializeOwned>(&self, name: &ObjectName) -> Result<Option<T>> {
-        let bytes = match self.store.get(&name.path()).await {
-            Ok(bytes) => bytes,
-            Err(StoreError::NotFound { .. }) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let damaged = |error: serde_json::Error| RepositoryError::Damaged {
-            path: self.locate(name),
-            reason: error.to_string(),
-        };
-        let format: Format = serde_json::from_slice(&bytes).map_err(damaged)?;
-        if let Some(format) = format.format.filter(|format| *format > FORMAT) {
-            return Err(RepositoryError::Newer {
-                path: self.locate(name),
-                format,
-            });
+    /// A backup's record as lists show it: where the key is not at hand, without its names. One that
+    /// is damaged is said, and does not hide the others.
+    async fn listed_backup(&self, id: &BackupId) -> Result<Option<BackupRecord>> {
+        let listed = self.first_of(|member| async move {
+            let record = member.listed_backup(id).await?;
+            let name = ObjectName::Backup(id.clone());
+            record.ok_or_else(|| RepositoryError::absent(member.locate(&name)))
+        });
+        match listed.await {
+            Ok(record) => Ok(Some(record)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error @ RepositoryError::Damaged { .. }) => {
+                tracing::error!("left out: {error}");
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
-        serde_json::from_slice(&bytes).map(Some).map_err(damaged)
     }
 
     /// As [`Self::find`]; one damaged object among many is said, and does not hide the others.
@@ -118,11 +172,6 @@ impl Repository {
             }
             other => other,
         }
-    }
-
-    /// A backup by its id; `None` if there is none, or it never came to its end.
-    pub async fn backup(&self, id: &BackupId) -> Result<Option<BackupRecord>> {
-        self.find(&ObjectName::Backup(id.clone())).await
     }
 
     /// Whether the WAL in a segment or a piece was checked and found whole.
@@ -171,14 +220,15 @@ impl Repository {
 
     /// Makes everything durable that a listing shows.
     pub async fn sync(&self) -> Result<()> {
-        Ok(self.store.sync().await?)
+        let synced = self.every_place(|member| async move { Ok(member.store()?.sync().await?) });
+        synced.await.map(drop)
     }
 
     /// What is stored of WAL, and where streams have been.
     pub async fn wal_catalog(&self) -> Result<Catalog> {
         let mut catalog = Catalog::default();
-        catalog.add_listing(&self.store.list("wal/").await?);
-        for object in self.store.list("tip/").await? {
+        catalog.add_listing(&self.list("wal/").await?);
+        for object in self.list("tip/").await? {
             if let Some(name @ ObjectName::Tip(timeline)) = ObjectName::parse(&object.path)
                 && let Ok(Some(tip)) = self.find::<Tip>(&name).await
             {
@@ -191,9 +241,9 @@ impl Repository {
     /// Every backup that came to its end, oldest first.
     pub async fn backups(&self) -> Result<Vec<BackupRecord>> {
         let mut backups = Vec::new();
-        for object in self.store.list("backups/").await? {
-            if let Some(name @ ObjectName::Backup(_)) = ObjectName::parse(&object.path) {
-                backups.extend(self.find_or_warn::<BackupRecord>(&name).await?);
+        for object in self.list("backups/").await? {
+            if let Some(ObjectName::Backup(id)) = ObjectName::parse(&object.path) {
+                backups.extend(self.listed_backup(&id).await?);
             }
         }
         backups.sort_by(|a, b| (a.started_at, &a.id).cmp(&(b.started_at, &b.id)));
@@ -203,24 +253,30 @@ impl Repository {
     /// The stored WAL of a timeline.
     pub async fn timeline_wal(&self, timeline: TimelineId) -> Result<TimelineWal> {
         let mut catalog = Catalog::default();
-        catalog.add_listing(&self.store.list(&timeline_prefix(timeline)).await?);
+        catalog.add_listing(&self.list(&timeline_prefix(timeline)).await?);
         Ok(catalog.timelines.remove(&timeline).unwrap_or_default())
     }
 
     /// The timelines of which WAL is stored.
     pub async fn timelines(&self) -> Result<BTreeSet<TimelineId>> {
-        let folders = self.store.folders("wal/").await?;
+        let folders =
+            self.every_place(|member| async move { Ok(member.store()?.folders("wal/").await?) });
+        let folders = folders.await?;
         Ok(folders
             .iter()
+            .flatten()
             .filter_map(|folder| TimelineId::from_hex8(folder))
             .collect())
     }
 
     /// The newest timeline of which WAL or the history is stored.
     pub async fn newest_timeline(&self) -> Result<Option<TimelineId>> {
-        let histories = self.store.files("wal/").await?;
-        let histories = histories
+        let files =
+            self.every_place(|member| async move { Ok(member.store()?.files("wal/").await?) });
+        let files = files.await?;
+        let histories = files
             .iter()
+            .flatten()
             .filter_map(|name| TimelineId::from_hex8(name.strip_suffix(".history")?));
         Ok(histories.max().max(self.timelines().await?.last().copied()))
     }
@@ -252,14 +308,12 @@ impl Repository {
     /// Everything that names and small objects tell.
     pub async fn catalog(&self) -> Result<Catalog> {
         let mut catalog = Catalog::default();
-        let listed = self.store.list("").await?;
+        let listed = self.list("").await?;
         catalog.add_listing(&listed);
         for object in &listed {
             match ObjectName::parse(&object.path) {
-                Some(name @ ObjectName::Backup(_)) => {
-                    catalog
-                        .backups
-                        .extend(self.find::<BackupRecord>(&name).await?);
+                Some(ObjectName::Backup(id)) => {
+                    catalog.backups.extend(self.listed_backup(&id).await?);
                 }
                 Some(ObjectName::History(timeline)) => {
                     if let Some(text) = self.history(timeline).await? {
@@ -318,12 +372,8 @@ impl Repository {
 
     /// The segment size that the header of a stored segment or piece names.
     pub async fn segment_size_of(&self, name: &ObjectName) -> Result<SegmentSize> {
-        let prefix = self.store.get_range(&name.path(), 0, 4096).await?;
-        let bytes = match container::read_header(&prefix) {
-            Ok(container::Reading::Done((header, _))) => header.segment_bytes,
-            Ok(container::Reading::NeedMore(_)) => None,
-            Err(error) => return Err(self.damaged(name, &error)),
-        };
+        let header = self.first_of(|member| async move { Ok(member.head(name).await?.1) });
+        let bytes = header.await?.segment_bytes;
         self.checked_size(name, bytes)
     }
 
@@ -368,8 +418,41 @@ impl Repository {
         Ok(None)
     }
 
+    /// As [`Self::segment_content`], without reading it: the stretches that are stored, sorted, and
+    /// the digests of their bytes. Needs no key.
+    pub async fn segment_digests(
+        &self,
+        segment: SegmentName,
+        size: SegmentSize,
+    ) -> Result<Vec<(WalRange, String)>> {
+        let Some(start) = segment.start(size) else {
+            return Ok(Vec::new());
+        };
+        let mut digests = Vec::new();
+        match self.trailer(&ObjectName::Segment(segment)).await {
+            Ok(trailer) => {
+                let end = size.end_of(start);
+                digests.push((WalRange { start, end }, trailer.digest));
+            }
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
+        for name in self.pieces_of(segment).await? {
+            let ObjectName::Piece { range, .. } = name else {
+                continue;
+            };
+            match self.trailer(&name).await {
+                Ok(trailer) => digests.push((range, trailer.digest)),
+                // it gave way to its segment
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(digests)
+    }
+
     pub(super) async fn pieces_of(&self, segment: SegmentName) -> Result<Vec<ObjectName>> {
-        let listed = self.store.list(&pieces_prefix(segment)).await?;
+        let listed = self.list(&pieces_prefix(segment)).await?;
         let names = listed
             .iter()
             .filter_map(|object| ObjectName::parse(&object.path));
@@ -426,10 +509,4 @@ impl Repository {
         }
         Ok((!bytes.is_empty()).then_some(bytes))
     }
-}
-
-/// What is read of any small object before the rest: whether we can know the rest.
-#[derive(serde::Deserialize)]
-struct Format {
-    format: Option<u32>,
 }

@@ -138,6 +138,10 @@ pub struct BackupRecord {
     /// Whether it was taken from a standby.
     #[serde(default)]
     pub from_standby: bool,
+    /// Label and tablespaces, which are empty then, where the repository is encrypted: a sealed
+    /// object in base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<String>,
 }
 
 /// One line of a backup's manifest.

@@ -272,6 +272,7 @@ mod tests {
             tablespaces: Vec::new(),
             manifest_digest: String::new(),
             from_standby: false,
+            sealed: None,
         }
     }
 

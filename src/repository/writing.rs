@@ -1,99 +1,277 @@
 //! Storing: segments, pieces, small files, the records of backups.
+//!
+//! Writes go to every place. One that is away falls behind, and is filled up by
+//! [`Repository::mend`]; at least one must take what is written.
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use container::Header;
+use container::{Encoder, Header};
+use futures_util::StreamExt as _;
+use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
-use serde::Serialize;
 use wal::{Checked, SegmentName, SegmentSize, TimelineId, Verdict};
 
+use super::keys::Sealing;
 use super::layout::{BackupId, ObjectName};
+use super::member::{Member, Recipe};
 use super::records::{BackupRecord, FORMAT, Hole, Tip, WalFacts};
 use super::store::Created;
-use super::{EncodedWal, Repository, RepositoryError, Result, blocking, stretch};
+use super::{
+    Acknowledge, EncodedWal, Repository, RepositoryError, Result, ServerIdentity, blocking,
+    json_of, to_value,
+};
+
+/// Where a write has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// Every place has acknowledged it.
+    Everywhere,
+    /// Some have; the others fall behind.
+    Partly,
+}
 
 impl Repository {
-    /// The header of an object of this system.
-    pub fn header(&self, name: &ObjectName) -> Header {
-        Header {
-            format: FORMAT,
-            kind: name.kind().to_owned(),
-            name: name.path(),
-            cluster: self.cluster.to_string(),
-            system_id: self.system_id.to_string(),
-            timeline: None,
-            start: None,
-            end: None,
-            segment_bytes: None,
-            codec: "zstd".to_owned(),
-            key: None,
-            cipher: None,
-            salt: None,
-            wraps: Vec::new(),
-        }
+    /// Makes the places ready to be written to for a server; those that are away fall behind.
+    pub(super) async fn prepare(
+        &mut self,
+        identity: ServerIdentity,
+        new_system: bool,
+    ) -> Result<()> {
+        self.identity = Some((identity, new_system));
+        self.write_everywhere(|member| async move { member.prepare(identity, new_system).await })
+            .await?;
+        Ok(())
     }
 
-    /// Makes a segment or a piece into the object that [`Self::put_wal`] stores.
+    /// Writes to every place; an error where a place refuses, or none can be reached.
+    async fn write_everywhere<Write>(&self, write: impl Fn(Member) -> Write) -> Result<Stored>
+    where
+        Write: Future<Output = Result<()>>,
+    {
+        if let [only] = self.members.as_slice() {
+            write(only.clone()).await?;
+            return Ok(Stored::Everywhere);
+        }
+        let tried = self.members_to_try(None);
+        let writes = tried.iter().map(|(_, member)| write((*member).clone()));
+        let mut outcome = Outcome::new(self.members.len(), None);
+        for ((_, member), written) in tried.iter().zip(join_all(writes).await) {
+            outcome.take(member, written)?;
+        }
+        outcome.end()
+    }
+
+    /// The members that are not known to be away, with their numbers; all of them where every one
+    /// is.
+    fn members_to_try(&self, name: Option<&ObjectName>) -> Vec<(usize, &Member)> {
+        let all_away = self.members.iter().all(|member| member.place().is_away());
+        let mut tried = Vec::new();
+        for (number, member) in self.members.iter().enumerate() {
+            if all_away || !member.place().is_away() {
+                tried.push((number, member));
+            } else {
+                member.place().missed(name, None);
+            }
+        }
+        tried
+    }
+
+    /// Makes a segment or a piece into what [`Self::put_wal`] stores.
     pub async fn encode_wal(
         &self,
         name: ObjectName,
         timeline: TimelineId,
         size: SegmentSize,
         checked: Checked<'static>,
-    ) -> Result<EncodedWal> {
-        let mut header = self.header(&name);
-        header.timeline = Some(timeline.get());
-        header.start = Some(checked.range().start.to_string());
-        header.end = Some(checked.range().end.to_string());
-        header.segment_bytes = Some(size.bytes());
-        let mut facts = serde_json::Map::new();
-        facts.insert("wal".to_owned(), to_value(&wal_facts(&checked)));
-        let level = self.wal_level;
-        let encoded = blocking(move || {
-            let object = container::encode(&header, checked.bytes(), facts, level, None)?;
-            Ok((object, container::digest(checked.bytes()), checked))
-        });
-        let (object, digest, checked) =
-            encoded.await.map_err(|error| self.damaged(&name, &error))?;
-        Ok(EncodedWal {
+    ) -> Result<Arc<EncodedWal>> {
+        let digested = blocking(move || (container::digest(checked.bytes()), checked));
+        let (digest, checked) = digested.await;
+        let wal = Arc::new(EncodedWal {
             name,
-            object: object.into(),
-            digest,
+            timeline,
+            size,
             checked,
-        })
+            digest,
+            objects: Mutex::new(vec![None; self.members.len()]),
+            held_by: Mutex::default(),
+        });
+        self.encode_missing(&wal).await?;
+        Ok(wal)
     }
 
-    /// Stores a segment or a piece. Once this returns, it is durable; it may be tried again.
-    pub async fn put_wal(&self, wal: &EncodedWal) -> Result<()> {
-        self.create_object(&wal.name, wal.object.clone(), &wal.digest)
-            .await
+    /// Encodes for those places that are tried now and were not before.
+    async fn encode_missing(&self, wal: &Arc<EncodedWal>) -> Result<()> {
+        let mut recipes: Vec<(usize, Recipe, i32)> = Vec::new();
+        let name = Some(&wal.name);
+        for (number, member) in self.members_to_try(name) {
+            if wal.object(number).is_some() {
+                continue;
+            }
+            match member.recipe(&wal.name).await {
+                Ok(recipe) => {
+                    let level = member.place().settings().wal_level;
+                    recipes.push((number, wal.adapt(recipe), level));
+                }
+                Err(error) if error.is_unreachable() && self.members.len() > 1 => {
+                    member.place().missed(name, Some(&error));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if recipes.is_empty() {
+            return Ok(());
+        }
+        let shared = Arc::clone(wal);
+        let encoded = blocking(move || encode_each(recipes, &shared.checked)).await;
+        let encoded = encoded.map_err(|error| self.first().damaged(&wal.name, &error))?;
+        for (number, object) in encoded {
+            wal.set_object(number, object);
+        }
+        Ok(())
+    }
+
+    /// Stores a segment or a piece. Once this returns, it is durable in every place that is not
+    /// away, or in one where that is what [`Acknowledge::Any`] asks for; it may be tried again.
+    pub async fn put_wal(&self, wal: &Arc<EncodedWal>) -> Result<Stored> {
+        self.encode_missing(wal).await?;
+        let name = Some(&wal.name);
+        let mut outcome = Outcome::new(self.members.len(), name);
+        let mut writes = FuturesUnordered::new();
+        for (number, member) in self.members_to_try(name) {
+            let Some(object) = wal.object(number) else {
+                member.place().missed(name, None);
+                continue;
+            };
+            let permit = member.place().begin_write();
+            if permit.is_none() && self.acknowledge == Acknowledge::Any {
+                // slower than what comes: it is filled up rather than waited for
+                member.place().missed(name, None);
+                continue;
+            }
+            let (member, wal) = (member.clone(), Arc::clone(wal));
+            // not given up when another place has been faster
+            let write = tokio::spawn(async move {
+                let written = member.create_object(&wal.name, object, &wal.digest).await;
+                if written.is_ok() {
+                    wal.is_held_by(number);
+                }
+                drop(permit);
+                (member, written)
+            });
+            writes.push(write);
+        }
+        while let Some(write) = writes.next().await {
+            let (member, written) = write.map_err(|_panicked| RepositoryError::Interrupted)?;
+            if let [_] = self.members.as_slice() {
+                return written.map(|()| Stored::Everywhere);
+            }
+            outcome.take(&member, written)?;
+            if outcome.stored > 0 && self.acknowledge == Acknowledge::Any && !writes.is_empty() {
+                tokio::spawn(take_the_rest(wal.name.clone(), writes));
+                return Ok(Stored::Partly);
+            }
+        }
+        outcome.end()
     }
 
     /// Stores a small file of the server's, byte for byte: a history, a backup history.
     pub async fn store_file(&self, name: &ObjectName, bytes: Bytes) -> Result<()> {
-        let mut header = self.header(name);
-        header.timeline = match name {
+        let timeline = match name {
             ObjectName::History(timeline) => Some(timeline.get()),
             _ => None,
         };
-        self.store_container(name, header, serde_json::Map::new(), bytes, self.wal_level)
-            .await
-    }
-
-    async fn store_container(
-        &self,
-        name: &ObjectName,
-        header: Header,
-        facts: serde_json::Map<String, serde_json::Value>,
-        plain: Bytes,
-        level: i32,
-    ) -> Result<()> {
-        let (object, digest) = blocking(move || {
-            let digest = container::digest(&plain);
-            container::encode(&header, &plain, facts, level, None).map(|object| (object, digest))
+        self.write_everywhere(|member| {
+            let bytes = bytes.clone();
+            async move {
+                let level = member.place().settings().wal_level;
+                let adapt = |header: &mut Header| header.timeline = timeline;
+                let facts = serde_json::Map::new();
+                member
+                    .store_container(name, adapt, facts, bytes, level)
+                    .await
+            }
         })
         .await
-        .map_err(|error| self.damaged(name, &error))?;
-        self.create_object(name, object.into(), &digest).await
+        .map(drop)
+    }
+
+    /// Records that a stretch cannot be had.
+    pub async fn record_hole(&self, hole: &Hole) -> Result<()> {
+        let name = ObjectName::Hole {
+            timeline: hole.timeline,
+            range: hole.range(),
+        };
+        let name = &name;
+        self.write_everywhere(|member| async move {
+            match member.create_json(name, hole).await {
+                // the same hole, found at another time
+                Err(RepositoryError::Conflict { .. }) | Ok(()) => Ok(()),
+                Err(error) => Err(error),
+            }
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Rewrites the tip of a timeline.
+    pub async fn write_tip(&self, timeline: TimelineId, tip: &Tip) -> Result<()> {
+        let path = ObjectName::Tip(timeline).path();
+        let bytes = Bytes::from(json_of(tip));
+        let away = |member: &&Member| self.members.len() > 1 && member.place().is_away();
+        let tried: Vec<Member> = self
+            .members
+            .iter()
+            .filter(|member| !away(member))
+            .cloned()
+            .collect();
+        let writes = tried.into_iter().map(|member| {
+            let (path, bytes) = (&path, bytes.clone());
+            async move { Ok(member.store()?.overwrite(path, bytes).await?) }
+        });
+        // a hint: a place that misses it has not fallen behind
+        let written = join_all(writes).await;
+        written.into_iter().collect::<Result<Vec<()>>>().map(drop)
+    }
+
+    /// Removes those pieces of a segment whose bytes `by` holds, where that is acknowledged.
+    ///
+    /// A piece that differs is left, and is an error: it is another history.
+    pub async fn remove_superseded_pieces(
+        &self,
+        segment: SegmentName,
+        by: &EncodedWal,
+    ) -> Result<()> {
+        let held_by = by.holders();
+        for (number, member) in self.members.iter().enumerate() {
+            if held_by.contains(&number) {
+                member.remove_superseded_pieces(segment, by).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a backup writes. It goes to one place: the first of a repository that
+/// [`Repository::leader`] gave.
+impl Repository {
+    /// The first place that can be written to, alone: a backup is written to it, and the others
+    /// are filled up from there.
+    #[must_use]
+    pub fn leader(&self) -> Self {
+        let reachable = self.members.iter().find(|member| !member.place().is_away());
+        self.only(reachable.unwrap_or_else(|| self.first()))
+    }
+
+    /// What the objects of a backup are encoded with.
+    pub async fn backup_recipe(&self) -> Result<BackupRecipe> {
+        let member = self.first();
+        Ok(BackupRecipe {
+            header: member.plain_header(&ObjectName::Cluster),
+            sealing: member.sealing().await?,
+            level: member.place().settings().backup_level,
+        })
     }
 
     /// Creates an object that was encoded already; `digest` is that of its plain bytes.
@@ -103,152 +281,188 @@ impl Repository {
         object: Bytes,
         digest: &str,
     ) -> Result<()> {
-        match self.store.create(&name.path(), object).await? {
-            Created::New => Ok(()),
-            Created::Exists => {
-                let stored = self.trailer(name).await?.digest;
-                if stored == digest {
-                    Ok(())
-                } else {
-                    Err(RepositoryError::Conflict {
-                        path: self.locate(name),
-                        stored,
-                        new: digest.to_owned(),
-                    })
-                }
-            }
-        }
-    }
-
-    pub(super) async fn create_json<T: Serialize>(
-        &self,
-        name: &ObjectName,
-        value: &T,
-    ) -> Result<()> {
-        let bytes = Bytes::from(json_of(value));
-        match self.store.create(&name.path(), bytes.clone()).await? {
-            Created::New => Ok(()),
-            Created::Exists => {
-                let stored = self.store.get(&name.path()).await?;
-                if stored == bytes {
-                    return Ok(());
-                }
-                Err(RepositoryError::Conflict {
-                    path: self.locate(name),
-                    stored: container::digest(&stored),
-                    new: container::digest(&bytes),
-                })
-            }
-        }
+        self.first().create_object(name, object, digest).await
     }
 
     /// Takes an id for a backup that begins at `time`, or the first moment after it that is free.
     pub async fn announce_backup(&self, time: Timestamp) -> Result<BackupId> {
+        let store = self.first().store()?;
         let mut at = time;
         loop {
             let id = BackupId::at(at);
             let intent = Bytes::from(json_of(&serde_json::json!({ "format": FORMAT, "id": id })));
-            match self
-                .store
-                .create(&ObjectName::Intent(id.clone()).path(), intent)
-                .await?
-            {
-                Created::New => return Ok(id),
-                Created::Exists => {
-                    at = at
-                        .checked_add(jiff::SignedDuration::from_millis(1))
-                        .unwrap_or(at);
-                }
+            let path = ObjectName::Intent(id.clone()).path();
+            if store.create(&path, intent).await? == Created::New {
+                return Ok(id);
             }
+            at = at
+                .checked_add(jiff::SignedDuration::from_millis(1))
+                .unwrap_or(at);
         }
     }
 
     /// Makes a backup exist. Everything that it refers to must be stored before.
     pub async fn commit_backup(&self, record: &BackupRecord) -> Result<()> {
-        self.create_json(&ObjectName::Backup(record.id.clone()), record)
-            .await?;
-        self.store
-            .delete(&ObjectName::Intent(record.id.clone()).path())
-            .await?;
-        Ok(())
+        self.first().commit_backup(record).await
     }
 
     /// Removes what a backup that did not come to its end has stored.
     pub async fn discard_backup(&self, id: &BackupId) -> Result<()> {
-        if self
-            .find::<BackupRecord>(&ObjectName::Backup(id.clone()))
-            .await?
-            .is_some()
-        {
+        let member = self.first();
+        let name = ObjectName::Backup(id.clone());
+        if member.find::<serde_json::Value>(&name).await?.is_some() {
             return Ok(());
         }
-        for object in self.store.list(&format!("packs/{id}/")).await? {
-            self.store.delete(&object.path).await?;
+        let store = member.store()?;
+        for object in store.list(&format!("packs/{id}/")).await? {
+            store.delete(&object.path).await?;
         }
-        self.store
+        store
             .delete(&ObjectName::Manifest(id.clone()).path())
             .await?;
-        self.store
-            .delete(&ObjectName::Intent(id.clone()).path())
-            .await?;
+        store.delete(&ObjectName::Intent(id.clone()).path()).await?;
         Ok(())
     }
+}
 
-    /// Records that a stretch cannot be had.
-    pub async fn record_hole(&self, hole: &Hole) -> Result<()> {
-        let name = ObjectName::Hole {
-            timeline: hole.timeline,
-            range: hole.range(),
-        };
-        match self.create_json(&name, hole).await {
-            // the same hole, found at another time
-            Err(RepositoryError::Conflict { .. }) | Ok(()) => Ok(()),
-            Err(error) => Err(error),
+/// What the objects of a backup are encoded with.
+#[derive(Debug, Clone)]
+pub struct BackupRecipe {
+    /// Of no object yet.
+    header: Header,
+    sealing: Option<Sealing>,
+    level: i32,
+}
+
+impl BackupRecipe {
+    /// Begins an object of the backup.
+    pub fn encoder(&self, name: &ObjectName) -> Result<Encoder> {
+        let mut header = self.header.clone();
+        name.kind().clone_into(&mut header.kind);
+        header.name = name.path();
+        let Recipe { header, key } = Recipe::new(header, self.sealing.as_ref())?;
+        Encoder::new(&header, self.level, key.as_ref()).map_err(|error| RepositoryError::Damaged {
+            path: name.path(),
+            reason: error.to_string(),
+        })
+    }
+}
+
+impl EncodedWal {
+    fn adapt(&self, mut recipe: Recipe) -> Recipe {
+        recipe.header.timeline = Some(self.timeline.get());
+        recipe.header.start = Some(self.checked.range().start.to_string());
+        recipe.header.end = Some(self.checked.range().end.to_string());
+        recipe.header.segment_bytes = Some(self.size.bytes());
+        recipe
+    }
+
+    fn object(&self, number: usize) -> Option<Bytes> {
+        let objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        objects.get(number).cloned().flatten()
+    }
+
+    fn set_object(&self, number: usize, object: Bytes) {
+        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = objects.get_mut(number) {
+            *slot = Some(object);
         }
     }
 
-    /// Rewrites the tip of a timeline.
-    pub async fn write_tip(&self, timeline: TimelineId, tip: &Tip) -> Result<()> {
-        let path = ObjectName::Tip(timeline).path();
-        Ok(self.store.overwrite(&path, json_of(tip).into()).await?)
+    fn is_held_by(&self, number: usize) {
+        let mut held_by = self.held_by.lock().unwrap_or_else(PoisonError::into_inner);
+        held_by.push(number);
     }
 
-    /// Removes those pieces of a segment whose bytes `by` holds, which must be acknowledged.
-    ///
-    /// A piece that differs is left, and is an error: it is another history.
-    pub async fn remove_superseded_pieces(
-        &self,
-        segment: SegmentName,
-        by: &EncodedWal,
-    ) -> Result<()> {
-        let (start, plain) = (by.checked.range().start, by.checked.bytes());
-        for name in self.pieces_of(segment).await? {
-            if name == by.name {
-                continue;
+    fn holders(&self) -> Vec<usize> {
+        let held_by = self.held_by.lock().unwrap_or_else(PoisonError::into_inner);
+        held_by.clone()
+    }
+}
+
+/// How a write to several places goes.
+struct Outcome<'a> {
+    places: usize,
+    name: Option<&'a ObjectName>,
+    stored: usize,
+    outage: Option<RepositoryError>,
+}
+
+impl<'a> Outcome<'a> {
+    fn new(places: usize, name: Option<&'a ObjectName>) -> Self {
+        Self {
+            places,
+            name,
+            stored: 0,
+            outage: None,
+        }
+    }
+
+    /// Takes one place's answer; what is no outage is an error at once.
+    fn take(&mut self, member: &Member, written: Result<()>) -> Result<()> {
+        match written {
+            Ok(()) => self.stored += 1,
+            Err(error) if error.is_unreachable() => {
+                member.place().missed(self.name, Some(&error));
+                self.outage.get_or_insert(error);
             }
-            let ObjectName::Piece { range, .. } = &name else {
-                continue;
-            };
-            let Some(ours) = stretch(plain, start, *range) else {
-                continue;
-            };
-            let stored = match self.trailer(&name).await {
-                Ok(trailer) => trailer.digest,
-                Err(error) if error.is_not_found() => continue,
-                Err(error) => return Err(error),
-            };
-            let new = container::digest(ours);
-            if stored != new {
-                return Err(RepositoryError::Conflict {
-                    path: self.locate(&name),
-                    stored,
-                    new,
-                });
-            }
-            self.store.delete(&name.path()).await?;
+            Err(error) => return Err(error),
         }
         Ok(())
     }
+
+    fn end(self) -> Result<Stored> {
+        match self.outage {
+            _ if self.stored == self.places => Ok(Stored::Everywhere),
+            Some(error) if self.stored == 0 => Err(error),
+            None if self.stored == 0 => Err(RepositoryError::NoPlace),
+            _ => Ok(Stored::Partly),
+        }
+    }
+}
+
+/// Waits for the places that were slower, and notes those that failed.
+async fn take_the_rest(
+    name: ObjectName,
+    mut writes: FuturesUnordered<tokio::task::JoinHandle<(Member, Result<()>)>>,
+) {
+    while let Some(write) = writes.next().await {
+        if let Ok((member, Err(error))) = write {
+            if !error.is_unreachable() {
+                tracing::error!(
+                    "repository {} refuses what another took: {error}",
+                    member.name()
+                );
+            }
+            member.place().missed(Some(&name), Some(&error));
+        }
+    }
+}
+
+/// The objects for each place, by its number; places with the same recipe share one.
+fn encode_each(
+    recipes: Vec<(usize, Recipe, i32)>,
+    checked: &Checked<'_>,
+) -> std::result::Result<Vec<(usize, Bytes)>, container::Error> {
+    let mut facts = serde_json::Map::new();
+    facts.insert("wal".to_owned(), to_value(&wal_facts(checked)));
+    let mut plain_objects: Vec<(i32, Bytes)> = Vec::new();
+    let mut objects = Vec::with_capacity(recipes.len());
+    for (number, Recipe { header, key }, level) in recipes {
+        let known = plain_objects.iter().find(|(known, _)| *known == level);
+        if let (None, Some((_, object))) = (&key, known) {
+            objects.push((number, object.clone()));
+            continue;
+        }
+        let facts = facts.clone();
+        let object = container::encode(&header, checked.bytes(), facts, level, key.as_ref())?;
+        let object = Bytes::from(object);
+        if key.is_none() {
+            plain_objects.push((level, object.clone()));
+        }
+        objects.push((number, object));
+    }
+    Ok(objects)
 }
 
 fn wal_facts(checked: &Checked<'_>) -> WalFacts {
@@ -264,14 +478,4 @@ fn wal_facts(checked: &Checked<'_>) -> WalFacts {
         last_record: checked.last_record(),
         records_end: checked.whole_records_end(),
     }
-}
-
-fn to_value<T: Serialize>(value: &T) -> serde_json::Value {
-    serde_json::to_value(value).expect("our own records have string keys and finite numbers")
-}
-
-fn json_of<T: Serialize>(value: &T) -> Vec<u8> {
-    let mut bytes = serde_json::to_vec_pretty(&to_value(value)).expect("a value is always JSON");
-    bytes.push(b'\n');
-    bytes
 }

@@ -16,7 +16,7 @@ use super::settings::StopAt;
 use super::target::{Target, TargetAction, rfc3339};
 use super::walk::{Walked, walk};
 use crate::clock::Clock;
-use crate::error::{Error, Nearest, Result, io};
+use crate::error::{Error, Kind, Nearest, Result, io};
 use crate::repository::Repository;
 use crate::repository::catalog::{BranchEnd, Catalog};
 use crate::repository::layout::{BackupId, ObjectName};
@@ -44,12 +44,18 @@ pub async fn plan(
     let owner = Owner::of_restore(options.owner.as_deref(), &target_dir)?;
     let catalog = repository.catalog().await?;
     let chooser = Chooser::new(repository, &catalog, options, clock)?;
-    let chosen = chooser.choose().await?;
-    let tablespaces = plan_tablespaces(
-        &chosen.backup.tablespaces,
-        &options.tablespaces,
-        &target_dir,
-    )?;
+    let chosen = chooser
+        .choose()
+        .await
+        .map_err(|error| unheard(repository, error))?;
+    let held = repository.holding(&chosen.backup.id).await?;
+    let Some((_, backup)) = held else {
+        return Err(Error::damaged(format!(
+            "backup {} is gone",
+            chosen.backup.id
+        )));
+    };
+    let tablespaces = plan_tablespaces(&backup.tablespaces, &options.tablespaces, &target_dir)?;
     let made_later = made_later(&chosen, &tablespaces)?;
     let warnings = chooser.warnings(&chosen);
     let timeline = chooser.recovery_timeline(&chosen)?;
@@ -81,9 +87,28 @@ pub async fn plan(
         action: options.action.unwrap_or(behaviour),
         parameters: chosen.resolved.findings.parameters,
         warnings,
-        backup: chosen.backup,
+        backup,
         took: began.elapsed(),
     })
+}
+
+/// What could not be found may be where nobody could look.
+fn unheard(repository: &Repository, error: Error) -> Error {
+    let unheard = repository.unheard();
+    let Some((name, reason)) = unheard.first() else {
+        return error;
+    };
+    match error.kind() {
+        Kind::NotFound => Error::new(
+            Kind::Unreachable,
+            format!(
+                "{}; but repository {name} cannot be asked: {reason}",
+                error.message()
+            ),
+        )
+        .hint("name the repositories that can be reached with --repository to leave it out"),
+        _ => error,
+    }
 }
 
 fn check_options(options: &RestoreOptions) -> Result<()> {

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use basebackup::{Algorithm, ControlFile, Ledger, RelativePath};
-use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::process::Command;
 use tokio::sync::watch;
@@ -21,10 +20,11 @@ use super::plan::{Phase, RestorePlan, RestoreReport};
 use super::replay;
 use super::settings::{self, StopAt};
 use super::target::TargetAction;
-use super::unit::{FileJob, Manifest, UnitWriter, decode_all, reads_of};
+use super::unit::{FileJob, Manifest, Read, StoredStretch, UnitWriter, decode_all, reads_of};
 use crate::durable;
 use crate::error::{Error, Result, io};
 use crate::repository::layout::ObjectName;
+use crate::repository::records::BackupRecord;
 use crate::repository::{Repository, RepositoryError, blocking};
 
 /// How many units of files are under way at once.
@@ -83,10 +83,15 @@ async fn carry_out(
     };
     let mut footprint = Footprint::begin(&plan.target_dir, plan.owner)?;
     try_restore_command(plan, &footprint).await?;
-    let manifest = fetch_manifest(repository, plan).await?;
+    let id = &plan.backup.id;
+    let held = repository.holding(id).await?;
+    let Some((repository, record)) = held else {
+        return Err(Error::damaged(format!("backup {id} is gone")).hint("use another backup"));
+    };
+    let manifest = fetch_manifest(&repository, &record).await?;
     make_directories(&manifest, plan, &mut footprint)?;
 
-    let written = write_files(repository, plan, &manifest, &footprint, progress).await?;
+    let written = write_files(&repository, plan, &manifest, &footprint, progress).await?;
     report.phases.push(Phase::new("files", began.elapsed()));
 
     let began = Instant::now();
@@ -94,7 +99,7 @@ async fn carry_out(
     report.notes = notes(plan, &footprint)?;
     footprint.give_contents()?;
     sync(&footprint).await?;
-    write_control(repository, &manifest, &footprint, written).await?;
+    write_control(&repository, &manifest, &footprint, written).await?;
     footprint.hand_over()?;
     report.phases.push(Phase::new("sync", began.elapsed()));
     footprint.keep();
@@ -112,11 +117,11 @@ async fn carry_out(
     Ok(())
 }
 
-async fn fetch_manifest(repository: &Repository, plan: &RestorePlan) -> Result<Manifest> {
-    let name = ObjectName::Manifest(plan.backup.id.clone());
+async fn fetch_manifest(repository: &Repository, record: &BackupRecord) -> Result<Manifest> {
+    let name = ObjectName::Manifest(record.id.clone());
     let place = repository.locate(&name);
     let plain = repository.fetch(&name).await.map_err(gone)?.plain;
-    let expected = plan.backup.manifest_digest.clone();
+    let expected = record.manifest_digest.clone();
     blocking(move || {
         let found = container::digest(&plain);
         if found != expected {
@@ -294,18 +299,25 @@ async fn write_unit(
     wrote: &(dyn Fn(u64) + Sync),
 ) -> Result<Vec<(RelativePath, basebackup::FileSum)>> {
     for read in reads_of(manifest, unit) {
-        let stored = match &read.range {
-            Some((name, offset, length)) => {
-                let fetched = repository.fetch_range(name, *offset, *length).await;
-                fetched.map_err(gone)?
-            }
-            None => Bytes::new(),
-        };
+        let stored = fetch_stretch(repository, &read).await?;
         let before = writer.bytes;
         writer = blocking(move || writer.apply(read, stored).map(|()| writer)).await?;
         wrote(writer.bytes.saturating_sub(before));
     }
     Ok(std::mem::take(&mut writer.done))
+}
+
+async fn fetch_stretch(repository: &Repository, read: &Read) -> Result<Option<StoredStretch>> {
+    let Some((name, offset, length)) = &read.range else {
+        return Ok(None);
+    };
+    let frames = repository.frames(name).await.map_err(gone)?;
+    let bytes = repository.fetch_range(name, *offset, *length).await;
+    Ok(Some(StoredStretch {
+        bytes: bytes.map_err(gone)?,
+        offset: *offset,
+        frames,
+    }))
 }
 
 /// The bytes of a file that is small enough to be held.
@@ -315,13 +327,7 @@ async fn file_bytes(repository: &Repository, manifest: &Manifest, path: &str) ->
     };
     let mut bytes = Vec::new();
     for read in reads_of(manifest, vec![job]) {
-        let stored = match &read.range {
-            Some((name, offset, length)) => {
-                let fetched = repository.fetch_range(name, *offset, *length).await;
-                fetched.map_err(gone)?
-            }
-            None => Bytes::new(),
-        };
+        let stored = fetch_stretch(repository, &read).await?;
         bytes = blocking(move || decode_all(read, stored, &mut bytes).map(|()| bytes)).await?;
     }
     Ok(bytes)

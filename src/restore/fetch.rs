@@ -132,7 +132,8 @@ async fn fetch(
         None => system_of_working_directory()?,
     };
     let repository = match destination.stored(Some(system_id)).await {
-        Ok(repository) => repository,
+        // a listing that lacks one repository's part would make WAL look absent
+        Ok(repository) => repository.strict(),
         Err(error) => return Err(error.into()),
     };
     let bytes = match name {

@@ -18,6 +18,12 @@ pub struct RestoreCommand {
     pub config: Option<PathBuf>,
     /// The repository's address, where it was given without a file.
     pub repo: Option<String>,
+    /// Which of the file's repositories, where not all of them are used.
+    pub repositories: Vec<String>,
+    /// To whom objects must be encrypted, where that was given without a file.
+    pub recipients: Vec<String>,
+    /// What reads encrypted objects, where it was given without a file.
+    pub identity_file: Option<PathBuf>,
     /// The cluster.
     pub cluster: ClusterName,
 }
@@ -31,6 +37,15 @@ impl RestoreCommand {
         }
         if let Some(repo) = &self.repo {
             words.extend(["--repo".into(), repo.into()]);
+        }
+        if !self.repositories.is_empty() {
+            words.extend(["--repository".into(), self.repositories.join(",").into()]);
+        }
+        if !self.recipients.is_empty() {
+            words.extend(["--recipient".into(), self.recipients.join(",").into()]);
+        }
+        if let Some(identity) = &self.identity_file {
+            words.extend(["--identity-file".into(), identity.clone().into_os_string()]);
         }
         words.extend(["--cluster".into(), self.cluster.as_str().into()]);
         words.extend(["--system-id".into(), fetching.system_id.to_string().into()]);
@@ -304,6 +319,9 @@ mod tests {
             restore_command: RestoreCommand {
                 program: PathBuf::from(OsStr::from_bytes(program)),
                 config: None,
+                repositories: Vec::new(),
+                recipients: Vec::new(),
+                identity_file: None,
                 repo: Some("file:///backups".to_owned()),
                 cluster: "main".parse().unwrap(),
             },

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use basebackup::{Algorithm, FileChecker, FileSum, RelativePath};
 use bytes::Bytes;
+use container::FrameReader;
 
 use super::place::Roots;
 use crate::error::{Error, Result, chain, io};
@@ -189,6 +190,48 @@ fn tablespace_oid(path: &RelativePath) -> Option<u32> {
         .then(|| str::from_utf8(digits).ok()?.parse().ok())?
 }
 
+/// Stored bytes of a pack, from `offset` on, and what decodes them.
+#[derive(Debug)]
+pub(super) struct StoredStretch {
+    pub(super) bytes: Bytes,
+    pub(super) offset: u64,
+    pub(super) frames: Arc<FrameReader>,
+}
+
+impl StoredStretch {
+    /// Decodes the next frame, of `stored` bytes, which must be what `blake3` says.
+    fn next(&mut self, stored: u64, plain: u64, blake3: &str) -> Result<Vec<u8>, String> {
+        let length = usize::try_from(stored).unwrap_or(usize::MAX);
+        if length > self.bytes.len() {
+            return Err("the pack ends before it".to_owned());
+        }
+        let frame = self.bytes.split_to(length);
+        let plain = usize::try_from(plain).unwrap_or(usize::MAX);
+        let plain = self.frames.frame(self.offset, &frame, plain);
+        self.offset = self.offset.saturating_add(stored);
+        let plain = plain.map_err(|error| chain(&error))?;
+        let found = blake3::hash(&plain).to_hex();
+        if found.as_str() == blake3 {
+            Ok(plain)
+        } else {
+            Err(format!(
+                "other content than was stored: expected={blake3}, found={found}"
+            ))
+        }
+    }
+}
+
+/// The next frame of what was read; a read that has frames has read something.
+fn next_frame(
+    from: &mut Option<StoredStretch>,
+    stored: u64,
+    plain: u64,
+    blake3: &str,
+) -> Result<Vec<u8>, String> {
+    let from = from.as_mut().ok_or("nothing was read")?;
+    from.next(stored, plain, blake3)
+}
+
 /// Stored bytes that are read at once, and what is done with them.
 pub(super) struct Read {
     /// Where to read: pack, offset and length in bytes; none where nothing need be read.
@@ -292,8 +335,8 @@ impl UnitWriter {
         }
     }
 
-    /// Does the steps of a read whose stored bytes are `stored`.
-    pub(super) fn apply(&mut self, read: Read, mut stored: Bytes) -> Result<()> {
+    /// Does the steps of a read whose stored bytes are `from`.
+    pub(super) fn apply(&mut self, read: Read, mut from: Option<StoredStretch>) -> Result<()> {
         let place = read
             .range
             .as_ref()
@@ -303,16 +346,11 @@ impl UnitWriter {
                 Step::Open(path) => self.open(path)?,
                 Step::Zeros(count) => self.write_zeros(count)?,
                 Step::Stored {
-                    stored: length,
+                    stored,
                     plain,
                     blake3,
                 } => {
-                    let length = usize::try_from(length).unwrap_or(usize::MAX);
-                    if length > stored.len() {
-                        return Err(damaged_extent(place.as_ref(), "the pack ends before it"));
-                    }
-                    let bytes = stored.split_to(length);
-                    let plain = decode(&bytes, plain, &blake3)
+                    let plain = next_frame(&mut from, stored, plain, &blake3)
                         .map_err(|reason| damaged_extent(place.as_ref(), &reason))?;
                     self.write(&plain)?;
                 }
@@ -373,7 +411,11 @@ impl UnitWriter {
 }
 
 /// The plain bytes of a job that is small enough to be held, such as `backup_manifest`.
-pub(super) fn decode_all(read: Read, mut stored: Bytes, out: &mut Vec<u8>) -> Result<()> {
+pub(super) fn decode_all(
+    read: Read,
+    mut from: Option<StoredStretch>,
+    out: &mut Vec<u8>,
+) -> Result<()> {
     let place = read
         .range
         .as_ref()
@@ -381,13 +423,11 @@ pub(super) fn decode_all(read: Read, mut stored: Bytes, out: &mut Vec<u8>) -> Re
     for step in read.steps {
         match step {
             Step::Stored {
-                stored: length,
+                stored,
                 plain,
                 blake3,
             } => {
-                let length = usize::try_from(length).unwrap_or(usize::MAX);
-                let bytes = stored.split_to(length.min(stored.len()));
-                let plain = decode(&bytes, plain, &blake3)
+                let plain = next_frame(&mut from, stored, plain, &blake3)
                     .map_err(|reason| damaged_extent(place.as_ref(), &reason))?;
                 out.extend_from_slice(&plain);
             }
@@ -399,19 +439,6 @@ pub(super) fn decode_all(read: Read, mut stored: Bytes, out: &mut Vec<u8>) -> Re
         }
     }
     Ok(())
-}
-
-fn decode(stored: &[u8], plain: u64, expected: &str) -> Result<Vec<u8>, String> {
-    let length = usize::try_from(plain).unwrap_or(usize::MAX);
-    let plain = container::decode_frame(stored, length).map_err(|error| chain(&error))?;
-    let found = blake3::hash(&plain).to_hex();
-    if found.as_str() == expected {
-        Ok(plain)
-    } else {
-        Err(format!(
-            "other content than was stored: expected={expected}, found={found}"
-        ))
-    }
 }
 
 fn damaged_extent(place: Option<&(String, u64)>, reason: &str) -> Error {
@@ -462,6 +489,19 @@ mod tests {
         (bytes, extents)
     }
 
+    fn read_from_pack(bytes: Vec<u8>) -> StoredStretch {
+        let header = container::Header::new("pack", "x", "main", "1");
+        let mut object = Vec::new();
+        let encoder = container::Encoder::new(&header, 1, None).unwrap();
+        encoder.finish(serde_json::Map::new(), &mut object).unwrap();
+        let (frames, _) = FrameReader::new(&object, None).unwrap();
+        StoredStretch {
+            bytes: bytes.into(),
+            offset: 0,
+            frames: Arc::new(frames),
+        }
+    }
+
     fn zstd_frame(content: &[u8]) -> Vec<u8> {
         let header = container::Header::new("pack", "x", "main", "1");
         let mut encoder = container::Encoder::new(&header, 1, None).unwrap();
@@ -498,7 +538,9 @@ mod tests {
         let footprint = Footprint::begin(&target, None).unwrap();
         let roots = footprint.roots().clone();
         let mut writer = UnitWriter::new(roots, Arc::default(), Arc::default());
-        writer.apply(reads.remove(0), Bytes::from(bytes)).unwrap();
+        writer
+            .apply(reads.remove(0), Some(read_from_pack(bytes)))
+            .unwrap();
         let content = |name: &str| std::fs::read(target.join(name)).unwrap();
         assert_eq!(content("a"), b"firstsecond");
         assert_eq!(content("b"), b"");
@@ -523,7 +565,7 @@ mod tests {
         let footprint = Footprint::begin(&folder.path().join("data"), None).unwrap();
         let roots = footprint.roots().clone();
         let mut writer = UnitWriter::new(roots, Arc::default(), Arc::default());
-        let error = writer.apply(read, Bytes::from(bytes)).unwrap_err();
+        let error = writer.apply(read, Some(read_from_pack(bytes))).unwrap_err();
         assert_eq!(error.kind(), crate::error::Kind::Damaged);
     }
 

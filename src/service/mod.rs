@@ -11,6 +11,9 @@ use crate::server;
 
 pub use crate::receive::ReceiverOptions;
 pub use crate::repository::destination::Destination;
+pub use crate::repository::keys::EncryptionSettings;
+pub use crate::repository::store::StoreOptions;
+pub use crate::repository::{Acknowledge, PlaceSettings};
 
 /// Receives the WAL of the server behind `conninfo` until `stop` says so, and stores it.
 pub async fn stream(

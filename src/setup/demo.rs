@@ -22,20 +22,64 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub type Print = fn(&str) -> Result<()>;
 type Stop = tokio::sync::watch::Receiver<bool>;
 
-/// Tells the story. Whatever happens, the server is stopped and the folder removed.
-pub async fn run(
-    pg_bin: Option<PathBuf>,
-    keep: bool,
-    print: Print,
-    bold: bool,
-    mut stop: Stop,
-) -> Result<()> {
-    if rustix::process::geteuid().is_root() {
-        return Err(Error::usage("PostgreSQL does not run as root")
-            .hint("run the demo as another user, such as: sudo -u postgres anywhen demo"));
+/// What the user says of the demo.
+#[derive(Debug, Clone, Default)]
+pub struct DemoOptions {
+    /// Where the server's programs are.
+    pub pg_bin: Option<PathBuf>,
+    /// Whether everything stays for a look at it.
+    pub keep: bool,
+    /// The repository's address; a folder of the demo's own unless given.
+    pub repo: Option<String>,
+    /// To whom it encrypts.
+    pub recipients: Vec<String>,
+    /// What reads that again.
+    pub identity_file: Option<PathBuf>,
+}
+
+impl DemoOptions {
+    fn check(&self) -> Result<()> {
+        if rustix::process::geteuid().is_root() {
+            return Err(Error::usage("PostgreSQL does not run as root")
+                .hint("run the demo as another user, such as: sudo -u postgres anywhen demo"));
+        }
+        if !self.recipients.is_empty() && self.identity_file.is_none() {
+            return Err(Error::usage(
+                "the demo restores what it encrypts, and has no identity to do so",
+            )
+            .hint("name it with --identity-file; `anywhen keys generate -o FILE` makes one"));
+        }
+        Ok(())
     }
-    let bin = match pg_bin {
-        Some(bin) => bin,
+
+    /// The configuration file of the demo's commands.
+    fn settings(&self, folder: &Path, cluster: &str) -> Result<String> {
+        let repository = match &self.repo {
+            Some(url) => url.clone(),
+            None => format!("file://{}/repository", folder.display()),
+        };
+        let mut table = toml::Table::new();
+        table.insert("url".to_owned(), repository.into());
+        if !self.recipients.is_empty() {
+            table.insert("recipients".to_owned(), self.recipients.clone().into());
+        }
+        if let Some(path) = &self.identity_file {
+            let path = std::path::absolute(path).map_err(|error| io("find", path, &error))?;
+            let path = path.to_string_lossy().into_owned();
+            table.insert("identity_file".to_owned(), path.into());
+        }
+        Ok(format!(
+            "state_dir = \"{}/state\"\n[repository.demo]\n{table}\n[cluster.{cluster}]\n",
+            folder.display()
+        ))
+    }
+}
+
+/// Tells the story. Whatever happens, the server is stopped and the folder removed.
+pub async fn run(options: DemoOptions, print: Print, bold: bool, mut stop: Stop) -> Result<()> {
+    options.check()?;
+    let bin = match &options.pg_bin {
+        Some(bin) => bin.clone(),
         None => find_bin()?,
     };
     let folder = PathBuf::from(format!("/tmp/anywhen-demo-{}", std::process::id()));
@@ -45,7 +89,8 @@ pub async fn run(
             .map_err(|error| Error::failure(format!("cannot find this program: {error}")))?,
         data: folder.join("data"),
         restored: folder.join("restored"),
-        repository: folder.join("repository"),
+        cluster: format!("demo_{}", std::process::id()),
+        options: options.clone(),
         folder: folder.clone(),
         bin,
         stream: None,
@@ -57,7 +102,14 @@ pub async fn run(
         _ = stop.wait_for(|asked| *asked) => Err(Error::failure("stopped")),
     };
     story.end().await;
-    if keep {
+    if let Some(url) = &options.repo {
+        print(&format!(
+            "What the demo stored stays in {}/{}: remove it when you have seen it.",
+            url.trim_end_matches('/'),
+            story.cluster
+        ))?;
+    }
+    if options.keep {
         print(&format!("Everything is in {}.", folder.display()))?;
     } else {
         std::fs::remove_dir_all(&folder).map_err(|error| io("remove", &folder, &error))?;
@@ -99,7 +151,9 @@ struct Story {
     folder: PathBuf,
     data: PathBuf,
     restored: PathBuf,
-    repository: PathBuf,
+    /// Each demo has its own, so that they can share a repository.
+    cluster: String,
+    options: DemoOptions,
     stream: Option<Child>,
     print: Print,
     bold: bool,
@@ -255,10 +309,7 @@ impl Story {
 
     async fn start_stream(&mut self, sql: &mut Connection) -> Result<()> {
         let config = self.folder.join("anywhen.toml");
-        let text = format!(
-            "[repository.demo]\nurl = \"file://{}\"\n",
-            self.repository.display()
-        );
+        let text = self.options.settings(&self.folder, &self.cluster)?;
         std::fs::write(&config, text).map_err(|error| io("write", &config, &error))?;
         let mut command = self.command(&["stream", "--quiet"]);
         let child = command.stdin(Stdio::null()).spawn();

@@ -14,28 +14,15 @@ use crate::durable;
 use crate::error::{Error, Result, io};
 use crate::repository::RepositoryError;
 use crate::repository::keys::{Encryption, KeyList, NewIdentity, RotationPlan};
-use crate::repository::store::{Store, StoreOptions};
+use crate::repository::store::Store;
 
-pub use crate::repository::keys::EncryptionSettings;
+pub use crate::repository::PlaceSettings;
 
-/// A repository, and whom its keys are for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeyedRepository {
-    /// Its address.
-    pub url: String,
-    /// Recipients, identities, and where the key of the day is kept.
-    pub encryption: EncryptionSettings,
-}
-
-impl KeyedRepository {
-    fn open(&self) -> Result<Encryption> {
-        let store = Store::open(&StoreOptions::at(&self.url), false)?;
-        Ok(Encryption::new(
-            &self.encryption,
-            &store,
-            Arc::new(SystemClock),
-        )?)
-    }
+/// The keys of one repository.
+fn open(place: &PlaceSettings) -> Result<Encryption> {
+    let store = Store::open(&place.store, false)?;
+    let clock = Arc::new(SystemClock);
+    Ok(Encryption::new(&place.encryption, &store, clock)?)
 }
 
 /// An identity that was made, without its secret half.
@@ -83,10 +70,10 @@ pub struct KeyLists {
 }
 
 /// Lists the keys that are stored, without opening any.
-pub async fn list(repositories: &[KeyedRepository]) -> Result<KeyLists> {
+pub async fn list(repositories: &[PlaceSettings]) -> Result<KeyLists> {
     let mut lists = Vec::new();
     for repository in repositories {
-        lists.push(repository.open()?.list().await?);
+        lists.push(open(repository)?.list().await?);
     }
     Ok(KeyLists {
         schema: 1,
@@ -112,7 +99,7 @@ pub struct Rotation {
 
 impl Rotation {
     /// Decides what to do. Writes nothing.
-    pub async fn plan(repositories: &[KeyedRepository], dry_run: bool) -> Result<Self> {
+    pub async fn plan(repositories: &[PlaceSettings], dry_run: bool) -> Result<Self> {
         let mut rotation = Self {
             schema: 1,
             dry_run,
@@ -120,7 +107,7 @@ impl Rotation {
             encryption: Vec::new(),
         };
         for repository in repositories {
-            let encryption = repository.open()?;
+            let encryption = open(repository)?;
             let plan = encryption.plan_rotation().await;
             rotation
                 .repositories

@@ -2,17 +2,19 @@
 
 mod show;
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde::Serialize;
 use wal::{Lsn, SegmentSize, TimelineId};
 
-use crate::clock::rfc3339;
+use crate::clock::{Clock, rfc3339};
 use crate::error::Result;
-use crate::repository::Repository;
 use crate::repository::catalog::{BranchEnd, Catalog};
 use crate::repository::destination::Destination;
 use crate::repository::records::BackupRecord;
 use crate::repository::windows::{latest_moment, serves};
+use crate::repository::{PlaceState, Repository};
 
 pub use show::{backup_table, list_table, status_text};
 
@@ -53,8 +55,37 @@ pub struct ClusterStatus {
     pub last_backup: Option<String>,
     /// What is stored.
     pub stored: Stored,
+    /// Where it is kept.
+    pub repositories: Vec<RepositoryStatus>,
     #[serde(skip)]
     pub(crate) branches: Vec<Branch>,
+}
+
+/// One of the repositories that a cluster is kept in.
+#[derive(Debug, Clone, Serialize)]
+pub struct RepositoryStatus {
+    /// Its name in settings.
+    pub name: String,
+    /// Its address.
+    pub url: String,
+    /// Whether it could be asked.
+    pub reachable: bool,
+    /// How many objects and backups it lacks that another one has, where that is known.
+    pub missing_objects: Option<usize>,
+    /// Why it could not be asked.
+    pub error: Option<String>,
+}
+
+impl From<PlaceState> for RepositoryStatus {
+    fn from(state: PlaceState) -> Self {
+        Self {
+            name: state.name,
+            url: state.url,
+            reachable: state.missing.is_ok(),
+            missing_objects: state.missing.as_ref().ok().copied(),
+            error: state.missing.err(),
+        }
+    }
 }
 
 /// A range of moments that can be restored.
@@ -190,7 +221,7 @@ impl From<&BackupRecord> for BackupRow {
 }
 
 /// Which clusters to show.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Shown {
     /// Where each is stored.
     pub destinations: Vec<Destination>,
@@ -200,13 +231,15 @@ pub struct Shown {
     pub must_exist: bool,
     /// Show this system only.
     pub system_id: Option<u64>,
+    /// The time of day.
+    pub clock: Arc<dyn Clock>,
 }
 
 impl Shown {
     async fn repositories(&self) -> Result<Vec<Repository>> {
         let mut shown = Vec::new();
         for destination in &self.destinations {
-            let open = destination.open(false)?;
+            let open = destination.open(false, &self.clock)?;
             let clusters = if self.every_cluster {
                 open.every_cluster().await?
             } else {
@@ -254,6 +287,7 @@ pub async fn list(shown: &Shown) -> Result<List> {
 /// The state of one cluster's system.
 async fn cluster_status(repository: &Repository, now: Timestamp) -> Result<ClusterStatus> {
     let catalog = repository.catalog().await?;
+    let places = repository.places().await;
     let record = repository.cluster_record().await?;
     let windows = match catalog.segment_size {
         Some(size) => windows(repository, &catalog, size).await?,
@@ -284,6 +318,7 @@ async fn cluster_status(repository: &Repository, now: Timestamp) -> Result<Clust
             wal_bytes: catalog.wal_bytes,
             backup_bytes: catalog.backup_bytes,
         },
+        repositories: places.into_iter().map(RepositoryStatus::from).collect(),
         branches: branches(&catalog),
     })
 }

@@ -8,7 +8,7 @@ use indicatif::HumanBytes;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::{BackupRow, Branch, ClusterStatus};
+use super::{BackupRow, Branch, ClusterStatus, RepositoryStatus};
 
 /// What can be restored of one cluster.
 pub fn status_text(status: &ClusterStatus, with_timelines: bool) -> String {
@@ -74,6 +74,14 @@ pub fn status_text(status: &ClusterStatus, with_timelines: bool) -> String {
             HumanBytes(status.stored.backup_bytes)
         ),
     );
+    if status.repositories.len() > 1 {
+        for repository in &status.repositories {
+            add(
+                &mut text,
+                format_args!("  {}\n", repository_line(repository)),
+            );
+        }
+    }
     if with_timelines {
         text.push_str("  timelines\n");
         for root in status
@@ -85,6 +93,17 @@ pub fn status_text(status: &ClusterStatus, with_timelines: bool) -> String {
         }
     }
     text
+}
+
+fn repository_line(repository: &RepositoryStatus) -> String {
+    let (name, url) = (&repository.name, &repository.url);
+    match (&repository.error, repository.missing_objects) {
+        (Some(error), _) => format!("AWAY        {name} ({url}): {error}"),
+        (None, Some(0) | None) => format!("repository  {name} ({url})"),
+        (None, Some(missing)) => format!(
+            "BEHIND      {name} ({url}) lacks {missing} objects. hint: a running stream fills it up"
+        ),
+    }
 }
 
 fn draw(text: &mut String, branches: &[Branch], branch: &Branch, depth: usize) {

@@ -8,7 +8,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use super::KeyId;
 use crate::repository::layout::ObjectName;
 use crate::repository::store::{Store, StoreError};
-use crate::repository::{RepositoryError, Result, clusters, systems};
+use crate::repository::{RepositoryError, Result, clusters_in, systems_in};
 
 /// What is read first of an object: the header of most.
 const FIRST_READ_BYTES: u64 = 4096;
@@ -32,8 +32,8 @@ pub(super) struct Carried {
 pub(super) async fn carried(root: &Store) -> Result<BTreeMap<KeyId, Carried>> {
     let mut found: BTreeMap<KeyId, Carried> = BTreeMap::new();
     let mut seen: u64 = 0;
-    for cluster in clusters(root).await? {
-        for system in systems(root, &cluster).await? {
+    for cluster in clusters_in(root).await? {
+        for system in systems_in(root, &cluster).await? {
             let store = root.below(cluster.as_str()).below(&system.to_string());
             let listed = store.list("").await?;
             let names = listed

@@ -172,6 +172,14 @@ pub enum KeyError {
 }
 
 impl KeyError {
+    /// Whether an object is sealed, and what opens it is not configured here.
+    pub fn lacks_key(&self) -> bool {
+        matches!(
+            self,
+            Self::NotConfigured { .. } | Self::NoIdentity { .. } | Self::WrongIdentity { .. }
+        )
+    }
+
     /// Whether another attempt may succeed.
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Store(error) if error.may_pass())

@@ -163,6 +163,31 @@ impl Encryption {
         !self.inner.recipients.is_empty()
     }
 
+    /// Whether whoever reads what is written here reads what the other writes, and nobody else.
+    pub fn reads_like(&self, other: &Self) -> bool {
+        let texts = |one: &Self| -> BTreeSet<String> {
+            let recipients = one.inner.recipients.iter();
+            recipients.map(|one| one.as_str().to_owned()).collect()
+        };
+        texts(self) == texts(other)
+    }
+
+    /// Copies the wraps of a key to another repository, so that objects that it encrypts can be
+    /// copied there as they are. `id` is what an object's header says.
+    pub async fn copy_wraps(&self, to: &Self, id: &str, path: &str) -> Result<(), KeyError> {
+        let id: KeyId = id.parse().map_err(|InvalidKeyId| KeyError::BadKeyId {
+            path: path.to_owned(),
+            found: id.to_owned(),
+        })?;
+        let stored = to.inner.wraps.of_key(&id).await?;
+        for wrap in self.inner.wraps.of_key(&id).await?.difference(&stored) {
+            if let StoredWrap::Bytes(bytes) = self.inner.wraps.read(&id, wrap).await? {
+                to.inner.wraps.add(&id, wrap, bytes.to_vec()).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// The key for what is written now; `None` where it is not to be encrypted.
     ///
     /// A new day begins a new key: ask for each object. When this returns, whoever holds the

@@ -1,0 +1,139 @@
+//! What is stored of a segment before a connection sends it again.
+
+use wal::{Lsn, SegmentName, SegmentSize, WalRange};
+
+use crate::repository::{Repository, RepositoryError, digest};
+
+/// What is stored of the segment at hand, from its beginning on without a break.
+#[derive(Debug)]
+pub(super) enum Known {
+    /// The bytes.
+    Bytes(Vec<u8>),
+    /// Stretches with the digests of their bytes, sorted: an archiver that cannot read what it
+    /// stored before can still tell whether the server sends the same.
+    Digests(Vec<(WalRange, String)>),
+}
+
+impl Known {
+    /// Nothing is stored.
+    pub(super) fn nothing() -> Self {
+        Self::Bytes(Vec::new())
+    }
+
+    /// What is stored of `segment`.
+    pub(super) async fn of(
+        repository: &Repository,
+        segment: SegmentName,
+        size: SegmentSize,
+    ) -> Result<Self, RepositoryError> {
+        match repository.segment_content(segment, size).await {
+            Ok(content) => {
+                Ok(content.map_or_else(Self::nothing, |content| Self::Bytes(content.bytes)))
+            }
+            Err(error) if error.lacks_key() => {
+                let digests = repository.segment_digests(segment, size).await?;
+                Ok(Self::Digests(digests))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where it ends, in a segment that begins at `start`.
+    pub(super) fn end(&self, start: Lsn) -> Lsn {
+        match self {
+            Self::Bytes(bytes) => {
+                start.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX))
+            }
+            Self::Digests(stretches) => stretches.iter().fold(start, |end, (range, _)| {
+                if range.start <= end {
+                    end.max(range.end)
+                } else {
+                    end
+                }
+            }),
+        }
+    }
+
+    /// Where the server's WAL is found to differ: `came` has come of the segment that begins at
+    /// `start`, and `bytes` follow. Of a stretch, its start.
+    pub(super) fn differs(&self, start: Lsn, came: &[u8], bytes: &[u8]) -> Option<Lsn> {
+        let offset = |lsn: Lsn| usize::try_from(lsn.bytes_since(start)).unwrap_or(usize::MAX);
+        match self {
+            Self::Bytes(known) => {
+                let known = known.get(came.len()..).unwrap_or_default();
+                let differs = known.iter().zip(bytes).position(|(a, b)| a != b)?;
+                let at = came.len().saturating_add(differs);
+                Some(start.saturating_add(u64::try_from(at).unwrap_or(u64::MAX)))
+            }
+            Self::Digests(stretches) => {
+                let have = came.len().saturating_add(bytes.len());
+                let differs = stretches.iter().find(|(range, stored)| {
+                    let (from, to) = (offset(range.start), offset(range.end));
+                    // each once, when its last byte comes
+                    let ends_now = came.len() < to && to <= have;
+                    ends_now && digest(&joined(came, bytes, from, to)) != *stored
+                });
+                differs.map(|(range, _)| range.start)
+            }
+        }
+    }
+}
+
+/// The bytes `[from, to)` of `first` and `second` together.
+fn joined(first: &[u8], second: &[u8], from: usize, to: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(to.saturating_sub(from));
+    bytes.extend_from_slice(first.get(from..to.min(first.len())).unwrap_or_default());
+    let within = |at: usize| at.saturating_sub(first.len());
+    bytes.extend_from_slice(second.get(within(from)..within(to)).unwrap_or_default());
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Lsn = Lsn::new(1 << 24);
+
+    fn digests(content: &[u8], stretches: &[(u64, u64)]) -> Known {
+        let place = |at: u64| usize::try_from(at).unwrap();
+        let stretch = |&(from, to): &(u64, u64)| {
+            let range = WalRange {
+                start: START.saturating_add(from),
+                end: START.saturating_add(to),
+            };
+            (range, digest(&content[place(from)..place(to)]))
+        };
+        Known::Digests(stretches.iter().map(stretch).collect())
+    }
+
+    #[test]
+    fn digests_tell_another_history_as_bytes_do() {
+        // without the key, a server that was set back would mix two histories
+        let content: Vec<u8> = (0..200_u8).collect();
+        let mut other = content.clone();
+        other[120] ^= 1;
+        let known = digests(&content, &[(0, 100), (80, 150)]);
+        assert_eq!(known.end(START), START.saturating_add(150));
+        for cut in [0, 1, 80, 99, 120, 121, 149] {
+            let (came, bytes) = content.split_at(cut);
+            assert_eq!(known.differs(START, came, bytes), None, "{cut}");
+            let (came, bytes) = other.split_at(cut);
+            let found = known.differs(START, came, bytes);
+            assert_eq!(found, Some(START.saturating_add(80)), "{cut}");
+        }
+        // what is not all there yet cannot be judged
+        assert_eq!(known.differs(START, &[], &other[..149]), None);
+        let bytes = Known::Bytes(content.clone());
+        let (came, rest) = other.split_at(100);
+        assert_eq!(
+            bytes.differs(START, came, rest),
+            Some(START.saturating_add(120))
+        );
+    }
+
+    #[test]
+    fn a_gap_between_digests_ends_what_is_known() {
+        let known = digests(&[0; 200], &[(0, 50), (60, 100)]);
+        assert_eq!(known.end(START), START.saturating_add(50));
+    }
+}

@@ -1,0 +1,130 @@
+//! `backup.json`: written last, and what of it is nobody's business in a repository that encrypts.
+//!
+//! Positions, times and counts stay clear, so that `status` needs no key; the label and the places
+//! of tablespaces are sealed.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::layout::{BackupId, ObjectName};
+use super::member::{Member, Recipe};
+use super::records::{BackupRecord, TablespaceRecord};
+use super::{Repository, RepositoryError, Result};
+
+/// What is sealed of a backup's record.
+#[derive(Debug, Serialize, Deserialize)]
+struct Names {
+    label: String,
+    tablespaces: Vec<TablespaceRecord>,
+}
+
+impl Member {
+    /// Makes a backup exist here, with its names sealed where this place encrypts.
+    pub(super) async fn commit_backup(&self, record: &BackupRecord) -> Result<()> {
+        let name = ObjectName::Backup(record.id.clone());
+        // the same record is given again after an outage, and sealing is never twice the same
+        if let Some(stored) = self.backup(&record.id).await?
+            && stored == *record
+        {
+            return self.forget_intent(&record.id).await;
+        }
+        let sealed = self.seal_record(&name, record).await?;
+        self.create_json(&name, &sealed).await?;
+        self.forget_intent(&record.id).await
+    }
+
+    /// Ends what was announced before the backup was stored.
+    pub(super) async fn forget_intent(&self, id: &BackupId) -> Result<()> {
+        let path = ObjectName::Intent(id.clone()).path();
+        Ok(self.store()?.delete(&path).await?)
+    }
+
+    async fn seal_record(&self, name: &ObjectName, record: &BackupRecord) -> Result<BackupRecord> {
+        let Recipe { header, key } = self.recipe(name).await?;
+        if key.is_none() {
+            return Ok(record.clone());
+        }
+        let names = Names {
+            label: record.label.clone(),
+            tablespaces: record.tablespaces.clone(),
+        };
+        let plain = super::json_of(&names);
+        let facts = serde_json::Map::new();
+        let object = container::encode(&header, &plain, facts, 3, key.as_ref())
+            .map_err(|error| self.damaged(name, &error))?;
+        Ok(BackupRecord {
+            label: String::new(),
+            tablespaces: Vec::new(),
+            sealed: Some(BASE64.encode(object)),
+            ..record.clone()
+        })
+    }
+
+    /// A backup's record with its names opened; `None` if there is no such backup.
+    pub(super) async fn backup(&self, id: &BackupId) -> Result<Option<BackupRecord>> {
+        let name = ObjectName::Backup(id.clone());
+        match self.find::<BackupRecord>(&name).await? {
+            Some(record) => self.open_record(&name, record).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// As [`Self::backup`], without the names where the key to them is not at hand.
+    pub(super) async fn listed_backup(&self, id: &BackupId) -> Result<Option<BackupRecord>> {
+        let name = ObjectName::Backup(id.clone());
+        let Some(record) = self.find::<BackupRecord>(&name).await? else {
+            return Ok(None);
+        };
+        match self.open_record(&name, record.clone()).await {
+            Err(error) if error.lacks_key() => Ok(Some(record)),
+            opened => opened.map(Some),
+        }
+    }
+
+    async fn open_record(&self, name: &ObjectName, record: BackupRecord) -> Result<BackupRecord> {
+        let Some(sealed) = &record.sealed else {
+            self.check_plain(name).await?;
+            return Ok(record);
+        };
+        let damaged = |reason: String| RepositoryError::Damaged {
+            path: self.locate(name),
+            reason,
+        };
+        let object = BASE64
+            .decode(sealed)
+            .map_err(|error| damaged(format!("its sealed part is no base64: {error}")))?;
+        let fetched = self.decode(name, Bytes::from(object)).await?;
+        let names: Names = serde_json::from_slice(&fetched.plain)
+            .map_err(|error| damaged(format!("its sealed part: {error}")))?;
+        Ok(BackupRecord {
+            label: names.label,
+            tablespaces: names.tablespaces,
+            sealed: None,
+            ..record
+        })
+    }
+}
+
+impl Repository {
+    /// A backup by its id, from a place that has it whole, and that place alone: packs and manifest
+    /// of one backup may lie at other offsets elsewhere. `None` if it never came to its end.
+    pub async fn holding(&self, id: &BackupId) -> Result<Option<(Self, BackupRecord)>> {
+        let (mut failed, mut absent) = (None, false);
+        for member in &self.members {
+            match member.backup(id).await {
+                Ok(Some(record)) => return Ok(Some((self.only(member), record))),
+                Ok(None) => absent = true,
+                Err(error) => {
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+        match failed {
+            Some(error) => Err(error),
+            None if absent => Ok(None),
+            None => Err(RepositoryError::NoPlace),
+        }
+    }
+}

@@ -1,0 +1,466 @@
+//! One system of a cluster in one place: objects written once, and read back checked.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use container::{DataKey, FrameReader, Header, Trailer};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use wal::SegmentName;
+
+use super::keys::Sealing;
+use super::layout::{ClusterName, ObjectName, pieces_prefix};
+use super::place::{Opened, Place};
+use super::records::{ClusterRecord, FORMAT};
+use super::store::{Created, Listed, Store, StoreError};
+use super::{
+    EncodedWal, Fetched, PLAIN_BYTES_MAX, RepositoryError, Result, ServerIdentity, blocking,
+    json_of, list_of, stretch, systems_in,
+};
+use crate::error::chain;
+
+/// How much of an object's end is read to find its trailer.
+const TAIL_BYTES: u64 = 16 << 10;
+/// How much of an object's beginning is read to find its header.
+const HEAD_BYTES: u64 = 4 << 10;
+
+/// One system of a cluster in one place.
+#[derive(Debug, Clone)]
+pub(super) struct Member {
+    place: Arc<Place>,
+    cluster: ClusterName,
+    system_id: u64,
+    /// What single frames are decoded with, by object: a pack is read in many stretches.
+    frames: Arc<Mutex<HashMap<String, Arc<FrameReader>>>>,
+}
+
+/// What an encoder needs besides the plain bytes.
+pub(super) struct Recipe {
+    pub(super) header: Header,
+    pub(super) key: Option<DataKey>,
+}
+
+impl Recipe {
+    /// The recipe of one object: what is encrypted has a salt of its own.
+    pub(super) fn new(mut header: Header, sealing: Option<&Sealing>) -> Result<Self> {
+        let key = match sealing {
+            Some(sealing) => {
+                sealing.header_fields(&mut header)?;
+                Some(sealing.key().clone())
+            }
+            None => None,
+        };
+        Ok(Self { header, key })
+    }
+}
+
+impl Member {
+    pub(super) fn new(place: Arc<Place>, cluster: ClusterName, system_id: u64) -> Self {
+        Self {
+            place,
+            cluster,
+            system_id,
+            frames: Arc::default(),
+        }
+    }
+
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.place.settings().name
+    }
+
+    /// Where an object is, for messages.
+    pub(super) fn locate(&self, name: &ObjectName) -> String {
+        let url = self.place.url().trim_end_matches('/');
+        format!("{url}/{}/{}/{}", self.cluster, self.system_id, name.path())
+    }
+
+    fn opened(&self) -> Result<Opened> {
+        self.place.open()
+    }
+
+    pub(super) fn store(&self) -> Result<Store> {
+        let root = self.opened()?.store;
+        Ok(root
+            .below(self.cluster.as_str())
+            .below(&self.system_id.to_string()))
+    }
+
+    /// Makes sure that the place may be written to for this server: its `cluster.json` is there or
+    /// is made, and the store is known to keep what is written once.
+    ///
+    /// A name under which another system is stored is refused, unless `new_system` is set. What
+    /// this process has met and is not there any more is not made again: a disk may have been
+    /// taken away.
+    pub(super) async fn prepare(&self, identity: ServerIdentity, new_system: bool) -> Result<()> {
+        let root = self.opened()?.store;
+        let stored = systems_in(&root, &self.cluster).await?;
+        let is_stored = stored.contains(&identity.system_id);
+        if self.place.was_met() && !is_stored {
+            return Err(RepositoryError::Gone {
+                url: self.place.url().to_owned(),
+            });
+        }
+        if !new_system && !stored.is_empty() && !is_stored {
+            return Err(RepositoryError::OtherSystem {
+                cluster: self.cluster.clone(),
+                url: self.place.url().to_owned(),
+                stored: list_of(&stored),
+                found: identity.system_id,
+            });
+        }
+        let path = ObjectName::Cluster.path();
+        if self
+            .find::<ClusterRecord>(&ObjectName::Cluster)
+            .await?
+            .is_none()
+        {
+            let record = ClusterRecord {
+                format: FORMAT,
+                name: self.cluster.to_string(),
+                system_id: identity.system_id.to_string(),
+                major: identity.major,
+                block_bytes: identity.block_bytes,
+            };
+            self.create_json(&ObjectName::Cluster, &record).await?;
+        }
+        self.check_format().await?;
+        if !self.place.was_met() {
+            // the same bytes again: a store that keeps what is there refuses them
+            let store = self.store()?;
+            let bytes = store.get(&path).await?;
+            store.probe_conditional_create(&path, bytes).await?;
+        }
+        self.place.is_met();
+        Ok(())
+    }
+
+    /// Refuses what a later version wrote.
+    pub(super) async fn check_format(&self) -> Result<()> {
+        self.find::<ClusterRecord>(&ObjectName::Cluster).await?;
+        Ok(())
+    }
+
+    /// The header of an object that is written here now, and the key that it names.
+    pub(super) async fn recipe(&self, name: &ObjectName) -> Result<Recipe> {
+        let sealing = self.sealing().await?;
+        Recipe::new(self.plain_header(name), sealing.as_ref())
+    }
+
+    /// The key for what is written here now; `None` where that is not encrypted.
+    pub(super) async fn sealing(&self) -> Result<Option<Sealing>> {
+        Ok(self.opened()?.encryption.sealing().await?)
+    }
+
+    /// Encodes and stores one object.
+    pub(super) async fn store_container(
+        &self,
+        name: &ObjectName,
+        adapt: impl FnOnce(&mut Header),
+        facts: serde_json::Map<String, serde_json::Value>,
+        plain: Bytes,
+        level: i32,
+    ) -> Result<()> {
+        let Recipe { mut header, key } = self.recipe(name).await?;
+        adapt(&mut header);
+        let (object, digest) = blocking(move || {
+            let digest = container::digest(&plain);
+            container::encode(&header, &plain, facts, level, key.as_ref())
+                .map(|object| (object, digest))
+        })
+        .await
+        .map_err(|error| self.damaged(name, &error))?;
+        self.create_object(name, object.into(), &digest).await
+    }
+
+    /// Creates an object that was encoded already; `digest` is that of its plain bytes.
+    pub(super) async fn create_object(
+        &self,
+        name: &ObjectName,
+        object: Bytes,
+        digest: &str,
+    ) -> Result<()> {
+        let store = self.store()?;
+        let bytes = u64::try_from(object.len()).unwrap_or(u64::MAX);
+        let created = match name {
+            ObjectName::Manifest(_) => store.create_bulk(&name.path(), object).await?,
+            _ => store.create(&name.path(), object).await?,
+        };
+        if created == Created::New {
+            return Ok(());
+        }
+        let (trailer, stored_bytes) = self.trailer_and_size(name).await?;
+        // a manifest names stored offsets in packs: equal content does not make them equal
+        let same_offsets = !matches!(name, ObjectName::Pack { .. }) || stored_bytes == bytes;
+        if trailer.digest == digest && same_offsets {
+            return Ok(());
+        }
+        Err(RepositoryError::Conflict {
+            path: self.locate(name),
+            stored: format!("{}, {stored_bytes} bytes", trailer.digest),
+            new: format!("{digest}, {bytes} bytes"),
+        })
+    }
+
+    pub(super) async fn create_json<T: Serialize>(
+        &self,
+        name: &ObjectName,
+        value: &T,
+    ) -> Result<()> {
+        self.create_text(name, json_of(value).into()).await
+    }
+
+    /// Creates a small object whose stored bytes are its content.
+    pub(super) async fn create_text(&self, name: &ObjectName, bytes: Bytes) -> Result<()> {
+        let store = self.store()?;
+        if store.create(&name.path(), bytes.clone()).await? == Created::New {
+            return Ok(());
+        }
+        let stored = store.get(&name.path()).await?;
+        if stored == bytes {
+            return Ok(());
+        }
+        Err(RepositoryError::Conflict {
+            path: self.locate(name),
+            stored: container::digest(&stored),
+            new: container::digest(&bytes),
+        })
+    }
+
+    /// The bytes of an object as they are stored.
+    pub(super) async fn raw(&self, name: &ObjectName) -> Result<Bytes> {
+        Ok(self.store()?.get(&name.path()).await?)
+    }
+
+    /// Reads, checks and decodes an object.
+    pub(super) async fn fetch(&self, name: &ObjectName) -> Result<Fetched> {
+        let object = self.raw(name).await?;
+        self.decode(name, object).await
+    }
+
+    /// Checks and decodes an object whose stored bytes are at hand.
+    pub(super) async fn decode(&self, name: &ObjectName, object: Bytes) -> Result<Fetched> {
+        let header = self.header_in(name, &object)?;
+        let key = self.key_for(name, &header).await?;
+        let decoded = blocking(move || container::decode(&object, PLAIN_BYTES_MAX, key.as_ref()))
+            .await
+            .map_err(|error| self.damaged(name, &error))?;
+        Ok(Fetched {
+            plain: decoded.plain,
+            facts: decoded.trailer.facts,
+        })
+    }
+
+    pub(super) fn header_in(&self, name: &ObjectName, object: &[u8]) -> Result<Header> {
+        let header = match container::read_header(object) {
+            Ok(container::Reading::Done((header, _))) => header,
+            Ok(container::Reading::NeedMore(_)) => {
+                return Err(RepositoryError::Damaged {
+                    path: self.locate(name),
+                    reason: format!("it ends within its header: bytes={}", object.len()),
+                });
+            }
+            Err(error) => return Err(self.damaged(name, &error)),
+        };
+        self.check_header(name, &header)?;
+        Ok(header)
+    }
+
+    async fn key_for(&self, name: &ObjectName, header: &Header) -> Result<Option<DataKey>> {
+        let encryption = self.opened()?.encryption;
+        Ok(encryption.key_for(header, &self.locate(name)).await?)
+    }
+
+    /// Refuses an object that is not encrypted where all should be.
+    pub(super) async fn check_plain(&self, name: &ObjectName) -> Result<()> {
+        self.key_for(name, &self.plain_header(name)).await.map(drop)
+    }
+
+    pub(super) fn plain_header(&self, name: &ObjectName) -> Header {
+        let system_id = self.system_id.to_string();
+        Header::new(name.kind(), &name.path(), self.cluster.as_str(), &system_id)
+    }
+
+    /// `length` stored bytes of an object from `offset`.
+    pub(super) async fn fetch_range(
+        &self,
+        name: &ObjectName,
+        offset: u64,
+        length: u64,
+    ) -> Result<Bytes> {
+        Ok(self
+            .store()?
+            .get_range(&name.path(), offset, length)
+            .await?)
+    }
+
+    /// What single frames of an object are decoded with.
+    pub(super) async fn frames(&self, name: &ObjectName) -> Result<Arc<FrameReader>> {
+        let path = name.path();
+        let known = self.known_frames().get(&path).map(Arc::clone);
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let (prefix, header) = self.head(name).await?;
+        let key = self.key_for(name, &header).await?;
+        let (reader, _) =
+            FrameReader::new(&prefix, key.as_ref()).map_err(|error| self.damaged(name, &error))?;
+        let reader = Arc::new(reader);
+        self.known_frames().insert(path, Arc::clone(&reader));
+        Ok(reader)
+    }
+
+    fn known_frames(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<FrameReader>>> {
+        self.frames.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first bytes of an object, which hold its header.
+    pub(super) async fn head(&self, name: &ObjectName) -> Result<(Bytes, Header)> {
+        let store = self.store()?;
+        let mut wanted = HEAD_BYTES;
+        loop {
+            let prefix = store.get_range(&name.path(), 0, wanted).await?;
+            match container::read_header(&prefix) {
+                Ok(container::Reading::NeedMore(bytes)) if bytes > wanted => wanted = bytes,
+                _ => {
+                    let header = self.header_in(name, &prefix)?;
+                    return Ok((prefix, header));
+                }
+            }
+        }
+    }
+
+    fn check_header(&self, name: &ObjectName, header: &Header) -> Result<()> {
+        let system_id = self.system_id.to_string();
+        let expected = (name.path(), self.cluster.as_str(), &system_id);
+        if (&header.name, header.cluster.as_str(), &header.system_id)
+            == (&expected.0, expected.1, expected.2)
+        {
+            return Ok(());
+        }
+        Err(RepositoryError::Damaged {
+            path: self.locate(name),
+            reason: format!(
+                "it says that it is another object: cluster={}, system={}, name={}",
+                header.cluster, header.system_id, header.name
+            ),
+        })
+    }
+
+    pub(super) async fn trailer(&self, name: &ObjectName) -> Result<Trailer> {
+        Ok(self.trailer_and_size(name).await?.0)
+    }
+
+    /// The trailer, and the size of the whole object in bytes.
+    async fn trailer_and_size(&self, name: &ObjectName) -> Result<(Trailer, u64)> {
+        let store = self.store()?;
+        let mut wanted = TAIL_BYTES;
+        loop {
+            let (tail, object_bytes) = store.get_tail(&name.path(), wanted).await?;
+            match container::read_trailer(&tail, object_bytes) {
+                Ok(container::Reading::Done(trailer)) => return Ok((trailer, object_bytes)),
+                Ok(container::Reading::NeedMore(bytes)) if bytes > wanted => wanted = bytes,
+                Ok(container::Reading::NeedMore(_)) => {
+                    return Err(RepositoryError::Damaged {
+                        path: self.locate(name),
+                        reason: "no whole trailer at its end".to_owned(),
+                    });
+                }
+                Err(error) => return Err(self.damaged(name, &error)),
+            }
+        }
+    }
+
+    pub(super) fn damaged(&self, name: &ObjectName, error: &container::Error) -> RepositoryError {
+        match error {
+            container::Error::NewerFormat { found, .. } => RepositoryError::Newer {
+                path: self.locate(name),
+                format: *found,
+            },
+            other => RepositoryError::Damaged {
+                path: self.locate(name),
+                reason: chain(other),
+            },
+        }
+    }
+
+    /// A small object; `None` if there is none.
+    pub(super) async fn find<T: DeserializeOwned>(&self, name: &ObjectName) -> Result<Option<T>> {
+        let bytes = match self.store()?.get(&name.path()).await {
+            Ok(bytes) => bytes,
+            Err(StoreError::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let damaged = |error: serde_json::Error| RepositoryError::Damaged {
+            path: self.locate(name),
+            reason: error.to_string(),
+        };
+        let format: Format = serde_json::from_slice(&bytes).map_err(damaged)?;
+        if let Some(format) = format.format.filter(|format| *format > FORMAT) {
+            return Err(RepositoryError::Newer {
+                path: self.locate(name),
+                format,
+            });
+        }
+        serde_json::from_slice(&bytes).map(Some).map_err(damaged)
+    }
+
+    pub(super) async fn list(&self, folder: &str) -> Result<Vec<Listed>> {
+        Ok(self.store()?.list(folder).await?)
+    }
+
+    /// Removes those pieces of a segment whose bytes `by` holds, which must be acknowledged here.
+    pub(super) async fn remove_superseded_pieces(
+        &self,
+        segment: SegmentName,
+        by: &EncodedWal,
+    ) -> Result<()> {
+        let (start, plain) = (by.checked.range().start, by.checked.bytes());
+        for name in self.pieces_of(segment).await? {
+            if name == by.name {
+                continue;
+            }
+            let ObjectName::Piece { range, .. } = &name else {
+                continue;
+            };
+            let Some(ours) = stretch(plain, start, *range) else {
+                continue;
+            };
+            let stored = match self.trailer(&name).await {
+                Ok(trailer) => trailer.digest,
+                Err(error) if error.is_not_found() => continue,
+                Err(error) => return Err(error),
+            };
+            let new = container::digest(ours);
+            if stored != new {
+                return Err(RepositoryError::Conflict {
+                    path: self.locate(&name),
+                    stored,
+                    new,
+                });
+            }
+            self.store()?.delete(&name.path()).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn pieces_of(&self, segment: SegmentName) -> Result<Vec<ObjectName>> {
+        let listed = self.list(&pieces_prefix(segment)).await?;
+        let names = listed
+            .iter()
+            .filter_map(|object| ObjectName::parse(&object.path));
+        Ok(names
+            .filter(|name| matches!(name, ObjectName::Piece { .. }))
+            .collect())
+    }
+}
+
+/// What is read of any small object before the rest: whether we can know the rest.
+#[derive(serde::Deserialize)]
+struct Format {
+    format: Option<u32>,
+}

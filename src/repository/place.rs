@@ -1,0 +1,189 @@
+//! One place of a repository, a URL: opened when it is needed, and how it fares in this process.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::Result;
+use super::keys::{Encryption, EncryptionSettings};
+use super::layout::ObjectName;
+use super::store::{Store, StoreOptions};
+use crate::clock::Clock;
+
+/// So many objects may be on their way to a place that is not waited for; they are held in memory.
+const WRITES_AT_ONCE: usize = 8;
+
+/// So many names of objects that a place has missed are remembered; where there are more, every one
+/// counts as missed.
+const NAMES_MAX: usize = 200_000;
+
+/// A place as settings have it.
+#[derive(Debug, Clone)]
+pub struct PlaceSettings {
+    /// Its name in settings, for messages.
+    pub name: String,
+    /// Where it is, and how it is reached.
+    pub store: StoreOptions,
+    /// The zstd level for WAL.
+    pub wal_level: i32,
+    /// The zstd level for backups.
+    pub backup_level: i32,
+    /// To whom its objects are encrypted, and who reads them.
+    pub encryption: EncryptionSettings,
+}
+
+/// A place that is used by this process. Shared by all that use it, so that one outage is noticed
+/// once.
+pub(super) struct Place {
+    settings: PlaceSettings,
+    /// Whether a local folder that is missing is made.
+    create: bool,
+    clock: Arc<dyn Clock>,
+    opened: Mutex<Option<Opened>>,
+    health: Mutex<Health>,
+    writes: Arc<Semaphore>,
+}
+
+/// A place that was opened.
+#[derive(Debug, Clone)]
+pub(super) struct Opened {
+    pub(super) store: Store,
+    pub(super) encryption: Encryption,
+}
+
+/// How a place fares, where a cluster has several.
+#[derive(Debug, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is known by itself: what was seen, said, and is true now"
+)]
+struct Health {
+    /// The cluster was found or made there.
+    met: bool,
+    /// The last write failed: what is new is not tried until it answers again.
+    is_away: bool,
+    /// That it falls behind was said.
+    said: bool,
+    /// It holds everything that the others hold.
+    whole: bool,
+    /// How many objects did not get there.
+    missed: u64,
+    /// Which ones, since it was last whole.
+    names: BTreeSet<ObjectName>,
+}
+
+impl Place {
+    pub(super) fn new(settings: PlaceSettings, create: bool, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            settings,
+            create,
+            clock,
+            opened: Mutex::new(None),
+            health: Mutex::new(Health::default()),
+            writes: Arc::new(Semaphore::new(WRITES_AT_ONCE)),
+        }
+    }
+
+    pub(super) fn settings(&self) -> &PlaceSettings {
+        &self.settings
+    }
+
+    pub(super) fn url(&self) -> &str {
+        &self.settings.store.url
+    }
+
+    /// The place, opened now if it was not.
+    pub(super) fn open(&self) -> Result<Opened> {
+        let mut opened = lock(&self.opened);
+        if let Some(opened) = &*opened {
+            return Ok(opened.clone());
+        }
+        let store = Store::open(&self.settings.store, self.create)?;
+        let clock = Arc::clone(&self.clock);
+        let encryption = Encryption::new(&self.settings.encryption, &store, clock)?;
+        Ok(opened.insert(Opened { store, encryption }).clone())
+    }
+
+    /// Leave to write one more object where a slow place is not waited for; `None` where so many
+    /// are on their way that it is passed over.
+    pub(super) fn begin_write(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.writes).try_acquire_owned().ok()
+    }
+
+    /// Whether the cluster was found or made here before, by this process.
+    pub(super) fn was_met(&self) -> bool {
+        lock(&self.health).met
+    }
+
+    pub(super) fn is_met(&self) {
+        lock(&self.health).met = true;
+    }
+
+    /// Whether it answered when it was last written to.
+    pub(super) fn is_away(&self) -> bool {
+        lock(&self.health).is_away
+    }
+
+    /// Whether it is known to hold everything that the others hold.
+    pub(super) fn is_whole(&self) -> bool {
+        lock(&self.health).whole
+    }
+
+    /// An object did not get there; `why` says that the place is away.
+    pub(super) fn missed(&self, name: Option<&ObjectName>, why: Option<&dyn std::fmt::Display>) {
+        let mut health = lock(&self.health);
+        health.missed = health.missed.saturating_add(1);
+        health.whole = false;
+        if let Some(name) = name
+            && health.names.len() < NAMES_MAX
+        {
+            health.names.insert(name.clone());
+        }
+        let Some(why) = why else { return };
+        health.is_away = true;
+        if !std::mem::replace(&mut health.said, true) {
+            tracing::warn!(
+                "repository {} falls behind; what it misses is filled up from the others once it \
+                 answers: {why}",
+                self.settings.name
+            );
+        }
+    }
+
+    /// Whether this object was written by this process and did not get there.
+    pub(super) fn has_missed(&self, name: &ObjectName) -> bool {
+        let health = lock(&self.health);
+        health.names.len() >= NAMES_MAX || health.names.contains(name)
+    }
+
+    /// It is tried again from now on; how many objects it has missed so far.
+    pub(super) fn answers(&self) -> u64 {
+        let mut health = lock(&self.health);
+        health.is_away = false;
+        health.missed
+    }
+
+    /// It was filled up, unless it has missed more than `missed` objects by now.
+    pub(super) fn filled_up(&self, missed: u64) {
+        let mut health = lock(&self.health);
+        if health.missed == missed {
+            health.whole = true;
+            health.said = false;
+            health.names.clear();
+        }
+    }
+}
+
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Place")
+            .field("name", &self.settings.name)
+            .field("url", &self.url())
+            .finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
