@@ -98,13 +98,6 @@ pub(crate) fn compress(
     stored.map(byte_count).map_err(|code| failed(code, offset))
 }
 
-/// Decodes one frame of a plain object by itself.
-///
-/// As [`crate::FrameReader::frame`], for callers that do not read the object's header.
-pub fn decode_frame(stored: &[u8], expected_plain_bytes: usize) -> Result<Vec<u8>, Error> {
-    decode(stored, expected_plain_bytes, 0)
-}
-
 /// Decodes the zstd frame that begins at `offset` in its object.
 ///
 /// `stored` may be damaged or hostile: never panics, allocates at most `expected_plain_bytes`, and

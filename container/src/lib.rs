@@ -68,7 +68,7 @@ mod trailer;
 pub use decoder::{Decoder, Object, decode};
 pub use encoder::{Encoder, Frame, encode};
 pub use error::{Error, Part};
-pub use frame::{MAX_FRAME_PLAIN_BYTES, decode_frame};
+pub use frame::MAX_FRAME_PLAIN_BYTES;
 pub use frame_reader::FrameReader;
 pub use header::{CIPHER_AES_256_GCM, CODEC_ZSTD, FORMAT, Header, MAX_HEADER_BYTES, read_header};
 pub use key::{DataKey, KEY_BYTES};

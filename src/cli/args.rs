@@ -71,6 +71,7 @@ pub(super) struct Global {
         long = "recipient",
         global = true,
         env = "ANYWHEN_RECIPIENTS",
+        hide_env_values = true,
         value_name = "AGE1",
         value_delimiter = ','
     )]

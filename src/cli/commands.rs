@@ -17,9 +17,9 @@ use super::output;
 use super::progress::Progress;
 use crate::backup::{BackupOptions, BackupTaker};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{ClusterSettings, GivenSettings, Settings};
+use crate::config::{ClusterSettings, GivenSettings, RepositorySettings, Settings};
 use crate::error::{Error, Result, io};
-use crate::restore::{self, RestoreCommand, RestoreOptions, Target, TargetAction};
+use crate::restore::{self, Environment, RestoreCommand, RestoreOptions, Target, TargetAction};
 use crate::service::{self, ReceiverOptions};
 use crate::setup;
 use crate::status::{self, BackupDone, BackupRow, Shown};
@@ -175,8 +175,38 @@ fn restore_options(
             recipients: given.recipients,
             identity_file: absolute_identity(given.identity_file)?,
             cluster: cluster.name.parse()?,
+            environment: environment_of(&cluster.repositories),
         },
     })
+}
+
+/// The variables that lead to repositories which are no folders, as they are set now.
+fn environment_of(repositories: &[RepositorySettings]) -> Environment {
+    const BEGINNINGS: &[&str] = &["AWS_", "GOOGLE_", "AZURE_"];
+    const NAMES: &[&str] = &[
+        "CREDENTIALS_DIRECTORY",
+        "HOME",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+        "SSL_CERT_DIR",
+        "SSL_CERT_FILE",
+    ];
+    let is_remote = |one: &RepositorySettings| {
+        let scheme = one.url.split_once("://").map(|(scheme, _)| scheme);
+        scheme.is_some_and(|scheme| scheme != "file")
+    };
+    if !repositories.iter().any(is_remote) {
+        return Environment::default();
+    }
+    let variables = std::env::vars_os()
+        .filter(|(name, _)| {
+            let name = name.to_string_lossy();
+            let begins = |beginning: &&str| name.starts_with(*beginning);
+            BEGINNINGS.iter().any(begins) || NAMES.contains(&name.to_uppercase().as_str())
+        })
+        .collect();
+    Environment(variables)
 }
 
 /// The restored server runs elsewhere; only what systemd hands over is found by its bare name.

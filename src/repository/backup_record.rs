@@ -1,24 +1,17 @@
 //! `backup.json`: written last, and what of it is nobody's business in a repository that encrypts.
 //!
 //! Positions, times and counts stay clear, so that `status` needs no key; the label and the places
-//! of tablespaces are sealed.
+//! of tablespaces are not. The whole record is sealed besides, so that nobody without the key can
+//! change the clear part unnoticed.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 
 use super::layout::{BackupId, ObjectName};
 use super::member::{Member, Recipe};
-use super::records::{BackupRecord, TablespaceRecord};
+use super::records::BackupRecord;
 use super::{Repository, RepositoryError, Result};
-
-/// What is sealed of a backup's record.
-#[derive(Debug, Serialize, Deserialize)]
-struct Names {
-    label: String,
-    tablespaces: Vec<TablespaceRecord>,
-}
 
 impl Member {
     /// Makes a backup exist here, with its names sealed where this place encrypts.
@@ -46,19 +39,13 @@ impl Member {
         if key.is_none() {
             return Ok(record.clone());
         }
-        let names = Names {
-            label: record.label.clone(),
-            tablespaces: record.tablespaces.clone(),
-        };
-        let plain = super::json_of(&names);
+        let plain = super::json_of(record);
         let facts = serde_json::Map::new();
         let object = container::encode(&header, &plain, facts, 3, key.as_ref())
             .map_err(|error| self.damaged(name, &error))?;
         Ok(BackupRecord {
-            label: String::new(),
-            tablespaces: Vec::new(),
             sealed: Some(BASE64.encode(object)),
-            ..record.clone()
+            ..without_names(record.clone())
         })
     }
 
@@ -96,14 +83,26 @@ impl Member {
             .decode(sealed)
             .map_err(|error| damaged(format!("its sealed part is no base64: {error}")))?;
         let fetched = self.decode(name, Bytes::from(object)).await?;
-        let names: Names = serde_json::from_slice(&fetched.plain)
+        let whole: BackupRecord = serde_json::from_slice(&fetched.plain)
             .map_err(|error| damaged(format!("its sealed part: {error}")))?;
-        Ok(BackupRecord {
-            label: names.label,
-            tablespaces: names.tablespaces,
+        // the clear part is for those without the key; whoever has it trusts what was sealed
+        let clear = BackupRecord {
             sealed: None,
             ..record
-        })
+        };
+        if without_names(whole.clone()) != clear {
+            return Err(damaged("it says other things than were sealed".to_owned()));
+        }
+        Ok(whole)
+    }
+}
+
+/// What of a record is everybody's.
+fn without_names(record: BackupRecord) -> BackupRecord {
+    BackupRecord {
+        label: String::new(),
+        tablespaces: Vec::new(),
+        ..record
     }
 }
 

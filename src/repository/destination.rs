@@ -182,7 +182,11 @@ impl OpenDestination {
         let mut found = BTreeSet::new();
         let (mut answers, mut unheard) = (0, None);
         for place in &self.places {
-            match ask(Arc::clone(place)).await {
+            let asked = match place.silence() {
+                Some(reason) if self.places.len() > 1 => Err(RepositoryError::Silent { reason }),
+                _ => ask(Arc::clone(place)).await,
+            };
+            match asked {
                 Ok(answer) => {
                     answers += 1;
                     found.extend(answer);
@@ -192,9 +196,9 @@ impl OpenDestination {
                     unheard.get_or_insert(error);
                 }
                 Err(error) if error.is_unreachable() => {
-                    if self.places.len() > 1 {
+                    if self.places.len() > 1 && place.is_silent(&error) {
                         tracing::warn!(
-                            "repository {} cannot be asked: {error}",
+                            "repository {} cannot be asked; what only it has is not seen: {error}",
                             place.settings().name
                         );
                     }

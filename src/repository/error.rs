@@ -95,6 +95,12 @@ pub enum RepositoryError {
         /// Their system identifiers.
         systems: String,
     },
+    /// A place could not be asked a moment ago.
+    #[error("{reason}")]
+    Silent {
+        /// What it said then.
+        reason: String,
+    },
     /// Every place was passed over.
     #[error("no repository of the cluster took it")]
     NoPlace,
@@ -132,7 +138,7 @@ impl RepositoryError {
         match self {
             Self::Store(error) => error.may_pass(),
             Self::Key(error) => error.is_unreachable(),
-            Self::Gone { .. } | Self::NoPlace => true,
+            Self::Gone { .. } | Self::NoPlace | Self::Silent { .. } => true,
             _ => false,
         }
     }
@@ -171,8 +177,10 @@ impl From<RepositoryError> for Error {
                 .hint("check --repo and --cluster; `anywhen list` shows what is stored"),
             RepositoryError::Gone { .. } => Self::new(Kind::Unreachable, message)
                 .hint("is the disk mounted? nothing is acknowledged until it is back"),
-            RepositoryError::NoPlace => Self::new(Kind::Unreachable, message)
-                .hint("check that one of the cluster's repositories can be reached"),
+            RepositoryError::NoPlace | RepositoryError::Silent { .. } => {
+                Self::new(Kind::Unreachable, message)
+                    .hint("check that one of the cluster's repositories can be reached")
+            }
             RepositoryError::Interrupted => Self::failure(message),
             RepositoryError::OtherSegmentSize { .. } => {
                 Self::usage(message).hint("give the server another --cluster name")

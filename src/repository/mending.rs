@@ -134,6 +134,10 @@ impl Repository {
             if source.name() == target.name() {
                 continue;
             }
+            if source.place().is_away() {
+                all_heard = false;
+                continue;
+            }
             let listed = match source.list("").await {
                 Ok(listed) => listed,
                 Err(error) if error.is_unreachable() => {

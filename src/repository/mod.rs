@@ -108,8 +108,6 @@ pub struct Repository {
     acknowledge: Acknowledge,
     /// Whom it is written for, and whether that may be new under the cluster's name.
     identity: Option<(ServerIdentity, bool)>,
-    /// Places that could not be asked, with the reason.
-    unheard: Arc<Mutex<Vec<(String, String)>>>,
     /// Whether a listing needs every place.
     strict: bool,
 }
@@ -133,7 +131,6 @@ impl Repository {
                 _ => acknowledge,
             },
             identity: None,
-            unheard: Arc::default(),
             strict: false,
         }
     }
@@ -142,7 +139,6 @@ impl Repository {
         Self {
             members: vec![member.clone()],
             acknowledge: Acknowledge::All,
-            unheard: Arc::default(),
             ..self.clone()
         }
     }

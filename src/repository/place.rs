@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -13,6 +14,9 @@ use crate::clock::Clock;
 
 /// So many objects may be on their way to a place that is not waited for; they are held in memory.
 const WRITES_AT_ONCE: usize = 8;
+
+/// A place that could not be asked is not asked again for so long, where others can be.
+const SILENCE: Duration = Duration::from_mins(1);
 
 /// So many names of objects that a place has missed are remembered; where there are more, every one
 /// counts as missed.
@@ -42,6 +46,8 @@ pub(super) struct Place {
     clock: Arc<dyn Clock>,
     opened: Mutex<Option<Opened>>,
     health: Mutex<Health>,
+    /// When it could not be asked, and why.
+    silent: Mutex<Option<(Instant, String)>>,
     writes: Arc<Semaphore>,
 }
 
@@ -81,6 +87,7 @@ impl Place {
             clock,
             opened: Mutex::new(None),
             health: Mutex::new(Health::default()),
+            silent: Mutex::new(None),
             writes: Arc::new(Semaphore::new(WRITES_AT_ONCE)),
         }
     }
@@ -109,6 +116,24 @@ impl Place {
     /// are on their way that it is passed over.
     pub(super) fn begin_write(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.writes).try_acquire_owned().ok()
+    }
+
+    /// Notes that it could not be asked; whether that is news.
+    pub(super) fn is_silent(&self, why: &dyn std::fmt::Display) -> bool {
+        let is_news = self.silence().is_none();
+        if is_news {
+            *lock(&self.silent) = Some((Instant::now(), why.to_string()));
+        }
+        is_news
+    }
+
+    /// Why it could not be asked a moment ago.
+    pub(super) fn silence(&self) -> Option<String> {
+        let silent = lock(&self.silent);
+        let recent = silent
+            .as_ref()
+            .filter(|(since, _)| since.elapsed() < SILENCE);
+        recent.map(|(_, why)| why.clone())
     }
 
     /// Whether the cluster was found or made here before, by this process.

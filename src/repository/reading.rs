@@ -4,7 +4,7 @@
 //! "not found", and a damaged copy only where no place has a good one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use container::{FrameReader, Trailer};
@@ -21,14 +21,19 @@ use super::{Fetched, Repository, RepositoryError, Result, SegmentContent};
 impl Repository {
     /// Asks the places in their order until one has an answer.
     ///
-    /// The error is "not found" only if every place says so; else the first other one.
+    /// The error is "not found" only if every place that can be asked says so, and where the
+    /// repository is strict, only if every place does; else it is the first other one.
     async fn first_of<T, Answer>(&self, ask: impl Fn(Member) -> Answer) -> Result<T>
     where
         Answer: Future<Output = Result<T>>,
     {
         let (mut absent, mut failed) = (None, None);
         for member in &self.members {
-            match ask(member.clone()).await {
+            let asked = match self.silence_of(member) {
+                Some(silence) => Err(silence),
+                None => ask(member.clone()).await,
+            };
+            match asked {
                 Ok(answer) => {
                     if let Some(error @ RepositoryError::Damaged { .. }) = &failed {
                         tracing::error!("read from repository {} instead: {error}", member.name());
@@ -39,13 +44,31 @@ impl Repository {
                     absent.get_or_insert(error);
                 }
                 Err(error) => {
+                    if error.is_unreachable() {
+                        self.note_unheard(member, &error);
+                    }
                     failed.get_or_insert(error);
                 }
             }
         }
-        Err(failed
-            .or(absent)
-            .expect("a repository has a place, and it answered"))
+        let other_than_silent = failed.as_ref().is_some_and(|error| !error.is_unreachable());
+        let first = if self.strict || other_than_silent {
+            failed.or(absent)
+        } else {
+            // what is absent where it could be asked: `unheard` says where it could not
+            absent.or(failed)
+        };
+        Err(first.expect("a repository has a place, and it answered"))
+    }
+
+    /// The error of a place that could not be asked a moment ago, and is not asked again: where
+    /// there are others, they are not waited for again and again.
+    fn silence_of(&self, member: &Member) -> Option<RepositoryError> {
+        if self.strict || self.members.len() == 1 {
+            return None;
+        }
+        let reason = member.place().silence()?;
+        Some(RepositoryError::Silent { reason })
     }
 
     /// Reads, checks and decodes an object.
@@ -110,7 +133,11 @@ impl Repository {
     {
         let (mut answers, mut failed) = (Vec::new(), None);
         for member in &self.members {
-            match ask(member.clone()).await {
+            let asked = match self.silence_of(member) {
+                Some(silence) => Err(silence),
+                None => ask(member.clone()).await,
+            };
+            match asked {
                 Ok(answer) => answers.push(answer),
                 Err(error) if error.is_unreachable() && !self.strict => {
                     self.note_unheard(member, &error);
@@ -126,22 +153,31 @@ impl Repository {
     }
 
     fn note_unheard(&self, member: &Member, error: &RepositoryError) {
-        let mut unheard = self.unheard.lock().unwrap_or_else(PoisonError::into_inner);
-        if unheard.iter().all(|(name, _)| name != member.name()) {
-            unheard.push((member.name().to_owned(), error.to_string()));
-            if self.members.len() > 1 {
-                tracing::warn!(
-                    "repository {} cannot be asked; what only it has is not seen: {error}",
-                    member.name()
-                );
-            }
+        let is_news = member.place().is_silent(error);
+        if is_news && self.members.len() > 1 {
+            tracing::warn!(
+                "repository {} cannot be asked; what only it has is not seen: {error}",
+                member.name()
+            );
         }
     }
 
-    /// The places that could not be asked so far, each with the reason.
+    /// The places that could not be asked a moment ago, each with the reason.
     pub fn unheard(&self) -> Vec<(String, String)> {
-        let unheard = self.unheard.lock().unwrap_or_else(PoisonError::into_inner);
-        unheard.clone()
+        let silent = self.members.iter().filter_map(|member| {
+            let reason = member.place().silence()?;
+            Some((member.name().to_owned(), reason))
+        });
+        silent.collect()
+    }
+
+    /// The names of the places that can be asked.
+    pub fn heard(&self) -> Vec<String> {
+        let heard = self
+            .members
+            .iter()
+            .filter(|member| member.place().silence().is_none());
+        heard.map(|member| member.name().to_owned()).collect()
     }
 
     /// A backup's record as lists show it: where the key is not at hand, without its names. One that

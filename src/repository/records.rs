@@ -138,8 +138,8 @@ pub struct BackupRecord {
     /// Whether it was taken from a standby.
     #[serde(default)]
     pub from_standby: bool,
-    /// Label and tablespaces, which are empty then, where the repository is encrypted: a sealed
-    /// object in base64.
+    /// Where the repository is encrypted, the whole record as a sealed object in base64; label and
+    /// tablespaces stand only there then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealed: Option<String>,
 }

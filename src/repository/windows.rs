@@ -9,7 +9,7 @@ use super::Repository;
 use super::catalog::{BranchEnd, Catalog};
 use super::records::{BackupRecord, Hole};
 use super::walk::{Ended, Flow, Stretch, TakeRecords, walk};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 
 /// A backup that serves a branch.
 #[derive(Debug, Clone, Copy)]
@@ -169,7 +169,17 @@ pub async fn latest_moment(
             from,
             end: within,
         };
-        let walked = walk(repository, &stretch, NewestStamp(None)).await?;
+        let walked = match walk(repository, &stretch, NewestStamp(None)).await {
+            // the key is not at hand: what is clear to everybody still gives a lower bound
+            Err(error) if error.kind() == Kind::Usage => {
+                tracing::warn!(
+                    "the latest moment may be later than is said: {}",
+                    error.message()
+                );
+                return Ok(Some((candidate.latest(catalog, None, is_whole), end.lsn)));
+            }
+            walked => walked?,
+        };
         if let Ended::Damaged(damage) = walked.ended {
             // the window ends where WAL cannot be trusted
             is_whole = false;

@@ -57,7 +57,14 @@ pub async fn plan(
     };
     let tablespaces = plan_tablespaces(&backup.tablespaces, &options.tablespaces, &target_dir)?;
     let made_later = made_later(&chosen, &tablespaces)?;
-    let warnings = chooser.warnings(&chosen);
+    let mut warnings = chooser.warnings(&chosen);
+    let mut options = options.clone();
+    for (name, reason) in repository.unheard() {
+        warnings.push(format!(
+            "repository {name} cannot be asked, and the restored server does without it: {reason}"
+        ));
+        options.restore_command.repositories = repository.heard();
+    }
     let timeline = chooser.recovery_timeline(&chosen)?;
     let last_lsn = chosen.last.map_or(chosen.backup.stop_lsn, |last| last.end);
     let size = chooser.size;
@@ -70,7 +77,6 @@ pub async fn plan(
         _ => TargetAction::Pause,
     };
     Ok(RestorePlan {
-        options: options.clone(),
         target_dir,
         system_id: repository.system_id(),
         timeline,
@@ -85,6 +91,7 @@ pub async fn plan(
         made_later,
         owner,
         action: options.action.unwrap_or(behaviour),
+        options,
         parameters: chosen.resolved.findings.parameters,
         warnings,
         backup,

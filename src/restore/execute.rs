@@ -189,6 +189,7 @@ async fn try_restore_command(plan: &RestorePlan, footprint: &Footprint) -> Resul
         .arg("-c")
         .arg(&line)
         .env_clear()
+        .envs(settings.restore_command.environment.0.iter().cloned())
         .current_dir(&plan.target_dir);
     shell
         .stdin(Stdio::null())
@@ -202,7 +203,7 @@ async fn try_restore_command(plan: &RestorePlan, footprint: &Footprint) -> Resul
     let failed = |how: &str| {
         Error::failure(format!("restore_command does not work: {how}: {shown}")).hint(
             "the server's user must be able to run this program and to read the repository and the \
-             configuration file, with an empty environment",
+             configuration file, with no more than the repository's variables in its environment",
         )
     };
     let ran = tokio::time::timeout(TRIAL_LIMIT, shell.output()).await;
@@ -444,6 +445,14 @@ async fn write_control(
 /// What whoever starts the server should know.
 fn notes(plan: &RestorePlan, footprint: &Footprint) -> Result<Vec<String>> {
     let mut notes: Vec<String> = Vec::new();
+    let needed = plan.options.restore_command.environment_names();
+    if !needed.is_empty() {
+        notes.push(format!(
+            "restore_command reaches the repository with what stands in {}: start the server with the \
+             same in its environment",
+            needed.join(", ")
+        ));
+    }
     let target = plan.target_dir.display();
     match read_all(footprint.target(), Path::new("postgresql.conf"))? {
         None => notes.push(format!(

@@ -27,7 +27,7 @@ pub use execute::execute;
 pub use place::{Owner, TablespacePlan};
 pub use plan::{Phase, Reached, RestorePlan, RestoreReport, TargetReport};
 pub use resolve::{Behind, CommitSeen, Parameters, Span};
-pub use settings::{RestoreCommand, StopAt};
+pub use settings::{Environment, RestoreCommand, StopAt};
 pub use target::{MappedFrom, ParsedTime, TablespaceMapping, Target, TargetAction, parse_time};
 
 use crate::repository::layout::BackupId;

@@ -254,6 +254,7 @@ impl Server {
         command
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+            .envs(plan.options.restore_command.environment.0.iter().cloned())
             .current_dir(&plan.target_dir)
             .stdin(Stdio::null())
             .stdout(stdout)

@@ -9,6 +9,18 @@ use wal::{Lsn, TimelineId};
 use super::target::TargetAction;
 use crate::repository::layout::ClusterName;
 
+/// Variables with their values, which may be secrets: only the names are ever shown.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Environment(pub Vec<(OsString, OsString)>);
+
+impl std::fmt::Debug for Environment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set()
+            .entries(self.0.iter().map(|(name, _)| name))
+            .finish()
+    }
+}
+
 /// How the restored server calls this program for WAL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RestoreCommand {
@@ -26,9 +38,20 @@ pub struct RestoreCommand {
     pub identity_file: Option<PathBuf>,
     /// The cluster.
     pub cluster: ClusterName,
+    /// Variables of this process with which it reached the repository, and the restored server
+    /// must; none where the repository is a folder.
+    pub environment: Environment,
 }
 
 impl RestoreCommand {
+    /// The names of the variables that the restored server must be started with.
+    pub(super) fn environment_names(&self) -> Vec<String> {
+        let names = self.environment.0.iter();
+        names
+            .map(|(name, _)| name.to_string_lossy().into_owned())
+            .collect()
+    }
+
     /// The words of the command, without those that PostgreSQL puts in.
     fn words(&self, fetching: Fetching) -> Vec<OsString> {
         let mut words = vec![self.program.clone().into_os_string()];
@@ -319,6 +342,7 @@ mod tests {
             restore_command: RestoreCommand {
                 program: PathBuf::from(OsStr::from_bytes(program)),
                 config: None,
+                environment: Environment::default(),
                 repositories: Vec::new(),
                 recipients: Vec::new(),
                 identity_file: None,
