@@ -42,18 +42,21 @@ fn generate(global: &Global, args: &GenerateArgs) -> Result<()> {
 
 async fn rotate(global: &Global, args: RotateArgs) -> Result<()> {
     let rotation = Rotation::plan(&repositories(global)?, args.dry_run).await?;
-    if global.json {
-        output::json(&rotation)?;
-    } else {
+    if !global.json {
         output::line(&rotation.to_string())?;
     }
-    if args.dry_run {
-        return Ok(());
+    if !args.dry_run {
+        if rotation.changes_anything() && !args.yes {
+            confirmed(global.json).await?;
+        }
+        rotation.carry_out().await?;
     }
-    if rotation.changes_anything() && !args.yes {
-        confirmed(global.json).await?;
+    // one document: of a failure, or of what was done
+    match (global.json, args.dry_run) {
+        (true, _) => output::json(&rotation),
+        (false, false) if rotation.changes_anything() => output::line("done"),
+        (false, _) => Ok(()),
     }
-    rotation.carry_out().await
 }
 
 /// Asks on a terminal; elsewhere it must have been said beforehand.

@@ -7,8 +7,8 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use super::KeyId;
 use crate::repository::layout::ObjectName;
-use crate::repository::store::{Store, StoreError};
-use crate::repository::{RepositoryError, Result, clusters_in, systems_in};
+use crate::repository::store::{Listed, Store, StoreError};
+use crate::repository::{Result, clusters_in, systems_in};
 
 /// What is read first of an object: the header of most.
 const FIRST_READ_BYTES: u64 = 4096;
@@ -36,11 +36,11 @@ pub(super) async fn carried(root: &Store) -> Result<BTreeMap<KeyId, Carried>> {
         for system in systems_in(root, &cluster).await? {
             let store = root.below(cluster.as_str()).below(&system.to_string());
             let listed = store.list("").await?;
-            let names = listed
-                .iter()
-                .filter_map(|object| ObjectName::parse(&object.path));
-            let mut headers = futures_util::stream::iter(names)
-                .map(|name| header_of(&store, name.path()))
+            let ours = listed
+                .into_iter()
+                .filter(|object| ObjectName::parse(&object.path).is_some());
+            let mut headers = futures_util::stream::iter(ours)
+                .map(|object| header_of(&store, object))
                 .buffer_unordered(READS_AT_ONCE);
             while let Some(read) = headers.try_next().await? {
                 seen = seen.saturating_add(1);
@@ -74,26 +74,33 @@ fn add(found: &mut BTreeMap<KeyId, Carried>, path: String, header: Header) {
 }
 
 /// The header of an object, with where it is; `None` where it has none or is gone by now.
-async fn header_of(store: &Store, path: String) -> Result<Option<(String, Header)>> {
-    let mut length = FIRST_READ_BYTES;
-    loop {
+///
+/// A damaged object is said so and left out: a copy of it may need its key, and a rotation that one
+/// object could stop would leave all keys to whom they were for.
+async fn header_of(store: &Store, object: Listed) -> Result<Option<(String, Header)>> {
+    let Listed { path, bytes } = object;
+    let mut length = FIRST_READ_BYTES.min(bytes);
+    let reason = loop {
+        if length == 0 {
+            break "it is empty".to_owned();
+        }
         let prefix = match store.get_range(&path, 0, length).await {
             Ok(prefix) => prefix,
             Err(StoreError::NotFound { .. }) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let reason = match container::read_header(&prefix) {
+        match container::read_header(&prefix) {
             Ok(Reading::Done((header, _))) => return Ok(Some((store.locate(&path), header))),
-            Ok(Reading::NeedMore(more)) if more > length => {
-                length = more;
-                continue;
-            }
-            Ok(Reading::NeedMore(_)) => "cut short".to_owned(),
+            Ok(Reading::NeedMore(more)) if length < more && more <= bytes => length = more,
+            Ok(Reading::NeedMore(_)) => break "it is cut short".to_owned(),
             // the small records are plain JSON
             Err(Error::NotAnObject { .. }) => return Ok(None),
-            Err(error) => error.to_string(),
-        };
-        let path = store.locate(&path);
-        return Err(RepositoryError::Damaged { path, reason });
-    }
+            Err(error) => break error.to_string(),
+        }
+    };
+    tracing::warn!(
+        "which key {} needs is not known: {reason}",
+        store.locate(&path)
+    );
+    Ok(None)
 }

@@ -147,7 +147,7 @@ impl Encryption {
             accept_plain: settings.accept_plain,
             root: root.clone(),
             wraps: StoredWraps::of(root),
-            state: state_dir.map(|folder| StateFile::at(folder, root.url())),
+            state: state_dir.map(|folder| StateFile::at(folder, root.address())),
             clock,
             epoch: tokio::sync::Mutex::default(),
             known: Mutex::default(),

@@ -19,6 +19,8 @@ use super::id::WrapId;
 const SECRET_PREFIX: &str = "AGE-SECRET-KEY-";
 /// A file of identities is small; what is longer is something else.
 const IDENTITY_FILE_BYTES_MAX: u64 = 1 << 20;
+/// Room for some ten identities with their comments.
+const IDENTITY_FILE_BYTES_USUAL: usize = 4096;
 /// Everybody may read or write the file.
 const MODE_OTHERS: u32 = 0o006;
 
@@ -103,33 +105,34 @@ impl Identities {
                 path.display()
             );
         }
-        let mut text = Zeroizing::new(String::new());
+        // room from the start, for a usual file: growing would leave copies behind
+        let mut text = Zeroizing::new(Vec::with_capacity(IDENTITY_FILE_BYTES_USUAL));
         file.take(IDENTITY_FILE_BYTES_MAX)
-            .read_to_string(&mut text)
+            .read_to_end(&mut text)
             .map_err(|error| unreadable(&error))?;
         Self::parse(&text, path)
     }
 
     /// Reads the text of an identity file; `path` is for messages.
-    fn parse(text: &str, path: &Path) -> Result<Self, KeyError> {
+    fn parse(text: &[u8], path: &Path) -> Result<Self, KeyError> {
         let path = path.to_owned();
         // binary and armoured age files
-        if text.starts_with("age-encryption.org/") || text.starts_with("-----BEGIN AGE ENCRYPTED") {
+        if text.starts_with(b"age-encryption.org/") || text.starts_with(b"-----BEGIN AGE ENCRYPTED")
+        {
             return Err(KeyError::IdentityFileEncrypted { path });
         }
         let mut list = Vec::new();
-        for (at, line) in text.lines().enumerate() {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
+        for (at, line) in text.split(|byte| *byte == b'\n').enumerate() {
+            let line = line.trim_ascii();
+            if line.is_empty() || line.starts_with(b"#") {
                 continue;
             }
-            match line.parse() {
-                Ok(identity) => list.push(identity),
-                Err(_reason) => {
-                    let line = at.saturating_add(1);
-                    return Err(KeyError::NotAnIdentity { path, line });
-                }
-            }
+            let identity = str::from_utf8(line).ok().and_then(|line| line.parse().ok());
+            let Some(identity) = identity else {
+                let line = at.saturating_add(1);
+                return Err(KeyError::NotAnIdentity { path, line });
+            };
+            list.push(identity);
         }
         if list.is_empty() {
             return Err(KeyError::NoIdentityInFile { path });
@@ -215,7 +218,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Identities, KeyError> {
-        Identities::parse(text, Path::new("id"))
+        Identities::parse(text.as_bytes(), Path::new("id"))
     }
 
     #[test]
@@ -270,6 +273,9 @@ mod tests {
             let error = parse(encrypted).unwrap_err();
             assert!(matches!(error, KeyError::IdentityFileEncrypted { .. }));
         }
+        let binary = b"age-encryption.org/v1\n-> scrypt x 18\n\xff\x00";
+        let error = Identities::parse(binary, Path::new("id")).unwrap_err();
+        assert!(matches!(error, KeyError::IdentityFileEncrypted { .. }));
         let missing = Identities::read(Path::new("/nonexistent/id"));
         assert!(matches!(missing, Err(KeyError::IdentityFile { .. })));
     }
@@ -302,6 +308,16 @@ mod tests {
 #[cfg(test)]
 pub(super) mod testing {
     use super::*;
+
+    impl Identities {
+        /// All of several.
+        pub(crate) fn joined(several: &[&Self]) -> Self {
+            let list = several.iter().flat_map(|one| one.list.iter().cloned());
+            Self {
+                list: list.collect(),
+            }
+        }
+    }
 
     /// Somebody new: the identity, and whom it answers to.
     pub(crate) fn identity() -> (Identities, Recipient) {

@@ -17,6 +17,9 @@ use super::wrap::{self, Unwrapped};
 use super::{Encryption, Inner, KeyError};
 use crate::repository::RepositoryError;
 
+/// How often a wrap is stored that does not read back.
+const ADD_ATTEMPTS: usize = 3;
+
 /// What a rotation will do to the keys of one repository.
 #[derive(Debug, Serialize)]
 pub struct RotationPlan {
@@ -33,6 +36,8 @@ pub struct KeyRotation {
     pub id: KeyId,
     /// How many objects are encrypted with it.
     pub objects: u64,
+    /// One of those.
+    pub example: Option<String>,
     /// Whether objects carry wraps of it themselves; those cannot be retired.
     pub carried: bool,
     /// Recipients that get a wrap.
@@ -95,6 +100,7 @@ struct KeyFacts {
     carried_damaged: bool,
     carried_wraps: usize,
     objects: u64,
+    example: Option<String>,
 }
 
 impl Encryption {
@@ -199,6 +205,7 @@ fn decide(
     let mut rotation = KeyRotation {
         id,
         objects: facts.objects,
+        example: facts.example,
         carried: facts.carried_wraps > 0,
         add,
         renew,
@@ -246,6 +253,7 @@ impl Inner {
 
     fn look_into_carried(&self, id: &KeyId, carried: &Carried, facts: &mut KeyFacts) {
         facts.objects = carried.objects;
+        facts.example = Some(carried.example.clone());
         facts.carried_wraps = carried.wraps.len();
         for text in &carried.wraps {
             match self.unwrap_carried(id, text) {
@@ -276,7 +284,7 @@ impl Inner {
             } else if !rotation.add.iter().any(|one| one == text) {
                 continue;
             }
-            self.add_and_check(id, key, recipient).await?;
+            self.add_surely(id, key, recipient).await?;
         }
         for retired in &rotation.retire {
             self.wraps.retire(id, &retired.id).await?;
@@ -288,28 +296,44 @@ impl Inner {
         let left = self.wraps.of_key(id).await?;
         for recipient in &self.recipients {
             if !left.contains(&recipient.wrap_id()) {
-                self.add_and_check(id, key, recipient).await?;
+                // whatever is there by now was just put there by whoever checks it
+                self.add_and_compare(id, key, recipient).await?;
             }
         }
         Ok(())
     }
 
-    /// Stores a wrap, and makes sure that it is what is read from now on.
-    async fn add_and_check(
+    /// Stores a wrap, and makes sure that it is what is read from now on. Other wraps open the key
+    /// meanwhile: one that an archiver, or a rotation that was stopped, brings in between goes.
+    async fn add_surely(
         &self,
         id: &KeyId,
         key: &DataKey,
         recipient: &Recipient,
     ) -> Result<(), KeyError> {
+        for _ in 0..ADD_ATTEMPTS {
+            if self.add_and_compare(id, key, recipient).await? {
+                return Ok(());
+            }
+            self.wraps.retire(id, &recipient.wrap_id()).await?;
+        }
+        Err(KeyError::ReadsBackOther {
+            path: self.wraps.locate(id, &recipient.wrap_id()),
+        })
+    }
+
+    /// Stores a wrap unless there is one, and says whether this very one is there now.
+    async fn add_and_compare(
+        &self,
+        id: &KeyId,
+        key: &DataKey,
+        recipient: &Recipient,
+    ) -> Result<bool, KeyError> {
         let wrap = recipient.wrap_id();
         let bytes = wrap::wrap(key, recipient)?;
         self.wraps.add(id, &wrap, bytes.clone()).await?;
-        match self.wraps.read(id, &wrap).await? {
-            StoredWrap::Bytes(read) if read == bytes => Ok(()),
-            _ => Err(KeyError::ReadsBackOther {
-                path: self.wraps.locate(id, &wrap),
-            }),
-        }
+        let read = self.wraps.read(id, &wrap).await?;
+        Ok(matches!(read, StoredWrap::Bytes(read) if read == bytes))
     }
 }
 
@@ -322,7 +346,16 @@ impl fmt::Display for RotationPlan {
         let mut in_order: usize = 0;
         for key in &self.keys {
             match (key.blocked, key.changes_anything()) {
-                (Some(blocked), _) => write!(f, "\n  {}: left as it is, {blocked}", key.id)?,
+                (Some(blocked), _) => {
+                    write!(f, "\n  {}: left as it is, {blocked}", key.id)?;
+                    if let Some(example) = &key.example {
+                        write!(
+                            f,
+                            "\n    {} objects need it, such as {example}",
+                            key.objects
+                        )?;
+                    }
+                }
                 (None, true) => write!(f, "\n  {key}")?,
                 (None, false) => in_order = in_order.saturating_add(1),
             }
@@ -335,8 +368,8 @@ impl fmt::Display for RotationPlan {
         if carried > 0 {
             write!(
                 f,
-                "\n  {carried} objects carry wraps of their keys, which stay: whom those are for \
-                 can open them as before"
+                "\n  wraps that objects carry themselves stay, and open them for whom they are made: \
+                 objects={carried}"
             )?;
         }
         Ok(())
