@@ -120,7 +120,7 @@ impl HttpService for Service {
             code: element(&text, "Code")
                 .or_else(|| header("x-ms-error-code"))
                 .unwrap_or_default(),
-            message: element(&text, "Message").unwrap_or_else(|| first_line(&text)),
+            message: message(&text),
             region: header("x-amz-bucket-region").or_else(|| element(&text, "Region")),
             date: header("date"),
             retry_after: header("retry-after")
@@ -176,7 +176,9 @@ impl Answer {
         }
         match self.code.as_str() {
             "RequestTimeTooSkewed" => return self.clock_skew(),
-            "AuthenticationFailed" if self.message.contains("Date") => return self.clock_skew(),
+            "AuthenticationFailed" if self.message.contains("date header too old") => {
+                return self.clock_skew();
+            }
             "PermanentRedirect" | "TemporaryRedirect" | "IllegalLocationConstraintException" => {
                 return self.wrong_region();
             }
@@ -203,6 +205,9 @@ impl Answer {
             300..=399 => self.wrong_region(),
             400 if self.code.is_empty() && self.region.is_some() => self.wrong_region(),
             401 | 403 => Fault::Denied { reason },
+            400..=499 if self.about_credentials && !matches!(self.status, 408 | 429) => {
+                Fault::Denied { reason }
+            }
             409 if self.is_conflict() => self.transient(),
             416 => Fault::PastEnd,
             501 => Fault::Unsupported { reason },
@@ -270,6 +275,15 @@ fn element(text: &str, name: &str) -> Option<String> {
     Some(clipped(inner))
 }
 
+/// The provider's sentence, with Azure's second one, which says what was wrong with a signature.
+fn message(text: &str) -> String {
+    let message = element(text, "Message").unwrap_or_else(|| first_line(text));
+    match element(text, "AuthenticationErrorDetail") {
+        Some(detail) => format!("{message} {detail}"),
+        None => message,
+    }
+}
+
 fn first_line(text: &str) -> String {
     let text = text.trim();
     if text.starts_with('<') {
@@ -286,4 +300,152 @@ fn clipped(text: &str) -> String {
         .map(|c| if c.is_control() { ' ' } else { c })
         .take(MESSAGE_CHARS_MAX)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use object_store::aws::AmazonS3Builder;
+    use object_store::{ObjectStore, RetryConfig};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::super::{Store, StoreError, StoreOptions};
+    use super::*;
+
+    /// An S3 client whose service gives this one answer to every request.
+    async fn client(answer: &'static str) -> Store {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            loop {
+                let (mut socket, _) = listener.accept().await.unwrap();
+                let mut request = Vec::new();
+                while !request.windows(4).any(|end| end == b"\r\n\r\n") {
+                    let mut buffer = [0; 4096];
+                    let length = socket.read(&mut buffer).await.unwrap();
+                    request.extend_from_slice(&buffer[..length]);
+                }
+                let (head, body) = answer.split_once('\n').unwrap_or((answer, ""));
+                let head = head.replace('|', "\r\n");
+                let text = format!("HTTP/1.1 {head}\r\nconnection: close\r\n");
+                let text = if head.contains("content-length") {
+                    format!("{text}\r\n{body}")
+                } else {
+                    format!("{text}content-length: {}\r\n\r\n{body}", body.len())
+                };
+                socket.write_all(text.as_bytes()).await.unwrap();
+            }
+        });
+        let s3 = AmazonS3Builder::new()
+            .with_bucket_name("bucket")
+            .with_endpoint(endpoint)
+            .with_allow_http(true)
+            .with_access_key_id("id")
+            .with_secret_access_key("secret")
+            .with_retry(RetryConfig {
+                max_retries: 0,
+                ..RetryConfig::default()
+            })
+            .with_http_connector(Answering)
+            .build()
+            .unwrap();
+        let objects: Arc<dyn ObjectStore> = Arc::new(s3);
+        let options = StoreOptions {
+            retry_budget: Duration::ZERO,
+            ..StoreOptions::at("s3://bucket")
+        };
+        Store::over(objects, &options)
+    }
+
+    async fn read(answer: &'static str) -> StoreError {
+        client(answer).await.get("x").await.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn only_an_object_store_says_that_an_object_is_not_there() {
+        // a proxy's 404 taken for it ends an archive recovery early, and PostgreSQL promotes
+        let key = read("404 Not Found\n<Error><Code>NoSuchKey</Code></Error>").await;
+        assert!(matches!(key, StoreError::NotFound { .. }), "{key:?}");
+        let bucket = "404 Not Found\n<Error><Code>NoSuchBucket</Code><Message>No</Message></Error>";
+        let error = read(bucket).await;
+        assert!(matches!(error, StoreError::NoBucket { .. }), "{error:?}");
+        let listed = client(bucket).await.list("").await.unwrap_err();
+        assert!(matches!(listed, StoreError::NoBucket { .. }), "{listed:?}");
+        let created = client(bucket).await.create("x", Bytes::new()).await;
+        assert!(
+            matches!(created, Err(StoreError::NoBucket { .. })),
+            "{created:?}"
+        );
+        for page in [
+            "404 Not Found\n",
+            "404 Not Found\n<html>nginx</html>",
+            "404 Not Found\n404 page not found",
+        ] {
+            let error = read(page).await;
+            assert!(matches!(error, StoreError::Refused { .. }), "{error:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn refusals_are_told_apart() {
+        let error = read(
+            "403 Forbidden|date: Fri, 20 Nov 2026 10:00:00 GMT\n\
+             <Error><Code>RequestTimeTooSkewed</Code><Message>Too far</Message></Error>",
+        )
+        .await;
+        assert!(matches!(error, StoreError::ClockSkew { .. }), "{error:?}");
+        assert!(error.to_string().contains("10:00:00"), "{error}");
+        let error = read(
+            "301 Moved Permanently|x-amz-bucket-region: eu-central-1\n\
+             <Error><Code>PermanentRedirect</Code></Error>",
+        )
+        .await;
+        assert!(error.to_string().contains("region eu-central-1"), "{error}");
+        let error = read(
+            "400 Bad Request\n<Error><Code>AuthorizationHeaderMalformed</Code>\
+             <Region>eu-north-1</Region></Error>",
+        )
+        .await;
+        assert!(error.to_string().contains("region eu-north-1"), "{error}");
+        let error = read("403 Forbidden\n<Error><Code>AccessDenied</Code></Error>").await;
+        assert!(error.to_string().contains("no credentials"), "{error}");
+        let error = read("503 Slow Down\n<html>busy</html>").await;
+        assert!(matches!(error, StoreError::Unreachable { .. }), "{error:?}");
+        assert!(!error.to_string().contains("html"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn conditions_keep_their_answers() {
+        use super::super::Created;
+        let exists = "412 Precondition Failed\n<Error><Code>PreconditionFailed</Code></Error>";
+        let created = client(exists).await.create("x", Bytes::new()).await;
+        assert_eq!(created.unwrap(), Created::Exists);
+        let conflict = "409 Conflict\n<Error><Code>ConditionalRequestConflict</Code></Error>";
+        let created = client(conflict).await.create("x", Bytes::new()).await;
+        assert!(
+            matches!(created, Err(StoreError::Unreachable { .. })),
+            "{created:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_breaks_in_a_body_is_an_error() {
+        let head =
+            "200 OK|content-length: 100|last-modified: Fri, 20 Nov 2026 10:00:00 GMT|etag: x";
+        let cut: &'static str = Box::leak(format!("{head}\nhalf").into_boxed_str());
+        let error = read(cut).await;
+        assert!(matches!(error, StoreError::Unreachable { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn hostile_answers_are_clipped() {
+        let long = format!("<Message>{}</Message>", "x\u{1b}[31m\n".repeat(1000));
+        let said = message(&long);
+        assert!(said.len() <= MESSAGE_CHARS_MAX && !said.contains(['\u{1b}', '\n']));
+        assert_eq!(element("<Code>", "Code"), None);
+        assert_eq!(element("</Code><Code>", "Code"), None);
+        assert_eq!(message("<html>\n<body>"), "");
+    }
 }

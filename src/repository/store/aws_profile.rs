@@ -1,76 +1,20 @@
-//! AWS's shared files, `~/.aws/credentials` and `~/.aws/config`, which `object_store` does not
-//! read.
+//! Credentials of AWS's shared files, `~/.aws/credentials` and `~/.aws/config`, which
+//! `object_store` does not read.
 //!
-//! The format: <https://docs.aws.amazon.com/sdkref/latest/guide/file-format.html>. Profiles that
-//! need a sign-in or another account's role are beyond us; `credential_process` reaches them.
+//! Profiles that need a sign-in or another account's role are beyond us; `credential_process`
+//! reaches them.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use object_store::CredentialProvider;
 use object_store::aws::{AwsCredential, AwsCredentialProvider};
 use tokio::sync::Mutex;
 
+use super::aws_files::{self, Credentials, DEFAULT, ProfileError, Sections};
 use super::credential_process::{self, Handed};
-
-/// The files hold a few lines per profile.
-const FILE_BYTES_MAX: u64 = 1 << 20;
-
-/// The profile that is taken where none is named.
-const DEFAULT: &str = "default";
-
-/// Why the shared files give no credentials.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum ProfileError {
-    /// No such section.
-    #[error("there is no profile {name} in {files}")]
-    Missing { name: String, files: String },
-    /// The profile is there and holds no credentials.
-    #[error("profile {name} in {files} holds no keys and no credential_process")]
-    Empty { name: String, files: String },
-    /// The profile wants what we do not do.
-    #[error("profile {name} wants {what}, which anywhen does not do by itself")]
-    Unsupported { name: String, what: &'static str },
-    /// Half a key pair.
-    #[error("profile {name} has {found} without {missing}")]
-    Half {
-        name: String,
-        found: &'static str,
-        missing: &'static str,
-    },
-    /// A file that could not be read.
-    #[error("cannot read {path}: {reason}")]
-    Unread { path: String, reason: String },
-    /// A line that is neither a section nor a setting.
-    #[error("not a line of an AWS settings file: {path}:{line}")]
-    Syntax { path: String, line: usize },
-    /// The program of `credential_process` gave nothing.
-    #[error("credential_process of profile {name}: {reason}")]
-    Process { name: String, reason: String },
-}
-
-impl ProfileError {
-    /// What to do about it.
-    pub(super) fn way_out(&self) -> String {
-        match self {
-            Self::Unsupported { name, .. } => format!(
-                "make a profile with credential_process = aws configure export-credentials \
-                 --profile {name}, and name that one"
-            ),
-            Self::Missing { .. } => "check AWS_PROFILE or the repository's profile".to_owned(),
-            Self::Syntax { .. } => "each line is [section], name = value, or # comment".to_owned(),
-            Self::Process { .. } => "run its command by hand as this user".to_owned(),
-            Self::Empty { .. } | Self::Half { .. } => {
-                "it needs aws_access_key_id and aws_secret_access_key".to_owned()
-            }
-            Self::Unread { .. } => "check the file and this user's rights".to_owned(),
-        }
-    }
-}
 
 /// What the shared files say, if anything.
 #[derive(Debug, Default)]
@@ -116,10 +60,11 @@ impl Source {
         if let Some((token_file, role)) = self.web_identity.clone() {
             return Given::WebIdentity { token_file, role };
         }
-        Given::Provider(Arc::new(SharedFiles {
+        let shared = Shared {
             source: self.clone(),
             read: Mutex::default(),
-        }))
+        };
+        Given::Provider(Arc::new(SharedFiles(Arc::new(shared))))
     }
 }
 
@@ -139,6 +84,9 @@ pub(super) fn find(asked: Option<&str>) -> Result<Found, ProfileError> {
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
+
+/// What tells one state of the two files from another.
+type Stamp = Vec<Option<(u64, u64, i64, i64)>>;
 
 /// The two shared files.
 #[derive(Debug, Clone)]
@@ -230,17 +178,29 @@ impl Files {
     /// credentials wins.
     fn read(&self) -> Result<Sections, ProfileError> {
         let mut sections = Sections::default();
-        if let Some(text) = self.config.as_deref().map(text).transpose()?.flatten() {
+        if let Some(text) = self
+            .config
+            .as_deref()
+            .map(aws_files::text)
+            .transpose()?
+            .flatten()
+        {
             sections.add(&text, true, self.config.as_deref())?;
         }
-        if let Some(text) = self.credentials.as_deref().map(text).transpose()?.flatten() {
+        if let Some(text) = self
+            .credentials
+            .as_deref()
+            .map(aws_files::text)
+            .transpose()?
+            .flatten()
+        {
             sections.add(&text, false, self.credentials.as_deref())?;
         }
         Ok(sections)
     }
 
     /// What tells one state of the files from another.
-    fn stamp(&self) -> Vec<Option<(u64, u64, i64, i64)>> {
+    fn stamp(&self) -> Stamp {
         let paths = [&self.credentials, &self.config];
         let stamp = |path: &Option<PathBuf>| {
             let metadata = std::fs::metadata(path.as_ref()?).ok()?;
@@ -251,194 +211,20 @@ impl Files {
     }
 }
 
-fn text(path: &Path) -> Result<Option<String>, ProfileError> {
-    let unread = |reason: String| ProfileError::Unread {
-        path: path.display().to_string(),
-        reason,
-    };
-    let file = match std::fs::File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(unread(error.to_string())),
-    };
-    let mut text = String::new();
-    let read = file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text);
-    match read.map(u64::try_from) {
-        Ok(Ok(length)) if length <= FILE_BYTES_MAX => Ok(Some(text)),
-        Ok(_) => Err(unread(format!("it is larger than {FILE_BYTES_MAX} bytes"))),
-        Err(error) => Err(unread(error.to_string())),
-    }
-}
-
-/// The sections of both files, by what they are called in the config file.
-#[derive(Debug, Default)]
-struct Sections(BTreeMap<String, Section>);
-
-/// One section; a setting below a setting is `outer.inner`. Never shown: it holds secrets.
-#[derive(Default)]
-struct Section(BTreeMap<String, String>);
-
-impl fmt::Debug for Section {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
-    }
-}
-
-impl Sections {
-    /// Takes over what a file says. In the config file a profile's section is `[profile name]`,
-    /// but `[default]`; in the other it is `[name]`.
-    fn add(
-        &mut self,
-        text: &str,
-        is_config: bool,
-        path: Option<&Path>,
-    ) -> Result<(), ProfileError> {
-        let mut section: Option<&mut Section> = None;
-        let mut outer = String::new();
-        for (index, line) in text.lines().enumerate() {
-            let syntax = || ProfileError::Syntax {
-                path: path
-                    .map(|path| path.display().to_string())
-                    .unwrap_or_default(),
-                line: index + 1,
-            };
-            let is_nested = line.starts_with([' ', '\t']);
-            let line = without_comment(line).trim();
-            if line.is_empty() {
-                continue;
-            }
-            if let Some(rest) = line.strip_prefix('[') {
-                let name = rest.strip_suffix(']').ok_or_else(syntax)?;
-                let name = section_name(name, is_config);
-                section = Some(self.0.entry(name).or_default());
-                outer.clear();
-                continue;
-            }
-            let (name, value) = line.split_once('=').ok_or_else(syntax)?;
-            let section = section.as_mut().ok_or_else(syntax)?;
-            let (name, value) = (name.trim().to_ascii_lowercase(), value.trim());
-            if is_nested && !outer.is_empty() {
-                section
-                    .0
-                    .insert(format!("{outer}.{name}"), value.to_owned());
-                continue;
-            }
-            outer = if value.is_empty() {
-                name.clone()
-            } else {
-                String::new()
-            };
-            section.0.insert(name, value.to_owned());
-        }
-        Ok(())
-    }
-
-    fn profile(&self, name: &str) -> Option<&Section> {
-        self.0.get(&format!("profile {name}"))
-    }
-
-    /// A service's own section, named by the profile, wins over the profile's own setting.
-    fn endpoint_url(&self, profile: &Section) -> Option<String> {
-        let services = profile.get("services");
-        let services = services.and_then(|name| self.0.get(&format!("services {name}")));
-        services
-            .and_then(|services| services.get("s3.endpoint_url"))
-            .or_else(|| profile.get("s3.endpoint_url"))
-            .or_else(|| profile.get("endpoint_url"))
-    }
-}
-
-/// `#` and `;` begin a comment at the beginning of a line, and after white space.
-fn without_comment(line: &str) -> &str {
-    if line.trim_start().starts_with(['#', ';']) {
-        return "";
-    }
-    let begins = [" #", " ;", "\t#", "\t;"];
-    let at = begins.iter().filter_map(|begin| line.find(begin)).min();
-    at.map_or(line, |at| &line[..at])
-}
-
-fn section_name(name: &str, is_config: bool) -> String {
-    let words: Vec<&str> = name.split_whitespace().collect();
-    match (words.as_slice(), is_config) {
-        ([DEFAULT], _) => format!("profile {DEFAULT}"),
-        ([name], false) => format!("profile {name}"),
-        (words, _) => words.join(" "),
-    }
-}
-
-/// What a profile's credentials are.
-enum Credentials {
-    Keys(AwsCredential),
-    Process(String),
-    WebIdentity,
-}
-
-impl Section {
-    fn get(&self, name: &str) -> Option<String> {
-        self.0.get(name).filter(|value| !value.is_empty()).cloned()
-    }
-
-    fn web_identity(&self) -> Option<(String, String)> {
-        let token_file = self.get("web_identity_token_file")?;
-        Some((token_file, self.get("role_arn")?))
-    }
-
-    /// In the order of AWS's own tools: a role first, then keys, then a process.
-    fn credentials(&self, name: &str) -> Result<Credentials, ProfileError> {
-        let name = || name.to_owned();
-        let unsupported = |what| ProfileError::Unsupported { name: name(), what };
-        if self.web_identity().is_some() {
-            return Ok(Credentials::WebIdentity);
-        }
-        if self.get("role_arn").is_some() {
-            return Err(unsupported("to take on another role (role_arn)"));
-        }
-        let half = |found, missing| ProfileError::Half {
-            name: name(),
-            found,
-            missing,
-        };
-        let (id, secret) = ("aws_access_key_id", "aws_secret_access_key");
-        match (self.get(id), self.get(secret)) {
-            (Some(key_id), Some(secret_key)) => {
-                return Ok(Credentials::Keys(AwsCredential {
-                    key_id,
-                    secret_key,
-                    token: self.get("aws_session_token"),
-                }));
-            }
-            (Some(_), None) => return Err(half(id, secret)),
-            (None, Some(_)) => return Err(half(secret, id)),
-            (None, None) => {}
-        }
-        if let Some(command) = self.get("credential_process") {
-            return Ok(Credentials::Process(command));
-        }
-        if self.get("sso_session").is_some() || self.get("sso_start_url").is_some() {
-            return Err(unsupported("a single sign-on (sso)"));
-        }
-        if self.get("login_session").is_some() {
-            return Err(unsupported("a console sign-in (login_session)"));
-        }
-        Err(ProfileError::Empty {
-            name: name(),
-            files: String::new(),
-        })
-    }
-}
-
 /// Gives a profile's credentials, read anew when a file changed: keys are rotated under a
 /// running stream.
 #[derive(Debug)]
-struct SharedFiles {
+struct SharedFiles(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
     source: Source,
     read: Mutex<Option<Read>>,
 }
 
 /// What was read, and from which state of the files.
 struct Read {
-    stamp: Vec<Option<(u64, u64, i64, i64)>>,
+    stamp: Stamp,
     handed: Handed,
 }
 
@@ -453,6 +239,20 @@ impl CredentialProvider for SharedFiles {
     type Credential = AwsCredential;
 
     async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
+        let shared = Arc::clone(&self.0);
+        // a slow process goes on when the request that needed it is given up; the next one gets
+        // what it says
+        let asked = tokio::spawn(async move { shared.credential().await }).await;
+        let asked = asked.map_err(|error| object_store::Error::JoinError { source: error })?;
+        asked.map_err(|error| object_store::Error::Generic {
+            store: "S3",
+            source: Box::new(error),
+        })
+    }
+}
+
+impl Shared {
+    async fn credential(&self) -> Result<Arc<AwsCredential>, ProfileError> {
         let mut read = self.read.lock().await;
         let stamp = self.source.files.stamp();
         if let Some(read) = read.as_ref()
@@ -461,14 +261,7 @@ impl CredentialProvider for SharedFiles {
         {
             return Ok(Arc::clone(&read.handed.credential));
         }
-        let handed = self
-            .source
-            .ask()
-            .await
-            .map_err(|error| object_store::Error::Generic {
-                store: "S3",
-                source: Box::new(error),
-            })?;
+        let handed = self.source.ask().await?;
         let credential = Arc::clone(&handed.credential);
         *read = Some(Read { stamp, handed });
         Ok(credential)
@@ -494,6 +287,194 @@ impl Source {
                 name: self.name.clone(),
                 files: self.files.to_string(),
             }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder with both files, and what they are.
+    fn files(credentials: &str, config: &str) -> (tempfile::TempDir, Files) {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Files {
+            credentials: Some(folder.path().join("credentials")),
+            config: Some(folder.path().join("config")),
+        };
+        for (path, text) in [(&files.credentials, credentials), (&files.config, config)] {
+            std::fs::write(path.as_ref().unwrap(), text).unwrap();
+        }
+        (folder, files)
+    }
+
+    async fn keys(files: &Files, named: Option<&str>) -> (String, String, Option<String>) {
+        let found = files.find(named, false, false).unwrap();
+        let source = found.profile.unwrap().source.unwrap();
+        let Given::Provider(provider) = source.provider() else {
+            panic!("no provider");
+        };
+        let keys = provider.get_credential().await.unwrap();
+        (
+            keys.key_id.clone(),
+            keys.secret_key.clone(),
+            keys.token.clone(),
+        )
+    }
+
+    #[tokio::test]
+    async fn finds_keys_and_settings_where_aws_tools_do() {
+        let (_folder, files) = files(
+            "# mine\n[default]\naws_access_key_id = ID\naws_secret_access_key=a+b/c=\n\
+             [ work ]\nAWS_ACCESS_KEY_ID=W\naws_secret_access_key = S ; not mine\n\
+             aws_session_token = T\n",
+            "[default]\nregion = eu-west-1\n[profile work]\nregion=us-east-2\n\
+             endpoint_url = https://other\nservices = mine\ns3 =\n  addressing_style = path\n\
+             [services mine]\ns3 =\n  endpoint_url = https://store:9000\n",
+        );
+        let secret = "a+b/c=".to_owned();
+        assert_eq!(keys(&files, None).await, ("ID".to_owned(), secret, None));
+        let work = ("W".to_owned(), "S".to_owned(), Some("T".to_owned()));
+        assert_eq!(keys(&files, Some("work")).await, work);
+        let found = files.find(Some("work"), false, false).unwrap();
+        let profile = found.profile.unwrap();
+        assert_eq!(profile.region.as_deref(), Some("us-east-2"));
+        assert_eq!(profile.endpoint_url.as_deref(), Some("https://store:9000"));
+        let shown = format!("{profile:?} {}", profile.source.as_ref().unwrap());
+        assert!(
+            !shown.contains("a+b") && shown.contains("profile work"),
+            "{shown}"
+        );
+    }
+
+    #[tokio::test]
+    async fn keys_that_were_rotated_are_used_at_once() {
+        // a stream runs for months; its keys do not
+        let text = |id| format!("[default]\naws_access_key_id={id}\naws_secret_access_key=S\n");
+        let (_folder, files) = files(&text("FIRST"), "");
+        let found = files.find(None, false, false).unwrap();
+        let source = found.profile.unwrap().source.unwrap();
+        let Given::Provider(provider) = source.provider() else {
+            panic!("no provider");
+        };
+        assert_eq!(provider.get_credential().await.unwrap().key_id, "FIRST");
+        std::fs::write(files.credentials.as_ref().unwrap(), text("SECOND!")).unwrap();
+        assert_eq!(provider.get_credential().await.unwrap().key_id, "SECOND!");
+        std::fs::write(files.credentials.as_ref().unwrap(), "[other]\n").unwrap();
+        assert!(provider.get_credential().await.is_err());
+    }
+
+    #[test]
+    fn what_is_not_supported_is_said_with_the_way_out() {
+        let unsupported = [
+            "role_arn = arn:aws:iam::1:role/x\nsource_profile = base",
+            "sso_session = mine\nsso_account_id = 1",
+            "sso_start_url = https://x",
+            "login_session = arn:x",
+        ];
+        for lines in unsupported {
+            let (_folder, files) = files("", &format!("[profile x]\n{lines}\n"));
+            let error = files.find(Some("x"), false, false).unwrap_err();
+            assert!(matches!(error, ProfileError::Unsupported { .. }), "{error}");
+            assert!(error.way_out().contains("export-credentials --profile x"));
+        }
+        for lines in ["aws_access_key_id = x", "aws_secret_access_key = x"] {
+            let (_folder, files) = files(&format!("[x]\n{lines}\n"), "");
+            let error = files.find(Some("x"), false, false).unwrap_err();
+            assert!(matches!(error, ProfileError::Half { .. }), "{error}");
+        }
+        let (_folder, files) = files("[x]\n", "");
+        let error = |name| files.find(Some(name), false, false).unwrap_err();
+        assert!(matches!(error("y"), ProfileError::Missing { .. }));
+        assert!(matches!(error("x"), ProfileError::Empty { .. }));
+    }
+
+    #[test]
+    fn a_profile_that_nobody_chose_stands_in_nobodys_way() {
+        let (_folder, sso) = files("", "[default]\nsso_session = x\nregion = eu-west-1\n");
+        assert!(sso.find(None, false, false).is_err());
+        for has_keys in [false, true] {
+            let found = sso.find(None, true, has_keys).unwrap().profile.unwrap();
+            assert!(found.source.is_none());
+            assert_eq!(found.region.as_deref(), Some("eu-west-1"));
+        }
+        let (_folder, plain) = files("", "[default]\nregion = x\n");
+        let found = plain.find(None, false, false).unwrap().profile.unwrap();
+        assert!(found.source.is_none());
+        let none = Files {
+            credentials: None,
+            config: Some(PathBuf::from("/nonexistent/config")),
+        };
+        assert!(none.find(None, false, false).unwrap().profile.is_none());
+        assert!(none.find(Some("x"), false, true).unwrap().profile.is_none());
+    }
+
+    #[test]
+    fn hostile_files_are_refused_and_never_repeated() {
+        for text in [
+            "aws_secret_access_key = SECRET",
+            "[default\nSECRET",
+            "[default]\nSECRET",
+            "[default]\n= SECRET\nSECRET\n",
+            "\u{0}\u{1}SECRET",
+            "[]\n[[]]\n[\n",
+        ] {
+            let (_folder, files) = files(text, "");
+            let error = files.find(Some("default"), false, false).unwrap_err();
+            let said = format!("{error} {error:?} {}", error.way_out());
+            assert!(!said.contains("SECRET"), "{said}");
+        }
+        let (_folder, large) = files(&"#".repeat(2 << 20), "");
+        let error = large.find(None, false, false).unwrap_err();
+        assert!(matches!(error, ProfileError::Unread { .. }), "{error}");
+        let (folder, binary) = files("", "");
+        std::fs::write(folder.path().join("credentials"), [0xff, 0xfe, 0x00]).unwrap();
+        let error = binary.find(None, false, false).unwrap_err();
+        assert!(matches!(error, ProfileError::Unread { .. }), "{error}");
+        assert!(
+            binary.find(None, true, true).is_ok(),
+            "keys are in the environment"
+        );
+    }
+
+    #[test]
+    fn a_web_identity_of_a_profile_is_handed_on() {
+        let lines = "[profile x]\nrole_arn = R\nweb_identity_token_file = /t\n";
+        let (_folder, files) = files("", lines);
+        let found = files.find(Some("x"), false, false).unwrap();
+        let given = found.profile.unwrap().source.unwrap().provider();
+        assert!(matches!(given, Given::WebIdentity { role, .. } if role == "R"));
+    }
+
+    #[tokio::test]
+    async fn a_process_is_asked_again_when_its_credentials_end() {
+        let (folder, files) = files("", "");
+        let count = folder.path().join("count");
+        let set = |expiration: &str| {
+            let json = format!(
+                r#"{{"Version":1,"AccessKeyId":"P","SecretAccessKey":"S","SessionToken":"T"{expiration}}}"#
+            );
+            let command = format!("echo x >> {}; echo '{json}'", count.display());
+            let text = format!("[profile x]\ncredential_process = {command}\n");
+            std::fs::write(files.config.as_ref().unwrap(), text).unwrap();
+            let found = files.find(Some("x"), false, false).unwrap();
+            let Given::Provider(provider) = found.profile.unwrap().source.unwrap().provider()
+            else {
+                panic!("no provider");
+            };
+            provider
+        };
+        let runs = || std::fs::read_to_string(&count).map_or(0, |text| text.lines().count());
+        for (expiration, expected) in [
+            ("", 1),
+            (r#","Expiration":"2999-01-01T00:00:00Z""#, 1),
+            (r#","Expiration":"2001-01-01T00:00:00Z""#, 2),
+        ] {
+            let (provider, before) = (set(expiration), runs());
+            for _ in 0..2 {
+                assert_eq!(provider.get_credential().await.unwrap().key_id, "P");
+            }
+            assert_eq!(runs() - before, expected, "{expiration}");
         }
     }
 }

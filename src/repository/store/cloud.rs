@@ -62,6 +62,10 @@ fn check(provider: Provider, options: &StoreOptions) -> Result<(), StoreError> {
         return Err(wrong("account is a setting of az:// repositories alone")
             .hint(format!("remove it from the settings of {}", options.url)));
     }
+    if let Some(endpoint) = &options.endpoint {
+        check_endpoint(endpoint, options.allow_http || allows_http(provider))?;
+    }
+    check_encryption(options)?;
     let Some(class) = &options.storage_class else {
         return Ok(());
     };
@@ -76,6 +80,11 @@ fn check(provider: Provider, options: &StoreOptions) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Whether the environment accepts connections that are not encrypted.
+fn allows_http(provider: Provider) -> bool {
+    provider == Provider::S3 && variable("AWS_ALLOW_HTTP").as_deref() == Some("true")
+}
+
 fn wrong(message: impl Into<String>) -> StoreError {
     StoreError::url(message)
 }
@@ -86,6 +95,8 @@ fn s3(bucket: &str, options: &StoreOptions) -> Result<Cloud, StoreError> {
     let mut builder = from_environment()
         .with_bucket_name(bucket)
         .with_conditional_put(S3ConditionalPut::ETagMatch)
+        // one object at a time, by the request that every compatible store knows
+        .with_disable_bulk_delete(true)
         .with_retry(no_retries())
         .with_http_connector(Answering);
     let set = |builder: &AmazonS3Builder, key| builder.get_config_value(&key);
@@ -111,7 +122,7 @@ fn s3(bucket: &str, options: &StoreOptions) -> Result<Cloud, StoreError> {
         .clone()
         .or(from_environment)
         .or_else(from_profile);
-    let allow_http = options.allow_http || variable("AWS_ALLOW_HTTP").as_deref() == Some("true");
+    let allow_http = options.allow_http || allows_http(Provider::S3);
     // a bucket with a dot in its name has no certificate as a host
     let path_style = options
         .path_style
@@ -143,7 +154,7 @@ fn s3(bucket: &str, options: &StoreOptions) -> Result<Cloud, StoreError> {
                 .with_config(AmazonS3ConfigKey::RoleArn, role),
         };
     } else {
-        credentials = machine_credentials().to_owned();
+        credentials = machine_credentials()?.to_owned();
     }
     builder = encrypted(builder, options)?;
 
@@ -176,24 +187,7 @@ fn from_environment() -> AmazonS3Builder {
     builder
 }
 
-/// Which of a machine's own credentials `object_store` will ask for, in its order.
-fn machine_credentials() -> &'static str {
-    let has = |name: &str| variable(name).is_some();
-    if has("AWS_WEB_IDENTITY_TOKEN_FILE") && has("AWS_ROLE_ARN") {
-        "the web identity of AWS_ROLE_ARN"
-    } else if has("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI") {
-        "the container's task role"
-    } else if has("AWS_CONTAINER_CREDENTIALS_FULL_URI") {
-        "the pod's identity"
-    } else {
-        "the instance's role (no keys in the environment, no profile)"
-    }
-}
-
-fn encrypted(
-    builder: AmazonS3Builder,
-    options: &StoreOptions,
-) -> Result<AmazonS3Builder, StoreError> {
+fn check_encryption(options: &StoreOptions) -> Result<(), StoreError> {
     let Some(kind) = options.server_side_encryption.as_deref() else {
         if options.kms_key_id.is_some() || options.bucket_key.is_some() {
             return Err(
@@ -201,7 +195,7 @@ fn encrypted(
                     .hint("set server_side_encryption = \"aws:kms\""),
             );
         }
-        return Ok(builder);
+        return Ok(());
     };
     if !matches!(kind, "AES256" | "aws:kms" | "aws:kms:dsse") {
         return Err(wrong(format!("unknown server_side_encryption: {kind:?}"))
@@ -212,6 +206,34 @@ fn encrypted(
             wrong("AES256 takes no kms_key_id").hint("set server_side_encryption = \"aws:kms\"")
         );
     }
+    Ok(())
+}
+
+/// Which of a machine's own credentials `object_store` will ask for, in its order.
+fn machine_credentials() -> Result<&'static str, StoreError> {
+    let has = |name: &str| variable(name).is_some();
+    if has("AWS_WEB_IDENTITY_TOKEN_FILE") && has("AWS_ROLE_ARN") {
+        Ok("the web identity of AWS_ROLE_ARN")
+    } else if has("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI") {
+        Ok("the container's task role")
+    } else if has("AWS_CONTAINER_CREDENTIALS_FULL_URI") {
+        Ok("the pod's identity")
+    } else if variable("AWS_EC2_METADATA_DISABLED").as_deref() == Some("true") {
+        Err(wrong("no AWS credentials were found").hint(
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile in ~/.aws/credentials",
+        ))
+    } else {
+        Ok("the instance's role (no keys in the environment, no profile)")
+    }
+}
+
+fn encrypted(
+    builder: AmazonS3Builder,
+    options: &StoreOptions,
+) -> Result<AmazonS3Builder, StoreError> {
+    let Some(kind) = options.server_side_encryption.as_deref() else {
+        return Ok(builder);
+    };
     let key = |name: &str| name.parse::<AmazonS3ConfigKey>().map_err(unbuilt);
     let mut builder = builder.with_config(key("aws_server_side_encryption")?, kind);
     if let Some(id) = &options.kms_key_id {
@@ -239,7 +261,6 @@ fn google(bucket: &str, options: &StoreOptions) -> Result<Cloud, StoreError> {
         "gcloud's application default credentials, or the instance's own"
     };
     if let Some(endpoint) = &options.endpoint {
-        check_endpoint(endpoint, options.allow_http)?;
         builder = builder.with_base_url(endpoint.trim_end_matches('/'));
     }
     let store = builder
@@ -284,7 +305,6 @@ fn azure(container: &str, options: &StoreOptions) -> Result<Cloud, StoreError> {
         "the machine's managed identity"
     };
     if let Some(endpoint) = &options.endpoint {
-        check_endpoint(endpoint, options.allow_http)?;
         builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_owned());
     }
     let store = builder
@@ -399,4 +419,130 @@ fn variable(name: &str) -> Option<String> {
 fn unbuilt(error: object_store::Error) -> StoreError {
     wrong(crate::error::chain(&error))
         .hint("check the settings and the environment of this repository")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(options: &StoreOptions) -> String {
+        let provider = match &options.url[..2] {
+            "s3" => Provider::S3,
+            "gs" => Provider::Google,
+            _ => Provider::Azure,
+        };
+        let error = check(provider, options).unwrap_err();
+        crate::error::Error::from(error).to_string()
+    }
+
+    #[test]
+    fn settings_that_would_do_nothing_or_harm_are_refused() {
+        // a backup that is not encrypted as asked, or cannot be read back, is found out too late
+        let at = StoreOptions::at;
+        let some = |text: &str| Some(text.to_owned());
+        for (options, word) in [
+            (
+                StoreOptions {
+                    region: some("x"),
+                    ..at("gs://b/x")
+                },
+                "region is a setting",
+            ),
+            (
+                StoreOptions {
+                    kms_key_id: some("x"),
+                    ..at("az://b/x")
+                },
+                "kms_key_id is a",
+            ),
+            (
+                StoreOptions {
+                    account: some("x"),
+                    ..at("s3://b/x")
+                },
+                "account is a setting",
+            ),
+            (
+                StoreOptions {
+                    storage_class: some("GLACIER"),
+                    ..at("s3://b")
+                },
+                "at once",
+            ),
+            (
+                StoreOptions {
+                    storage_class: some("Cool"),
+                    ..at("az://b")
+                },
+                "no storage_class",
+            ),
+            (
+                StoreOptions {
+                    kms_key_id: some("x"),
+                    ..at("s3://b")
+                },
+                "server_side_encryption",
+            ),
+            (
+                StoreOptions {
+                    server_side_encryption: some("kms"),
+                    ..at("s3://b")
+                },
+                "unknown",
+            ),
+            (
+                StoreOptions {
+                    endpoint: some("http://h"),
+                    ..at("s3://b")
+                },
+                "allow_http",
+            ),
+            (
+                StoreOptions {
+                    endpoint: some("http://h"),
+                    ..at("gs://b")
+                },
+                "allow_http",
+            ),
+            (
+                StoreOptions {
+                    endpoint: some("host:9000"),
+                    ..at("s3://b")
+                },
+                "endpoint",
+            ),
+            (
+                StoreOptions {
+                    endpoint: some("https://a:SECRET@h"),
+                    ..at("s3://b")
+                },
+                "credentials",
+            ),
+        ] {
+            let said = said(&options);
+            assert!(said.contains(word), "{options:?}: {said}");
+            assert!(
+                !said.contains("SECRET") && said.contains("hint: "),
+                "{said}"
+            );
+        }
+    }
+
+    #[test]
+    fn certificates_that_cannot_be_read_are_not_left_out() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for path in [Path::new("/nonexistent"), file.path()] {
+            let error = certificates(path).unwrap_err();
+            assert!(matches!(error, StoreError::Settings { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_bucket_stands_in_the_host_only_where_it_can() {
+        assert_eq!(
+            with_host_prefix("https://h:9/", "b").unwrap(),
+            "https://b.h:9"
+        );
+        assert!(with_host_prefix("h", "b").is_err());
+    }
 }

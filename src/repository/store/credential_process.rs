@@ -115,3 +115,28 @@ fn parse(output: &[u8]) -> Result<Handed, String> {
         expires: output.expiration,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_that_gives_nothing_is_said_so_without_what_it_printed() {
+        for (command, word) in [
+            ("echo SECRET", "JSON"),
+            ("echo '{\"Version\":1,\"AccessKeyId\":\"SECRET\"}'", "JSON"),
+            (
+                "echo '{\"Version\":2,\"AccessKeyId\":\"SECRET\",\"SecretAccessKey\":\"SECRET\"}'",
+                "version",
+            ),
+            ("echo SECRET; echo no session >&2; exit 3", "no session"),
+            ("exec /nonexistent/program", "failed"),
+            ("yes SECRET", "failed"),
+            ("true", "JSON"),
+        ] {
+            let error = run(command).await.err().unwrap();
+            assert!(error.contains(word), "{command}: {error}");
+            assert!(!error.contains("SECRET"), "{command}: {error}");
+        }
+    }
+}

@@ -160,6 +160,10 @@ impl From<StoreError> for Error {
                 .hint("free space where the repository lives; nothing was acknowledged"),
             StoreError::Forbidden { .. } => Self::new(Kind::Unreachable, message)
                 .hint("give this user the right to read and write the repository's folder"),
+            StoreError::Refused { reason, .. } if reason.contains("certificate") => {
+                Self::new(Kind::Unreachable, message)
+                    .hint("set the repository's ca_file to the authority that signed it")
+            }
             StoreError::Refused { .. } => Self::new(Kind::Unreachable, message)
                 .hint("check the endpoint and the settings of this repository"),
             StoreError::Settings { hint, .. } => Self::usage(message).hint(hint),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use object_store::client::HttpError;
 
 use super::answer::{Answer, NoCredentials};
-use super::aws_profile::ProfileError;
+use super::aws_files::ProfileError;
 use super::error::StoreError;
 
 /// Why one attempt failed.

@@ -7,6 +7,7 @@
 
 mod address;
 mod answer;
+mod aws_files;
 mod aws_profile;
 mod bounded;
 mod bulk;
@@ -17,6 +18,10 @@ mod fault;
 mod local;
 mod options;
 mod retrying;
+#[cfg(test)]
+mod rules;
+#[cfg(test)]
+mod scripted;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};

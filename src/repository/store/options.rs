@@ -62,7 +62,7 @@ impl StoreOptions {
             storage_class: None,
             concurrency: 16,
             connect_timeout: Duration::from_secs(10),
-            request_timeout: Duration::from_secs(30),
+            request_timeout: Duration::from_secs(20),
             retry_budget: Duration::from_mins(1),
         }
     }
