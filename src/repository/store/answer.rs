@@ -79,13 +79,16 @@ pub(super) struct Answering;
 impl HttpConnector for Answering {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         let inner = ReqwestConnector::default().connect(options)?;
-        Ok(HttpClient::new(Service { inner }))
+        let falls_back = std::env::var("AWS_IMDSV1_FALLBACK").is_ok_and(|value| value == "true");
+        Ok(HttpClient::new(Service { inner, falls_back }))
     }
 }
 
 #[derive(Debug)]
 struct Service {
     inner: HttpClient,
+    /// Whether an instance whose metadata service is of the older version is asked its way.
+    falls_back: bool,
 }
 
 #[async_trait::async_trait]
@@ -94,7 +97,7 @@ impl HttpService for Service {
         let host = request.uri().host().unwrap_or_default().to_owned();
         let about_credentials = hands_out_credentials(&host);
         let method = request.method().as_str().to_owned();
-        let is_imds_token = request.uri().path() == "/latest/api/token";
+        let is_imds_token = self.falls_back && request.uri().path() == "/latest/api/token";
         let response = match self.inner.execute(request).await {
             Ok(response) => response,
             Err(error) if about_credentials => {

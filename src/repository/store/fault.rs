@@ -210,8 +210,13 @@ fn typed(error: &(dyn StdError + 'static)) -> Option<Fault> {
         }
         if inner.downcast_ref::<HttpError>().is_some() {
             is_network = true;
-            if is_certificate(inner) {
-                let reason = innermost(inner);
+            let reason = innermost(inner);
+            // neither will be otherwise later
+            if reason.contains("invalid peer certificate") {
+                return Some(Fault::Refused { reason });
+            }
+            if reason.contains("InvalidContentType") {
+                let reason = format!("the endpoint does not speak TLS ({reason})");
                 return Some(Fault::Refused { reason });
             }
         }
@@ -225,11 +230,6 @@ fn typed(error: &(dyn StdError + 'static)) -> Option<Fault> {
         cause = inner.source();
     }
     None
-}
-
-/// A certificate that is not trusted will not be trusted later.
-fn is_certificate(error: &(dyn StdError + 'static)) -> bool {
-    crate::error::chain(error).contains("invalid peer certificate")
 }
 
 /// The words nearest to what happened, which lie below the library's.

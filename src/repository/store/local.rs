@@ -200,9 +200,9 @@ impl Writer {
             .take_while(|above| *above != self.folder && !self.is_known(above))
             .collect();
         for folder in unknown.into_iter().rev() {
-            durable::create_dir_all(folder)?;
-            if let Some(parent) = folder.parent() {
-                durable::sync_dir(parent)?;
+            match folder.parent().filter(|_| folder.is_dir()) {
+                Some(parent) => durable::sync_dir(parent)?,
+                None => durable::create_dir_all(folder)?,
             }
             self.remember(folder);
         }

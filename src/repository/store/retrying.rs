@@ -19,6 +19,9 @@ const MAX_WAIT: Duration = Duration::from_secs(10);
 const QUIET_FIRST: Duration = Duration::from_secs(2);
 const QUIET_MAX: Duration = Duration::from_mins(1);
 
+/// The time between the end of one outage and the first line about another.
+const QUIET_AFTER: Duration = Duration::from_secs(5);
+
 /// Tries again what may succeed later. Clones share what they say.
 #[derive(Debug, Clone)]
 pub(super) struct Retrying {
@@ -64,6 +67,9 @@ impl Retrying {
         loop {
             match attempt().await {
                 Ok(value) => {
+                    if attempts.count() > 1 {
+                        self.recovered();
+                    }
                     if said {
                         let seconds = attempts.elapsed().as_secs_f64();
                         let count = attempts.count();
@@ -102,6 +108,13 @@ impl Retrying {
         };
         log.next = now + log.quiet;
         true
+    }
+
+    /// The next outage is news, but a store that is only busy does not fill the log.
+    fn recovered(&self) {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.quiet = QUIET_FIRST;
+        log.next = log.next.min(Instant::now() + QUIET_AFTER);
     }
 }
 
