@@ -275,7 +275,8 @@ async fn beginning(body: HttpResponseBody) -> String {
 fn element(text: &str, name: &str) -> Option<String> {
     let (_, after) = text.split_once(&format!("<{name}>"))?;
     let (inner, _) = after.split_once(&format!("</{name}>"))?;
-    Some(clipped(inner))
+    // Azure's sentences are followed by numbers of the request
+    Some(clipped(inner.trim().lines().next()?))
 }
 
 /// The provider's sentence, with Azure's second one, which says what was wrong with a signature.

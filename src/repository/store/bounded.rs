@@ -42,6 +42,8 @@ pub(super) struct Bounded {
     permits: Arc<Semaphore>,
     silence: Duration,
     attributes: Attributes,
+    /// Whether "the last bytes" can be asked for without knowing the size.
+    has_suffixes: bool,
 }
 
 /// Uploads in parts, for stores that have them.
@@ -67,6 +69,15 @@ impl Bounded {
             permits: Arc::new(Semaphore::new(concurrency.clamp(1, Semaphore::MAX_PERMITS))),
             silence,
             attributes: Attributes::default(),
+            has_suffixes: true,
+        }
+    }
+
+    /// For a service that gives no last bytes of an object whose size it is not told.
+    pub(super) fn without_suffixes(self) -> Self {
+        Self {
+            has_suffixes: false,
+            ..self
         }
     }
 
@@ -113,6 +124,31 @@ impl Bounded {
 
     /// Reads an object, or a range of it. What is shorter than the store said is an error.
     pub(super) async fn read(&self, path: &Path, range: Option<GetRange>) -> Result<Body> {
+        match range {
+            Some(GetRange::Suffix(length)) if !self.has_suffixes => {
+                self.read_end(path, length).await
+            }
+            range => self.read_now(path, range).await,
+        }
+    }
+
+    /// Objects are written once, so the size does not change in between.
+    async fn read_end(&self, path: &Path, length: u64) -> Result<Body> {
+        let size = self
+            .within(self.silence, self.objects.head(path))
+            .await?
+            .size;
+        if size == 0 || length == 0 {
+            return Ok(Body {
+                bytes: Bytes::new(),
+                object_bytes: size,
+            });
+        }
+        let range = GetRange::Bounded(size.saturating_sub(length)..size);
+        self.read_now(path, Some(range)).await
+    }
+
+    async fn read_now(&self, path: &Path, range: Option<GetRange>) -> Result<Body> {
         let _permit = self.permit().await?;
         let options = GetOptions {
             range,

@@ -316,7 +316,7 @@ fn azure(container: &str, options: &StoreOptions) -> Result<Cloud, StoreError> {
         .build()
         .map_err(unbuilt)?;
     Ok(Cloud {
-        client: bounded(Arc::new(store), options),
+        client: bounded(Arc::new(store), options).without_suffixes(),
         credentials: credentials.to_owned(),
     })
 }

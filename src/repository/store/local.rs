@@ -18,12 +18,11 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetRange, GetResult, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, ObjectStoreExt as _, PutMode, PutMultipartOptions, PutOptions, PutPayload,
-    PutResult, RenameOptions, Result,
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions,
+    Result,
 };
 
-use super::fault::PastEnd;
 use crate::durable::{self, Staged};
 
 /// Where files are written before they get their names.
@@ -283,18 +282,7 @@ impl ObjectStore for Local {
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         self.root.check().map_err(failed)?;
-        let range = options.range.clone();
-        let got = self.found(self.files.get_opts(location, options).await);
-        if let (Some(GetRange::Bounded(range)), Err(Error::Generic { .. })) = (range, &got) {
-            let object = self.files.head(location).await?;
-            if object.size <= range.start {
-                return Err(Error::Generic {
-                    store: "local",
-                    source: Box::new(PastEnd),
-                });
-            }
-        }
-        got
+        self.found(self.files.get_opts(location, options).await)
     }
 
     async fn get_ranges(

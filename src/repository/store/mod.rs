@@ -307,10 +307,11 @@ impl Store {
         offset: u64,
         length: u64,
     ) -> Result<Bytes, StoreError> {
-        if length == 0 {
+        let range = offset..offset.saturating_add(length);
+        if range.is_empty() {
             return Ok(Bytes::new());
         }
-        let range = GetRange::Bounded(offset..offset.saturating_add(length));
+        let range = GetRange::Bounded(range);
         Ok(self.read(path, Some(range)).await?.bytes)
     }
 
