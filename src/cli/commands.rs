@@ -12,7 +12,7 @@ use super::args::{
     ActionArg, ArchiveModeArg, BackupArgs, CheckpointArg, Cli, Command, DemoArgs, Global,
     RestoreArgs, SlotArgs, SlotCommand, StatusArgs, StreamArgs, TargetArgs, WalFetchArgs,
 };
-use super::destination::destination;
+use super::destination::{destination, impatient_destination};
 use super::output;
 use super::progress::Progress;
 use crate::backup::{BackupOptions, BackupTaker};
@@ -54,7 +54,14 @@ pub(super) async fn stream(global: &Global, args: StreamArgs, stop: Stop) -> Res
     }
     let clock = Arc::new(SystemClock);
     let conninfo = cluster.connection.as_deref();
-    service::stream(conninfo, &destination(cluster), options, clock, stop).await
+    service::stream(
+        conninfo,
+        &impatient_destination(cluster),
+        options,
+        clock,
+        stop,
+    )
+    .await
 }
 
 pub(super) async fn backup(global: &Global, args: BackupArgs, stop: Stop) -> Result<()> {
@@ -250,7 +257,7 @@ pub(super) async fn wal_fetch(global: &Global, args: WalFetchArgs) -> u8 {
         || {
             let settings = Settings::load(&global.given())?;
             let cluster = settings.cluster()?;
-            destination(cluster).open(false, &clock())
+            impatient_destination(cluster).open(false, &clock())
         },
         restore::fetch::FetchRequest {
             name: args.name,

@@ -1,7 +1,21 @@
 //! Settings handed on: where a cluster's objects go.
 
+use std::time::Duration;
+
 use crate::config::{AcknowledgedBy, ClusterSettings, RepositorySettings};
 use crate::service::{Acknowledge, Destination, EncryptionSettings, PlaceSettings, StoreOptions};
+
+/// A command that tries again by itself does not let each request do so for long.
+const OWN_RETRIES: Duration = Duration::from_secs(5);
+
+/// Where a cluster's objects go, for a command that tries again by itself.
+pub(super) fn impatient_destination(cluster: &ClusterSettings) -> Destination {
+    let mut destination = destination(cluster);
+    for place in &mut destination.places {
+        place.store.retry_budget = place.store.retry_budget.min(OWN_RETRIES);
+    }
+    destination
+}
 
 /// Where a cluster's objects go.
 pub(super) fn destination(cluster: &ClusterSettings) -> Destination {

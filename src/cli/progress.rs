@@ -14,8 +14,13 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 pub(super) struct Progress {
     doing: &'static str,
     bar: Option<ProgressBar>,
+    lines: Mutex<Option<Lines>>,
+}
+
+/// When the first bytes came, and when the last line was printed.
+struct Lines {
     started: Instant,
-    last_line: Mutex<Instant>,
+    last: Instant,
 }
 
 impl Progress {
@@ -30,12 +35,10 @@ impl Progress {
             bar.set_message(doing);
             bar
         });
-        let now = Instant::now();
         Self {
             doing,
             bar,
-            started: now,
-            last_line: Mutex::new(now),
+            lines: Mutex::new(None),
         }
     }
 
@@ -46,14 +49,19 @@ impl Progress {
             bar.set_position(done);
             return;
         }
-        let Ok(mut last) = self.last_line.lock() else {
+        let Ok(mut lines) = self.lines.lock() else {
             return;
         };
-        if last.elapsed() < LINE_INTERVAL {
+        // a checkpoint may have been waited for until now
+        let lines = lines.get_or_insert_with(|| Lines {
+            started: Instant::now(),
+            last: Instant::now(),
+        });
+        if lines.last.elapsed() < LINE_INTERVAL {
             return;
         }
-        *last = Instant::now();
-        let seconds = self.started.elapsed().as_secs().max(1);
+        lines.last = Instant::now();
+        let seconds = lines.started.elapsed().as_secs().max(1);
         let rate = (done / seconds).max(1);
         let left = Duration::from_secs(total.saturating_sub(done) / rate);
         tracing::info!(

@@ -126,8 +126,10 @@ impl Repository {
         if let Some((identity, new_system)) = self.identity {
             target.prepare(identity, new_system).await?;
         }
-        // from here on new objects are written to it again, so that what is listed below is all
+        // from here on new objects are written to it again; once those have ended that were not,
+        // what is listed below is all that it can lack
         let missed = target.place().answers();
+        self.in_flight.settle().await;
         let mut copied = 0;
         let mut all_heard = true;
         for source in &self.members {

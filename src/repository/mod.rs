@@ -7,6 +7,7 @@ mod backup_record;
 pub mod catalog;
 pub mod destination;
 mod error;
+mod in_flight;
 pub mod keys;
 pub mod layout;
 mod member;
@@ -26,6 +27,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use wal::{Checked, Lsn, SegmentSize, TimelineId, WalRange};
 
+use in_flight::InFlight;
 use layout::{ClusterName, ObjectName};
 use member::Member;
 use place::Place;
@@ -108,6 +110,8 @@ pub struct Repository {
     acknowledge: Acknowledge,
     /// Whom it is written for, and whether that may be new under the cluster's name.
     identity: Option<(ServerIdentity, bool)>,
+    /// What is being written through this and its clones.
+    in_flight: Arc<InFlight>,
     /// Whether a listing needs every place.
     strict: bool,
 }
@@ -131,6 +135,7 @@ impl Repository {
                 _ => acknowledge,
             },
             identity: None,
+            in_flight: Arc::default(),
             strict: false,
         }
     }

@@ -54,6 +54,7 @@ impl Repository {
             write(only.clone()).await?;
             return Ok(Stored::Everywhere);
         }
+        let _write = self.in_flight.begin();
         let tried = self.members_to_try(None);
         let writes = tried.iter().map(|(_, member)| write((*member).clone()));
         let mut outcome = Outcome::new(self.members.len(), None);
@@ -135,6 +136,7 @@ impl Repository {
     /// Stores a segment or a piece. Once this returns, it is durable in every place that is not
     /// away, or in one where that is what [`Acknowledge::Any`] asks for; it may be tried again.
     pub async fn put_wal(&self, wal: &Arc<EncodedWal>) -> Result<Stored> {
+        let in_flight = Arc::new(self.in_flight.begin());
         self.encode_missing(wal).await?;
         let name = Some(&wal.name);
         let mut outcome = Outcome::new(self.members.len(), name);
@@ -151,13 +153,14 @@ impl Repository {
                 continue;
             }
             let (member, wal) = (member.clone(), Arc::clone(wal));
+            let in_flight = Arc::clone(&in_flight);
             // not given up when another place has been faster
             let write = tokio::spawn(async move {
                 let written = member.create_object(&wal.name, object, &wal.digest).await;
                 if written.is_ok() {
                     wal.is_held_by(number);
                 }
-                drop(permit);
+                drop((permit, in_flight));
                 (member, written)
             });
             writes.push(write);
