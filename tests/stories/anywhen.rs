@@ -1,4 +1,5 @@
-//! The product as a black box: the `anywhen` binary, a repository in a folder, and the objects in it.
+//! The product as a black box: the `anywhen` binary, a repository in a folder or a bucket, and the objects
+//! in it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,13 +11,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::ground::{Ground, Programs, Running, command, eventually, shared_folder};
+use crate::endpoint::{BUCKET, Endpoint, REGION};
+use crate::ground::{Environment, Ground, Programs, Running, command, eventually, shared_folder};
 use crate::objects::folders_below;
+use crate::sealed::Identity;
 use crate::server::{Server, value};
 
 /// One repository, one cluster name, and where the output of the commands goes.
 pub(crate) struct Anywhen {
+    url: String,
+    /// The folder of the repository, where an object is a file; of a bucket too.
     repository: PathBuf,
+    environment: Environment,
+    /// What says more of the repository than its address does.
+    config: Option<PathBuf>,
+    state_dir: PathBuf,
     work: PathBuf,
     home: PathBuf,
     pub(crate) cluster: &'static str,
@@ -40,17 +49,80 @@ impl Anywhen {
     }
 
     pub(crate) fn named(ground: &Ground, repository: &str, cluster: &'static str) -> Self {
+        let folder = ground.make_dir(&ground.place_of(repository), 0o700);
+        match ground.endpoint() {
+            None => Self::at(ground, repository, format!("file://{}", folder.display())),
+            Some(endpoint) => {
+                let url = format!("s3://{BUCKET}/{repository}");
+                let table = repository_table("stories", &url, endpoint);
+                Self::with_table(ground, repository, url, &table)
+            }
+        }
+        .of_cluster(cluster)
+    }
+
+    /// A repository that needs more said than its address: the table of a configuration file.
+    pub(crate) fn with_table(ground: &Ground, name: &str, url: String, table: &str) -> Self {
+        let mut anywhen = Self::at(ground, name, url);
+        let file = format!("state_dir = \"{}\"\n{table}", anywhen.state_dir.display());
+        anywhen.config = Some(ground.write(&format!("{name}.toml"), &file, 0o600));
+        anywhen
+    }
+
+    fn of_cluster(self, cluster: &'static str) -> Self {
+        Self { cluster, ..self }
+    }
+
+    fn at(ground: &Ground, name: &str, url: String) -> Self {
         Self {
-            repository: ground.make_dir(repository, 0o700),
-            work: ground.make_dir(&format!("{repository}.calls"), 0o755),
+            url,
+            repository: ground.path(&ground.place_of(name)),
+            environment: ground.environment(),
+            config: None,
+            state_dir: ground.make_dir("state", 0o700),
+            work: ground.make_dir(&format!("{name}.calls"), 0o755),
             home: ground.make_dir("home", 0o700),
-            cluster,
+            cluster: "main",
             calls: AtomicUsize::new(0),
         }
     }
 
-    pub(crate) fn url(&self) -> String {
-        format!("file://{}", self.repository.display())
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Each flag that leads to the repository and opens it without a file, its variable, and its value.
+    pub(crate) fn flags(&self) -> Vec<(&'static str, &'static str, String)> {
+        let mut flags = vec![
+            ("--repo", "ANYWHEN_REPO", self.url.clone()),
+            ("--cluster", "ANYWHEN_CLUSTER", self.cluster.to_owned()),
+        ];
+        if self.config.is_some() {
+            let Identity { recipient, file } = Identity::get();
+            let (file, keys) = (file.display(), self.state_dir.display());
+            flags.extend([
+                ("--recipient", "ANYWHEN_RECIPIENTS", recipient.clone()),
+                ("--identity-file", "ANYWHEN_IDENTITY_FILE", file.to_string()),
+                ("--state-dir", "ANYWHEN_STATE_DIR", keys.to_string()),
+            ]);
+        }
+        flags
+    }
+
+    /// The table of the repository, for a configuration file.
+    pub(crate) fn table(&self, name: &str, ground: &Ground) -> String {
+        match ground.endpoint() {
+            Some(endpoint) => repository_table(name, &self.url, endpoint),
+            None => format!("[repository.{name}]\nurl = \"{}\"\n", self.url),
+        }
+    }
+
+    /// The flags that lead to the repository as other commands have it.
+    pub(crate) fn place(&self) -> [&str; 2] {
+        match &self.config {
+            Some(config) => ["--config", config.to_str().unwrap()],
+            None => ["--repo", &self.url],
+        }
     }
 
     pub(crate) fn repository(&self) -> &Path {
@@ -69,15 +141,17 @@ impl Anywhen {
     pub(crate) fn bare(&self) -> Command {
         let mut command = command(binary());
         command.env("HOME", &self.home);
+        command.envs(self.environment.iter().cloned());
         command
     }
 
-    /// `anywhen ARGUMENTS… --repo URL --cluster NAME`.
+    /// `anywhen ARGUMENTS… --repo URL --cluster NAME`, or `--config FILE` where an address says too little.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.bare();
         command
             .args(arguments)
-            .args(["--repo", &self.url(), "--cluster", self.cluster]);
+            .args(self.place())
+            .args(["--cluster", self.cluster]);
         command
     }
 
@@ -312,20 +386,35 @@ impl Stream {
     }
 }
 
+/// The table of an encrypted repository in a bucket, for a configuration file.
+pub(crate) fn repository_table(name: &str, url: &str, endpoint: &Endpoint) -> String {
+    let Identity { recipient, file } = Identity::get();
+    format!(
+        "[repository.{name}]\nurl = \"{url}\"\nendpoint = \"{}\"\nregion = \"{REGION}\"\n\
+         allow_http = true\nretry_for = \"3s\"\n\
+         recipients = [\"{recipient}\"]\nidentity_file = \"{}\"\n",
+        endpoint.url(),
+        file.display()
+    )
+}
+
 /// The binary under test, where the account of the stories can read it: root's checkout may be closed
 /// to it.
 pub(crate) fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| {
-        let copy = shared_folder().join("anywhen");
-        // not by our own hands: a program that is open for writing, in a child forked meanwhile by another
-        // story too, cannot be executed
-        let status = Command::new("install")
-            .arg("--mode=755")
-            .arg(env!("CARGO_BIN_EXE_anywhen"))
-            .arg(&copy)
-            .status();
-        assert!(status.unwrap().success(), "cannot copy the binary");
-        copy
-    })
+    BINARY.get_or_init(|| install(Path::new(env!("CARGO_BIN_EXE_anywhen")), "anywhen"))
+}
+
+/// Copies a program into the folder that all stories share.
+pub(crate) fn install(program: &Path, name: &str) -> PathBuf {
+    let copy = shared_folder().join(name);
+    // not by our own hands: a program that is open for writing, in a child forked meanwhile by another
+    // story too, cannot be executed
+    let status = Command::new("install")
+        .arg("--mode=755")
+        .arg(program)
+        .arg(&copy)
+        .status();
+    assert!(status.unwrap().success(), "cannot copy {name}");
+    copy
 }

@@ -2,24 +2,12 @@
 
 use rustix::process::Signal;
 
+use crate::chance::{Chance, rounds};
 use crate::ground::eventually;
 use crate::judge::End;
 use crate::objects::{assert_equal_to_server, assert_no_gap, system_dir};
 use crate::record::Record;
 use crate::server::{Options, value};
-
-/// How often a story kills, and where its pseudo-random choices begin: `./check --soak` sets both.
-fn soak(name: &str, otherwise: u64) -> u64 {
-    std::env::var(name).map_or(otherwise, |text| text.parse().expect("a number"))
-}
-
-/// One step of xorshift64.
-fn next(state: &mut u64) -> u64 {
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    *state
-}
 
 /// What was acknowledged to the server before the kill is never asked of it again and never missing, and
 /// what was not is sent again: no hole, no second history.
@@ -29,13 +17,13 @@ fn a_killed_stream_goes_on_without_a_hole() {
         wal_segment_mib: 1,
         ..Options::default()
     });
-    let mut chance = soak("ANYWHEN_SEED", 1).max(1);
-    let rounds = u32::try_from(soak("ANYWHEN_SOAK_ROUNDS", 3)).unwrap();
+    let mut chance = Chance::new();
+    let rounds = rounds(3);
     for round in 1..=rounds {
         record.insert(round);
         record.fill_segments(1);
         // the kill falls before, while or after the stream stores this
-        let wait_ms = next(&mut chance) % 400;
+        let wait_ms = chance.below(400);
         record
             .server
             .execute(&format!("select pg_sleep({wait_ms} / 1000.0)"));
@@ -64,15 +52,15 @@ fn a_killed_stream_goes_on_without_a_hole() {
 fn a_killed_backup_is_never_listed_and_the_next_one_works() {
     let record = Record::of_server(&Options::default());
     record.insert(0);
-    let mut chance = soak("ANYWHEN_SEED", 1).max(1);
-    for _ in 0..soak("ANYWHEN_SOAK_ROUNDS", 1) {
+    let mut chance = Chance::new();
+    for _ in 0..rounds(1) {
         let mut slow =
             record
                 .anywhen
                 .command(&["backup", "--checkpoint", "fast", "--max-rate", "4M"]);
         slow.args(["-d", &record.server.conninfo()]);
         let mut backup = record.anywhen.launch(slow);
-        let sent = next(&mut chance) % (8 << 20);
+        let sent = chance.below(8 << 20);
         let half_done = format!(
             "select count(*) from pg_stat_progress_basebackup
              where phase = 'streaming database files' and backup_streamed > {sent}"

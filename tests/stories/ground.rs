@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
 
+use crate::endpoint::{BUCKET, Endpoint};
+
 /// How long anything may take that should take a moment, on a machine that builds beside us.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -97,13 +99,50 @@ pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     command
 }
 
+/// What a program finds in its environment.
+pub(crate) type Environment = Vec<(&'static str, String)>;
+
+/// Names where the repositories of stories are that do not ask for a place: unset, in folders; `s3`, in
+/// buckets and encrypted.
+const STORY_REPOSITORY: &str = "ANYWHEN_STORY_REPOSITORY";
+
 /// A folder for one story, removed with it.
 pub(crate) struct Ground {
+    /// Serves the folder `s3`, where the repositories are in a bucket.
+    endpoint: Option<Endpoint>,
+    environment: Environment,
     folder: TempDir,
 }
 
 impl Ground {
+    /// A ground whose repositories are where this run has them.
     pub(crate) fn new() -> Self {
+        match std::env::var(STORY_REPOSITORY).as_deref() {
+            Err(_) => Self::on_disk(),
+            Ok("s3") => Self::on_s3(),
+            Ok(other) => panic!("{STORY_REPOSITORY} is unset or s3: {other:?}"),
+        }
+    }
+
+    /// A ground whose repositories are in a bucket of an endpoint of its own, and encrypted.
+    pub(crate) fn on_s3() -> Self {
+        let mut ground = Self::on_disk();
+        let buckets = ground.make_dir("s3", 0o755);
+        ground.make_dir(&format!("s3/{BUCKET}"), 0o755);
+        let endpoint = Endpoint::start(&buckets, ground.path("endpoint"));
+        ground.environment = endpoint.environment();
+        ground.endpoint = Some(endpoint);
+        ground
+    }
+
+    /// The same ground with variables for its servers and its calls of `anywhen`.
+    pub(crate) fn with_environment(mut self, environment: Environment) -> Self {
+        self.environment = environment;
+        self
+    }
+
+    /// A ground whose repositories are folders.
+    pub(crate) fn on_disk() -> Self {
         // the path of a Unix socket may have 107 bytes: not every TMPDIR leaves room for it
         let folder = tempfile::Builder::new()
             .prefix("anywhen-")
@@ -111,7 +150,32 @@ impl Ground {
             .tempdir_in("/tmp")
             .unwrap();
         give(folder.path());
-        Self { folder }
+        Self {
+            endpoint: None,
+            environment: Vec::new(),
+            folder,
+        }
+    }
+
+    pub(crate) fn endpoint(&self) -> Option<&Endpoint> {
+        self.endpoint.as_ref()
+    }
+
+    pub(crate) fn endpoint_mut(&mut self) -> &mut Endpoint {
+        self.endpoint.as_mut().expect("a ground with an endpoint")
+    }
+
+    /// What its servers and its calls of `anywhen` find in their environment.
+    pub(crate) fn environment(&self) -> Environment {
+        self.environment.clone()
+    }
+
+    /// The folder of a repository below this one.
+    pub(crate) fn place_of(&self, repository: &str) -> String {
+        match self.endpoint {
+            Some(_) => format!("s3/{BUCKET}/{repository}"),
+            None => repository.to_owned(),
+        }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -287,7 +351,13 @@ impl Running {
     /// Waits for the end of it.
     #[track_caller]
     pub(crate) fn end(&mut self, what: &str) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
+        self.end_within(PATIENCE, what)
+    }
+
+    /// As [`Running::end`], for what has a limit of its own.
+    #[track_caller]
+    pub(crate) fn end_within(&mut self, patience: Duration, what: &str) -> ExitStatus {
+        let deadline = Instant::now() + patience;
         while Instant::now() < deadline {
             if let Some(status) = self.ended() {
                 return status;

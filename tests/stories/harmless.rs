@@ -122,10 +122,11 @@ fn the_files_belong_to_the_owner_of_the_parent_with_closed_modes() {
     record.insert(0);
     record.anywhen.backup(&record.server);
     let target = record.target("owned");
-    let url = record.anywhen.url();
     let output = Command::new(binary())
-        .args(["restore", "--repo", &url, "--cluster", "main", "-D"])
+        .args(["restore", "--cluster", "main", "-D"])
         .arg(&target)
+        .args(record.anywhen.place())
+        .envs(record.ground.environment())
         .output()
         .unwrap();
     assert!(

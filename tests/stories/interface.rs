@@ -29,7 +29,7 @@ fn wrong_usage_is_2() {
         &["list", "--cluster", "Not/A Name"],
     ] {
         let mut command = anywhen.bare();
-        command.args(arguments).args(["--repo", &anywhen.url()]);
+        command.args(arguments).args(["--repo", anywhen.url()]);
         anywhen.run_command(command).failed_with(2);
     }
     assert!(!ground.path("target").exists());
@@ -55,23 +55,23 @@ fn an_unknown_key_of_the_configuration_is_refused_with_the_nearest() {
 #[test]
 fn flags_variables_and_a_file_configure_alike() {
     let record = Record::begun(&Options::default());
-    let url = record.anywhen.url();
-    let by_flag = record.anywhen.json(&["list"]);
+    let expected = record.anywhen.json(&["list"]);
+    let mut by_flag = record.anywhen.bare();
     let mut by_variable = record.anywhen.bare();
-    by_variable
-        .args(["list", "--json"])
-        .env("ANYWHEN_REPO", &url)
-        .env("ANYWHEN_CLUSTER", "main");
-    assert_eq!(
-        record
-            .anywhen
-            .run_command(by_variable)
-            .succeeded()
-            .document(),
-        by_flag
-    );
+    for command in [&mut by_flag, &mut by_variable] {
+        command.args(["list", "--json"]);
+    }
+    for (flag, variable, value) in record.anywhen.flags() {
+        by_flag.args([flag, &value]);
+        by_variable.env(variable, value);
+    }
+    for command in [by_flag, by_variable] {
+        let ended = record.anywhen.run_command(command).succeeded();
+        assert_eq!(ended.document(), expected);
+    }
     let file = format!(
-        "[repository.here]\nurl = \"{url}\"\n[cluster.main]\nconnection = \"{}\"\n",
+        "{}[cluster.main]\nconnection = \"{}\"\n",
+        record.anywhen.table("here", &record.ground),
         record.server.conninfo()
     );
     let file = record.ground.write("anywhen.toml", &file, 0o600);
@@ -79,7 +79,7 @@ fn flags_variables_and_a_file_configure_alike() {
     by_file.args(["--config", file.to_str().unwrap(), "list", "--json"]);
     assert_eq!(
         record.anywhen.run_command(by_file).succeeded().document(),
-        by_flag
+        expected
     );
 }
 

@@ -7,26 +7,39 @@
 )]
 
 mod anywhen;
+mod chance;
+mod disk;
+mod endpoint;
 mod ground;
 mod judge;
 mod objects;
 mod record;
+mod sealed;
 mod server;
 
+mod azure;
 mod backups;
 mod bad_input;
 mod breaks;
+mod buckets;
 mod connections;
 mod crashes;
+mod damage;
 mod drops;
+mod encryption;
+mod format;
 mod harmless;
 mod interface;
 mod layout;
 mod outages;
+mod places;
+mod power_cuts;
 mod shutdowns;
 mod slots;
 mod standbys;
 mod targets;
 mod timelines;
+mod two_places;
 mod wal_bytes;
 mod wal_fetch;
+mod wrong_places;

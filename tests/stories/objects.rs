@@ -1,11 +1,15 @@
-//! The repository's objects as files, read by stock tools: the second reader of its format.
+//! The repository's objects as files, of a bucket too. Those that are not encrypted are read by stock
+//! tools: the second reader of its format.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use container::{Reading, decode, read_header};
+
 use crate::anywhen::Anywhen;
+use crate::sealed::{data_key, unwrapped};
 use crate::server::Server;
 
 /// `<repository>/<cluster>/<system identifier>`.
@@ -14,6 +18,11 @@ pub(crate) fn system_dir(anywhen: &Anywhen, server: &Server) -> PathBuf {
         .repository()
         .join(anywhen.cluster)
         .join(server.system_id())
+}
+
+/// The same in any folder that holds a repository, of the cluster `main`.
+pub(crate) fn system_dir_in(repository: &Path, server: &Server) -> PathBuf {
+    repository.join("main").join(server.system_id())
 }
 
 /// The complete segments that are stored, by name, on every timeline.
@@ -39,9 +48,21 @@ pub(crate) fn remove_segment(system_dir: &Path, name: &str) {
     }
 }
 
-/// What `zstd` makes of a stored object.
+/// The plain bytes of a stored object: what `zstd` makes of it, unless it is encrypted.
 #[track_caller]
 pub(crate) fn unpacked(object: &Path) -> Vec<u8> {
+    let stored = fs::read(object).unwrap();
+    let Reading::Done((header, _)) = read_header(&stored).unwrap() else {
+        panic!("no whole header: {}", object.display());
+    };
+    match data_key(object, &header) {
+        Some(key) => decode(&stored, u64::MAX, Some(&key)).unwrap().plain,
+        None => unpacked_by_zstd(object),
+    }
+}
+
+#[track_caller]
+fn unpacked_by_zstd(object: &Path) -> Vec<u8> {
     let output = Command::new("zstd")
         .arg("-dc")
         .stdin(File::open(object).unwrap())
@@ -54,6 +75,43 @@ pub(crate) fn unpacked(object: &Path) -> Vec<u8> {
         String::from_utf8_lossy(&output.stderr)
     );
     output.stdout
+}
+
+/// Asserts that no object of the repository is half there: each is what its own checks say, from its
+/// first byte to its last. Returns how many there are.
+#[track_caller]
+pub(crate) fn assert_all_whole(repository: &Path) -> usize {
+    let files = files_below(repository);
+    assert!(!files.is_empty(), "nothing in {}", repository.display());
+    for file in files.iter().filter(|file| !is_staged(file)) {
+        let stored = fs::read(file).unwrap();
+        let shown = file.display();
+        if file.starts_with(repository.join("keys")) {
+            unwrapped(file);
+        } else if stored.starts_with(&CONTAINER_MAGIC) {
+            let header = match read_header(&stored) {
+                Ok(Reading::Done((header, _))) => header,
+                other => panic!("{shown}: {other:?}"),
+            };
+            let key = data_key(file, &header);
+            let object = decode(&stored, u64::MAX, key.as_ref());
+            object.unwrap_or_else(|error| panic!("{shown}: {error}"));
+        } else {
+            let json = serde_json::from_slice::<serde_json::Value>(&stored);
+            json.unwrap_or_else(|error| panic!("{shown}: {error}"));
+        }
+    }
+    files.len()
+}
+
+/// The first frame of a container (container's lib.rs).
+const CONTAINER_MAGIC: [u8; 4] = 0x184D_2A50_u32.to_le_bytes();
+
+/// A local store writes objects under names that it takes for no object's.
+fn is_staged(file: &Path) -> bool {
+    file.file_name()
+        .and_then(|name| name.to_str())
+        .is_some_and(|name| name.starts_with('.') || name.contains('#'))
 }
 
 /// Compares every stored segment with the server's own file, and returns how many those were.

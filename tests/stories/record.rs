@@ -1,6 +1,8 @@
 //! A primary whose rows are committed at known moments, streamed and backed up: the beginning of most
 //! stories.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use crate::anywhen::{Anywhen, Stream};
@@ -34,7 +36,11 @@ pub(crate) struct Moment {
 impl Record {
     /// A server with the empty table `moments`, nothing else.
     pub(crate) fn of_server(options: &Options) -> Self {
-        let ground = Ground::new();
+        Self::on(Ground::new(), options)
+    }
+
+    /// The same, on a ground of the story's choice.
+    pub(crate) fn on(ground: Ground, options: &Options) -> Self {
         let settings = format!("track_commit_timestamp = on\n{}", options.settings);
         let server = Server::start_new(
             &ground,
@@ -55,7 +61,12 @@ impl Record {
 
     /// A server with the row 0, a running stream and a backup.
     pub(crate) fn begun(options: &Options) -> Self {
-        let mut record = Self::of_server(options);
+        Self::of_server(options).begin()
+    }
+
+    /// The row 0, a running stream and a backup.
+    pub(crate) fn begin(self) -> Self {
+        let mut record = self;
         record.insert(0);
         record.stream = Some(record.anywhen.stream(&record.server));
         record.anywhen.backup(&record.server);
@@ -106,6 +117,28 @@ impl Record {
     #[track_caller]
     pub(crate) fn now(&self) -> String {
         self.server.value(&utc("clock_timestamp()"))
+    }
+
+    /// Takes the repository out of reach, or gives it back: an outage, or a disk that is closed to us.
+    pub(crate) fn set_reachable(&mut self, reachable: bool) {
+        if self.ground.endpoint().is_none() {
+            let mode = if reachable { 0o700 } else { 0o000 };
+            let repository = self.anywhen.repository();
+            fs::set_permissions(repository, fs::Permissions::from_mode(mode)).unwrap();
+        } else if reachable {
+            self.ground.endpoint_mut().go_on(&[]);
+        } else {
+            self.ground.endpoint_mut().kill9();
+        }
+    }
+
+    /// Removes the folder or the bucket that the repository is in.
+    pub(crate) fn remove_repository(&self) {
+        let folder = match self.ground.endpoint() {
+            Some(endpoint) => endpoint.bucket(),
+            None => self.anywhen.repository().to_owned(),
+        };
+        fs::remove_dir_all(folder).unwrap();
     }
 
     /// Waits until the stream has stored all that the server wrote.

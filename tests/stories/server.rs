@@ -12,7 +12,8 @@ use postgres::{Client, NoTls};
 use rustix::process::Signal;
 
 use crate::ground::{
-    Ground, PATIENCE, Programs, Running, command, eventually, lock, shared_folder, write_as_account,
+    Environment, Ground, PATIENCE, Programs, Running, command, eventually, lock, shared_folder,
+    write_as_account,
 };
 
 /// What every server of the stories is set to. Autovacuum and checkpoints stay out of the way of
@@ -67,6 +68,7 @@ pub(crate) struct Server {
     /// Where postgresql.conf is, when it is not in the data directory.
     config: Option<PathBuf>,
     log: PathBuf,
+    environment: Environment,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -115,6 +117,7 @@ impl Server {
             tcp_port: None,
             config: None,
             log: ground.path(&format!("{name}.log")),
+            environment: ground.environment(),
         }
     }
 
@@ -161,7 +164,8 @@ impl Server {
             .arg("-D")
             .arg(self.config.as_ref().unwrap_or(&self.data))
             .arg("-k")
-            .arg(&self.socket_dir);
+            .arg(&self.socket_dir)
+            .envs(self.environment.iter().cloned());
         match self.tcp_port {
             Some(port) => postgres.args(["-h", "127.0.0.1", "-p", &port.to_string()]),
             None => postgres.args(["-h", "", "-p", "5432"]),

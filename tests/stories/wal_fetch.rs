@@ -3,7 +3,6 @@
 //! looks like the end of WAL loses all that came after.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -156,10 +155,8 @@ fn a_panic_is_not_the_end() {
 
 #[test]
 fn a_repository_out_of_reach_is_not_the_end() {
-    let archive = archive();
-    let repository = archive.record.anywhen.repository();
-    let mode = |mode| fs::set_permissions(repository, fs::Permissions::from_mode(mode)).unwrap();
-    mode(0o000);
+    let mut archive = archive();
+    archive.record.set_reachable(false);
     let ended = archive
         .record
         .anywhen
@@ -168,11 +165,11 @@ fn a_repository_out_of_reach_is_not_the_end() {
         .record
         .anywhen
         .run_command(archive.fetch("0000000100000FFF00000001"));
-    mode(0o700);
+    archive.record.set_reachable(true);
     ended.failed_with(200);
     beyond.failed_with(200);
-    // a folder that is gone, such as a mount that is not there
-    fs::remove_dir_all(repository).unwrap();
+    // a folder that is gone, such as a mount that is not there, or a bucket
+    archive.record.remove_repository();
     archive.ends_with(archive.fetch("0000000100000FFF00000001"), 200);
 }
 
@@ -180,7 +177,7 @@ fn a_repository_out_of_reach_is_not_the_end() {
 /// outage.
 #[test]
 fn an_outage_lets_a_standby_ask_again() {
-    let archive = archive();
+    let mut archive = archive();
     let standby = archive.record.ground.make_dir("standby", 0o700);
     archive.record.ground.make_dir("standby/global", 0o700);
     let control = archive.record.server.data().join("global/pg_control");
@@ -189,12 +186,10 @@ fn an_outage_lets_a_standby_ask_again() {
         .record
         .ground
         .write("standby/standby.signal", "", 0o600);
-    let repository = archive.record.anywhen.repository();
-    let mode = |mode| fs::set_permissions(repository, fs::Permissions::from_mode(mode)).unwrap();
-    mode(0o000);
+    archive.record.set_reachable(false);
     let mut fetch = archive.fetch(&archive.segments[0]);
     fetch.current_dir(&standby);
     let ended = archive.record.anywhen.run_command(fetch);
-    mode(0o700);
+    archive.record.set_reachable(true);
     ended.failed_with(1);
 }

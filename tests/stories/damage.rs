@@ -1,0 +1,198 @@
+//! A bit flipped, a byte cut off, two objects swapped, in every kind of object: found and named, and a
+//! restore stops. What is restored all the same is right.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::chance::{Chance, rounds};
+use crate::judge::{End, restored_moments};
+use crate::objects::files_below;
+use crate::record::Record;
+use crate::server::Options;
+
+/// Two objects of one kind, and whether a restore of all that is stored must notice.
+struct Kind {
+    name: &'static str,
+    object: PathBuf,
+    other: PathBuf,
+    is_needed: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Damage {
+    BitFlipped,
+    ByteCutOff,
+    Swapped,
+}
+
+#[test]
+fn damage_in_every_kind_of_object_is_found_and_named() {
+    let mut record = Record::begun(&Options {
+        wal_segment_mib: 1,
+        ..Options::default()
+    });
+    let first = record.anywhen.json(&["list"])["backups"][0]["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    record.insert(1);
+    record.store_all();
+    record.fill_segments(4);
+    record.insert(2);
+    record.store_all();
+    record
+        .server
+        .execute("create table other as select generate_series(1, 100000) n");
+    record.anywhen.backup(&record.server);
+    // two pieces at least
+    for row in [3, 4, 5] {
+        record.insert(row);
+        record.store_all();
+    }
+    record.stop_stream();
+    let restore = ["--backup", &first];
+    assert_eq!(
+        record.rows_at("undamaged", &restore, End::Promoted),
+        "0,1,2,3,4,5"
+    );
+
+    let mut chance = Chance::new();
+    let kinds = kinds(record.anywhen.repository());
+    for round in 1..=rounds(1) {
+        for kind in &kinds {
+            for damage in [Damage::BitFlipped, Damage::ByteCutOff, Damage::Swapped] {
+                let whole = [&kind.object, &kind.other].map(|path| fs::read(path).unwrap());
+                do_damage(kind, damage, &mut chance);
+                let name = format!("{}-{damage:?}-{round}", kind.name);
+                assert_found(&record, kind, &restore, &name);
+                put(&kind.object, &whole[0]);
+                put(&kind.other, &whole[1]);
+            }
+        }
+    }
+    assert_eq!(
+        record.rows_at("mended", &restore, End::Promoted),
+        "0,1,2,3,4,5"
+    );
+}
+
+fn kinds(repository: &Path) -> Vec<Kind> {
+    let files = files_below(repository);
+    let kind = |name, is_needed, is_of_kind: &dyn Fn(&str) -> bool| {
+        let mut found = files
+            .iter()
+            .filter(|path| is_of_kind(path.to_str().unwrap()));
+        // the first of a kind belongs to the first backup, or to the WAL behind it
+        let object = found
+            .next()
+            .unwrap_or_else(|| panic!("no {name} in {files:#?}"));
+        Kind {
+            name,
+            object: object.clone(),
+            other: found.next().unwrap_or(object).clone(),
+            is_needed,
+        }
+    };
+    let is_segment = |path: &str| {
+        let name = path.rsplit('/').next().unwrap();
+        name.len() == 24 && path.contains("/wal/")
+    };
+    let mut kinds = vec![
+        kind("cluster", false, &|path| path.ends_with("/cluster.json")),
+        kind("record", true, &|path| path.ends_with("/backup.json")),
+        kind("manifest", true, &|path| path.ends_with("/manifest")),
+        kind("pack", true, &|path| path.contains("/packs/")),
+        kind("segment", true, &is_segment),
+        kind("piece", true, &|path| path.contains(".pieces/")),
+        kind("tip", false, &|path| path.contains("/tip/")),
+    ];
+    if repository.join("keys").exists() {
+        kinds.push(kind("wrap", false, &|path| path.contains("/keys/")));
+    }
+    kinds
+}
+
+fn do_damage(kind: &Kind, damage: Damage, chance: &mut Chance) {
+    let mut bytes = fs::read(&kind.object).unwrap();
+    match damage {
+        Damage::BitFlipped => {
+            let bit = chance.below(8 * bytes.len() as u64);
+            bytes[usize::try_from(bit / 8).unwrap()] ^= 1 << (bit % 8);
+            put(&kind.object, &bytes);
+        }
+        Damage::ByteCutOff => {
+            bytes.pop();
+            put(&kind.object, &bytes);
+        }
+        Damage::Swapped => {
+            let other = fs::read(&kind.other).unwrap();
+            put(&kind.other, &bytes);
+            put(&kind.object, &other);
+        }
+    }
+}
+
+fn put(path: &Path, bytes: &[u8]) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+/// Asserts that a restore is refused as damage that is named, or that a segment is not handed to the
+/// server, or else, where the object need not be read, that what was restored is right.
+fn assert_found(record: &Record, kind: &Kind, arguments: &[&str], name: &str) {
+    let target = record.target(name);
+    let fixed = ["restore", "-D", target.to_str().unwrap()];
+    let ended = record.anywhen.run(&[&fixed, arguments].concat());
+    let object = kind.object.file_name().unwrap().to_str().unwrap();
+    if ended.code == Some(0) {
+        // a plan need not read all of the WAL; the server will
+        let rows = kind.is_needed || kind.object == kind.other;
+        if rows && matches!(kind.name, "segment" | "piece") {
+            assert!(
+                !fetches(record, kind, &target),
+                "{name}: damage was handed out"
+            );
+        } else {
+            assert!(!kind.is_needed, "{name}: restored all the same: {ended}");
+            let rows = restored_moments(&record.ground, &target, End::Promoted);
+            assert_eq!(rows, "0,1,2,3,4,5", "{name}");
+        }
+    } else {
+        assert!(matches!(ended.code, Some(3 | 5)), "{name}: {ended}");
+        assert!(
+            ended.stderr.contains("damaged") || ended.code == Some(5) || !kind.is_needed,
+            "{name}: {ended}"
+        );
+        // the object, or the backup or the segment that it belongs to
+        let folder = kind.object.parent().unwrap().file_name().unwrap();
+        let folder = folder.to_str().unwrap().trim_end_matches(".pieces");
+        let named = [object, folder]
+            .iter()
+            .any(|name| ended.stderr.contains(name));
+        assert!(named, "{name}: {object} is not named: {ended}");
+        assert!(
+            !target.join("global/pg_control").exists(),
+            "{name}: a server would start there"
+        );
+    }
+    fs::remove_dir_all(&target).unwrap_or_default();
+}
+
+/// Whether `wal-fetch` gives the segment that the object is, or is a piece of.
+fn fetches(record: &Record, kind: &Kind, target: &Path) -> bool {
+    let folder = kind.object.parent().unwrap().file_name().unwrap();
+    let segment = match folder.to_str().unwrap().strip_suffix(".pieces") {
+        Some(segment) => segment,
+        None => kind.object.file_name().unwrap().to_str().unwrap(),
+    };
+    let fetched = record.ground.path("fetched");
+    let mut fetch = record
+        .anywhen
+        .command(&["wal-fetch", segment, fetched.to_str().unwrap()]);
+    fetch.current_dir(target);
+    let ended = record.anywhen.run_command(fetch);
+    let there = fetched.exists();
+    fs::remove_file(fetched).unwrap_or_default();
+    ended.code != Some(200) || there
+}

@@ -1,0 +1,227 @@
+//! Keys as an operator has to do with them: made, lost, wrong, renewed, and asked for late.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::anywhen::{Anywhen, Ended};
+use crate::ground::Ground;
+use crate::judge::End;
+use crate::objects::{assert_all_whole, files_below};
+use crate::record::Record;
+use crate::sealed::{Identity, is_sealed};
+use crate::server::Options;
+
+/// Encryption asked for and not done would be found out when the bucket is stolen.
+#[test]
+fn everything_in_an_encrypted_repository_is_sealed() {
+    let mut record = Record::on(Ground::on_s3(), &Options::default()).begin();
+    record.insert(1);
+    record.fill_segments(1);
+    record.store_all();
+    record.stop_stream();
+    let files = files_below(record.anywhen.repository());
+    let sealed: Vec<bool> = files.iter().filter_map(|path| is_sealed(path)).collect();
+    assert!(sealed.len() > 3, "{} containers", sealed.len());
+    assert!(
+        sealed.iter().all(|sealed| *sealed),
+        "an object is not sealed"
+    );
+    let readable = files.iter().find(|path| {
+        let bytes = fs::read(path).unwrap();
+        bytes.windows(11).any(|part| part == b"pg_hba.conf")
+    });
+    assert_eq!(readable, None, "a file's name can be read");
+}
+
+/// Public recipients are all that an archiver needs: whoever steals it reads nothing.
+#[test]
+fn an_archiver_with_recipients_alone_writes_what_only_the_identity_reads() {
+    let record = Record::on(Ground::on_s3(), &Options::default());
+    record.insert(0);
+    let without_identity = |arguments: &[&str]| -> Ended {
+        let mut command = record.anywhen.bare();
+        command.args(arguments);
+        for (flag, _, value) in record.anywhen.flags() {
+            // nor does it keep the keys of the day
+            if !matches!(flag, "--identity-file" | "--state-dir") {
+                command.args([flag, &value]);
+            }
+        }
+        record.anywhen.run_command(command)
+    };
+    let conninfo = record.server.conninfo();
+    for _ in 0..2 {
+        let backup = ["backup", "--checkpoint", "fast", "-d", &conninfo];
+        without_identity(&backup).succeeded();
+    }
+    let target = record.target("refused");
+    let restore = ["restore", "-D", target.to_str().unwrap(), "--immediate"];
+    let refused = without_identity(&restore);
+    refused.failed_with(2);
+    refused.says(&["identity", "hint"]);
+    assert!(!target.join("global").exists(), "{refused}");
+    assert_eq!(record.rows_at("mine", &["--immediate"], End::Paused), "0");
+}
+
+/// Each of them is another mistake, and another remedy.
+#[test]
+fn a_wrong_a_missing_and_a_lost_key_are_told_apart() {
+    let record = Record::on(Ground::on_s3(), &Options::default());
+    record.insert(0);
+    record.anywhen.backup(&record.server);
+    // what this archiver keeps for the day would open it without an identity
+    let state = record.ground.path("state");
+    fs::remove_dir_all(&state).unwrap();
+    let restore = |more: &[&str]| {
+        let target = record.target("refused");
+        let fixed = ["restore", "-D", target.to_str().unwrap(), "--immediate"];
+        let ended = record.anywhen.run(&[&fixed, more].concat());
+        assert!(!target.join("global/pg_control").exists(), "{ended}");
+        fs::remove_dir_all(target).unwrap_or_default();
+        ended
+    };
+    let stranger = Identity::new(&record.ground.path("stranger"));
+    let wrong = restore(&["--identity-file", stranger.file.to_str().unwrap()]);
+    wrong.failed_with(2);
+    wrong.says(&["identity", "hint"]);
+    let nowhere = restore(&["--identity-file", "/nowhere/identity"]);
+    nowhere.failed_with(2);
+    nowhere.says(&["/nowhere/identity", "hint"]);
+
+    let keys = record.anywhen.repository().join("keys");
+    let aside = record.ground.path("aside");
+    rustix::fs::rename(&keys, &aside).unwrap();
+    let lost = restore(&[]);
+    lost.failed_with(5);
+    lost.says(&["key", "hint"]);
+    rustix::fs::rename(&aside, &keys).unwrap();
+
+    let mut unconfigured = record.anywhen.bare();
+    let target = record.target("unconfigured");
+    unconfigured
+        .args(["restore", "--immediate", "-D"])
+        .arg(&target)
+        .args(["--repo", record.anywhen.url(), "--cluster", "main"]);
+    let unconfigured = record.anywhen.run_command(unconfigured);
+    unconfigured.failed_with(2);
+    unconfigured.says(&["encrypted", "identity", "hint"]);
+    assert_eq!(record.rows_at("mine", &["--immediate"], End::Paused), "0");
+}
+
+/// Whoever can write to a bucket could plant an object that is not encrypted and have it restored.
+#[test]
+fn what_is_not_encrypted_is_refused_where_encryption_is_set_up_unless_accepted() {
+    let record = Record::on(Ground::on_disk(), &Options::default());
+    record.insert(0);
+    record.anywhen.backup(&record.server);
+    let Identity { recipient, file } = Identity::get();
+    let table = format!(
+        "[repository.here]\nurl = \"{}\"\nrecipients = [\"{recipient}\"]\nidentity_file = \"{}\"\n",
+        record.anywhen.url(),
+        file.display()
+    );
+    let configured = |name: &str, table: &str| {
+        let url = record.anywhen.url().to_owned();
+        Anywhen::with_table(&record.ground, name, url, table)
+    };
+    let strict = configured("strict", &table);
+    let target = record.target("refused");
+    let refused = strict.restore_refused(&target, &["--immediate"], 5);
+    refused.says(&["not encrypted", "accept_plain"]);
+    let lenient = configured("lenient", &format!("{table}accept_plain = true\n"));
+    lenient.restore(&record.target("accepted"), &["--immediate"]);
+    // what is written from now on is encrypted
+    lenient.backup(&record.server);
+    let files = files_below(record.anywhen.repository());
+    let sealed = |sealed| {
+        let alike = files.iter().filter(|path| is_sealed(path) == Some(sealed));
+        alike.count()
+    };
+    assert!(sealed(true) > 0 && sealed(false) > 0, "{files:#?}");
+    lenient.restore(&record.target("both"), &["--immediate"]);
+}
+
+/// A new recipient reads what was written before it was known, the old one no longer does, and no data is
+/// written anew.
+#[test]
+fn rotating_hands_the_past_to_a_new_identity_and_rewrites_no_data() {
+    let record = Record::on(Ground::on_s3(), &Options::default());
+    record.insert(0);
+    record.anywhen.backup(&record.server);
+    assert_all_whole(record.anywhen.repository());
+    let before = data_of(record.anywhen.repository());
+
+    let new = record.ground.make_dir("new keys", 0o700).join("identity");
+    let mut generate = record.anywhen.bare();
+    generate
+        .args(["keys", "generate", "--json", "-o"])
+        .arg(&new);
+    let made = record.anywhen.run_command(generate).succeeded().document();
+    let recipient = made["recipient"].as_str().unwrap();
+    // whoever rotates has the old identity and names the new recipient
+    let rotate = |dry: &str| {
+        let mut rotate = record.anywhen.command(&["keys", "rotate", dry]);
+        rotate.args(["--recipient", recipient]);
+        record.anywhen.run_command(rotate).succeeded()
+    };
+    let wraps = || files_below(&record.anywhen.repository().join("keys"));
+    let wrapped_before = wraps();
+    rotate("--dry-run");
+    assert_eq!(wraps(), wrapped_before, "a plan has changed something");
+    rotate("--yes");
+    assert_ne!(wraps(), wrapped_before, "nothing was wrapped anew");
+    assert!(
+        data_of(record.anywhen.repository()) == before,
+        "data was rewritten"
+    );
+    // what this archiver keeps for the day would open it without an identity
+    fs::remove_dir_all(record.ground.path("state")).unwrap();
+
+    let identity = ["--identity-file", new.to_str().unwrap()];
+    let renewed = [
+        "--recipient",
+        recipient,
+        identity[0],
+        identity[1],
+        "--immediate",
+    ];
+    assert_eq!(record.rows_at("new", &renewed, End::Paused), "0");
+    let target = record.target("old");
+    let old = ["restore", "-D", target.to_str().unwrap(), "--immediate"];
+    let refused = record.anywhen.run(&old);
+    refused.failed_with(2);
+    refused.says(&["identity"]);
+}
+
+/// The first thing that a person does: keys made by anywhen, and opened by age where anywhen is gone.
+#[test]
+fn a_generated_identity_is_ages_own_and_never_overwritten() {
+    let ground = Ground::on_disk();
+    let anywhen = Anywhen::new(&ground);
+    let path = ground.make_dir("keys", 0o700).join("identity");
+    let generate = || {
+        let mut generate = anywhen.bare();
+        generate.args(["keys", "generate", "-o"]).arg(&path);
+        anywhen.run_command(generate)
+    };
+    let made = generate().succeeded();
+    let said = format!("{}{}", made.stdout, made.stderr);
+    let recipient = crate::sealed::recipient_of(&path);
+    assert!(said.contains(&recipient), "{made}");
+    assert!(!said.contains("AGE-SECRET-KEY"), "{made}");
+    let secret = fs::read(&path).unwrap();
+    generate().failed();
+    assert!(
+        fs::read(&path).unwrap() == secret,
+        "an identity was overwritten"
+    );
+}
+
+/// Every object but the wrapped keys, with its bytes.
+fn data_of(repository: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    files_below(repository)
+        .into_iter()
+        .filter(|path| !path.starts_with(repository.join("keys")))
+        .map(|path| (path.clone(), fs::read(path).unwrap()))
+        .collect()
+}

@@ -1,0 +1,206 @@
+//! A cluster in two repositories, a folder nearby and an encrypted bucket elsewhere: one that is away
+//! stops nothing, is not acknowledged where it should be, is filled up by itself, and either is enough.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::anywhen::Anywhen;
+use crate::endpoint::BUCKET;
+use crate::ground::{Ground, eventually};
+use crate::judge::{End, restored_moments};
+use crate::objects::{assert_all_whole, files_below, system_dir_in};
+use crate::record::Record;
+use crate::sealed::Identity;
+use crate::server::{Options, value};
+
+const SHIFTED: &str = "select coalesce(max(flush_lsn), '0/0') >= pg_current_wal_flush_lsn()
+                       from pg_stat_replication where application_name = 'anywhen'";
+
+/// A server whose cluster is in a folder and in a bucket.
+fn in_two(acknowledge: &str) -> Record {
+    let ground = Ground::on_s3();
+    let near = ground.make_dir("near", 0o700);
+    let endpoint = ground.endpoint().unwrap();
+    let Identity { recipient, file } = Identity::get();
+    let url = format!("s3://{BUCKET}/offsite");
+    let table = format!(
+        "[repository.near]\nurl = \"file://{}\"\n\n\
+         [repository.offsite]\nurl = \"{url}\"\nendpoint = \"{}\"\nallow_http = true\n\
+         recipients = [\"{recipient}\"]\nidentity_file = \"{}\"\nretry_for = \"1s\"\n\n\
+         [cluster.main]\nrepositories = [\"near\", \"offsite\"]\nacknowledge = \"{acknowledge}\"\n",
+        near.display(),
+        endpoint.url(),
+        file.display()
+    );
+    let anywhen = Anywhen::with_table(&ground, "offsite", url, &table);
+    let mut record = Record::on(ground, &Options::default());
+    record.anywhen = anywhen;
+    record
+}
+
+fn near(record: &Record) -> PathBuf {
+    record.ground.path("near")
+}
+
+fn offsite(record: &Record) -> PathBuf {
+    record.ground.path(&record.ground.place_of("offsite"))
+}
+
+#[track_caller]
+fn eventually_acknowledged(record: &Record, what: &str) {
+    eventually(what, || value(&mut record.server.sql(), SHIFTED) == "t");
+}
+
+/// What `status` says of a repository.
+#[track_caller]
+fn missing_in(record: &Record, name: &str) -> serde_json::Value {
+    let status = record.anywhen.json(&["status"]);
+    let repositories = status["clusters"][0]["repositories"].as_array().unwrap();
+    let found = repositories.iter().find(|one| one["name"] == name);
+    found.expect("a repository of this name")["missing_objects"].clone()
+}
+
+/// Restores from one repository alone, while the other does not exist.
+#[track_caller]
+fn rows_from(record: &Record, name: &str) -> String {
+    let target = record.target(&format!("from-{name}"));
+    record.anywhen.restore(&target, &["--repository", name]);
+    restored_moments(&record.ground, &target, End::Promoted)
+}
+
+/// Names of what both hold that must be the same: everything but hints and keys.
+fn names_in(record: &Record, repository: &std::path::Path) -> Vec<String> {
+    let system = system_dir_in(repository, &record.server);
+    let mut names: Vec<String> = files_below(&system)
+        .iter()
+        .map(|path| path.strip_prefix(&system).unwrap().display().to_string())
+        .filter(|name| !name.starts_with("tip/") && !name.contains(".pieces/"))
+        .collect();
+    names.sort();
+    names
+}
+
+/// Were the server told, it would drop WAL that only the place has that may burn with the server.
+#[test]
+fn what_must_be_in_both_is_not_acknowledged_while_one_is_away() {
+    let mut record = in_two("all").begin();
+    eventually_acknowledged(&record, "both hold everything");
+    record.ground.endpoint_mut().kill9();
+    record.insert(1);
+    record.fill_segments(2);
+    // the folder has it, and goes on taking what comes
+    let stored_near = || {
+        let segments = names_in(&record, &near(&record));
+        let is_segment = |name: &&String| name.starts_with("wal/") && !name.contains(".history");
+        segments.iter().filter(is_segment).count()
+    };
+    let before = stored_near();
+    record.fill_segments(1);
+    eventually("the folder takes what comes", || stored_near() > before);
+    let acknowledged = value(&mut record.server.sql(), SHIFTED);
+    assert_eq!(acknowledged, "f", "acknowledged what one repository lacks");
+    // a backup is complete in one, and says that it is not in the other
+    let backup = record
+        .anywhen
+        .run_on(&record.server, &["backup", "--checkpoint", "fast"]);
+    backup.failed_with(4);
+    backup.says(&["complete in one repository", "acknowledge"]);
+    record.ground.endpoint_mut().go_on(&[]);
+    eventually_acknowledged(&record, "the bucket is filled up, and all is acknowledged");
+    record.insert(2);
+    record.store_all();
+    record.stop_stream();
+    assert_eq!(missing_in(&record, "offsite"), 0);
+    assert_eq!(missing_in(&record, "near"), 0);
+    assert_eq!(
+        names_in(&record, &near(&record)),
+        names_in(&record, &offsite(&record))
+    );
+    assert_all_whole(&near(&record));
+    assert_all_whole(&offsite(&record));
+    fs::remove_dir_all(near(&record)).unwrap();
+    assert_eq!(rows_from(&record, "offsite"), "0,1,2");
+}
+
+/// A slow or lost repository blocks no commit where one copy is enough.
+#[test]
+fn where_one_is_enough_the_other_is_filled_up_later() {
+    let mut record = in_two("any").begin();
+    record.ground.endpoint_mut().kill9();
+    record.insert(1);
+    record.fill_segments(1);
+    eventually_acknowledged(&record, "one repository is enough");
+    record
+        .anywhen
+        .run_on(&record.server, &["backup", "--checkpoint", "fast"])
+        .succeeded();
+    assert!(
+        missing_in(&record, "offsite").is_null(),
+        "nobody could ask it"
+    );
+    record.ground.endpoint_mut().go_on(&[]);
+    eventually("the bucket is filled up", || {
+        names_in(&record, &near(&record)) == names_in(&record, &offsite(&record))
+    });
+    record.insert(2);
+    record.store_all();
+    // the first is lost: nothing is configured anew, and the second is enough
+    record.stop_stream();
+    fs::remove_dir_all(near(&record)).unwrap();
+    let target = record.target("without-near");
+    let report = record.anywhen.restore(&target, &[]);
+    let rows = restored_moments(&record.ground, &target, End::Promoted);
+    assert_eq!(rows, "0,1,2", "{report}");
+}
+
+/// An outage of one repository must not look like the end of what there is.
+#[test]
+fn what_only_the_lost_repository_has_is_unreachable_and_not_absent() {
+    let mut record = in_two("any").begin();
+    record.insert(1);
+    record.store_all();
+    record.stop_stream();
+    record.ground.endpoint_mut().kill9();
+    fs::remove_dir_all(near(&record)).unwrap();
+    record.ground.make_dir("near", 0o700);
+    let target = record.target("nowhere");
+    record.anywhen.restore_refused(&target, &[], 4);
+    record.ground.endpoint_mut().go_on(&[]);
+    let target = record.target("somewhere");
+    record.anywhen.restore(&target, &[]);
+    assert_eq!(
+        restored_moments(&record.ground, &target, End::Promoted),
+        "0,1"
+    );
+}
+
+/// Two copies are there for this: one that is damaged is named, and the other is read.
+#[test]
+fn a_damaged_copy_is_named_and_the_other_one_read() {
+    let mut record = in_two("all").begin();
+    record.insert(1);
+    record.fill_segments(1);
+    record.store_all();
+    eventually_acknowledged(&record, "both hold everything");
+    record.stop_stream();
+    let system = system_dir_in(&near(&record), &record.server);
+    let mut damaged = 0;
+    for path in files_below(&system.join("wal")) {
+        let mut bytes = fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        damaged += 1;
+    }
+    assert!(damaged > 1, "{damaged} objects of WAL");
+    let target = record.target("mixed");
+    let ended = record
+        .anywhen
+        .run(&["restore", "-D", target.to_str().unwrap()]);
+    ended.says(&["damaged object", "instead"]);
+    ended.succeeded();
+    assert_eq!(
+        restored_moments(&record.ground, &target, End::Promoted),
+        "0,1"
+    );
+}
