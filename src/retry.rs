@@ -8,6 +8,14 @@ use tokio::time::Instant;
 /// Each backoff of a process takes waits of its own.
 static SEED: AtomicU64 = AtomicU64::new(1);
 
+fn number() -> u64 {
+    #[cfg(test)]
+    if let Some(number) = replayed::next() {
+        return number;
+    }
+    u64::from(std::process::id()) << 32 ^ SEED.fetch_add(1, Ordering::Relaxed)
+}
+
 /// Growing waits between attempts, with jitter, so that many clients do not come back at once.
 #[derive(Debug, Clone)]
 pub struct Backoff {
@@ -24,9 +32,7 @@ impl Backoff {
             next_ms: millis(first),
             max_ms: millis(max),
             // the golden ratio spreads neighbouring numbers; xorshift must not begin with zero
-            seed: (u64::from(std::process::id()) << 32 ^ SEED.fetch_add(1, Ordering::Relaxed))
-                .wrapping_mul(0x9E37_79B9_7F4A_7C15)
-                | 1,
+            seed: number().wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
         }
     }
 
@@ -100,6 +106,27 @@ impl Attempts {
         let wait = self.backoff.next_wait().max(asked.unwrap_or_default());
         tokio::time::sleep_until(Instant::now() + wait.min(left)).await;
         self.count = self.count.saturating_add(1);
+    }
+}
+
+/// Waits that are the same each time a test is run with the same seed.
+#[cfg(test)]
+pub(crate) mod replayed {
+    use std::cell::Cell;
+
+    thread_local! {
+        static NEXT: Cell<Option<u64>> = const { Cell::new(None) };
+    }
+
+    /// From now on the waits of this thread depend on `seed` alone.
+    pub(crate) fn begin(seed: u64) {
+        NEXT.set(Some(seed));
+    }
+
+    pub(super) fn next() -> Option<u64> {
+        let number = NEXT.get()?;
+        NEXT.set(Some(number.wrapping_add(1)));
+        Some(number)
     }
 }
 

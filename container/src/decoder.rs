@@ -8,8 +8,8 @@ use crate::frame::{self, Next, ZSTD_MAGIC};
 use crate::header::FRAME_HEAD_BYTES;
 use crate::sealing::{SEALED_HEAD_BYTES, Sealing, TAG_BYTES};
 use crate::{
-    DataKey, Error, Header, MAX_TRAILER_BYTES, Part, Reading, TAIL_BYTES, Trailer, byte_count,
-    digest_text, read_header, trailer,
+    DataKey, Error, Frame, Header, MAX_TRAILER_BYTES, Part, Reading, TAIL_BYTES, Trailer,
+    byte_count, digest_text, read_header, trailer,
 };
 
 const MAGIC_BYTES: usize = 4;
@@ -97,15 +97,24 @@ impl Decoder {
     pub fn push_to(&mut self, bytes: &[u8], mut sink: impl FnMut(&[u8])) -> Result<(), Error> {
         let mut rest = bytes;
         while !rest.is_empty() {
-            rest = match self.state {
-                State::Header => self.take_header(rest)?,
-                State::Between => self.take_magic(rest, &mut sink)?,
-                State::Frame { offset } => self.take_frame(offset, rest, &mut sink)?,
-                State::SealedFrame { offset } => self.take_sealed(offset, rest, &mut sink)?,
-                State::Trailer { .. } => self.take_trailer(rest)?,
-            };
+            rest = self.step(rest, &mut sink)?;
         }
         Ok(())
+    }
+
+    /// Takes some of the bytes, of one part of the object; the rest of them.
+    fn step<'a>(
+        &mut self,
+        bytes: &'a [u8],
+        sink: &mut impl FnMut(&[u8]),
+    ) -> Result<&'a [u8], Error> {
+        match self.state {
+            State::Header => self.take_header(bytes),
+            State::Between => self.take_magic(bytes, sink),
+            State::Frame { offset } => self.take_frame(offset, bytes, sink),
+            State::SealedFrame { offset } => self.take_sealed(offset, bytes, sink),
+            State::Trailer { .. } => self.take_trailer(bytes),
+        }
     }
 
     /// Ends the object: only now are its plain bytes known to be those that were written.
@@ -419,4 +428,28 @@ pub fn decode(bytes: &[u8], max_plain_bytes: u64, key: Option<&DataKey>) -> Resu
         plain,
         trailer,
     })
+}
+
+/// Reads a whole object as [`decode`] does, for the places of its frames and nothing else.
+pub fn frame_places(
+    bytes: &[u8],
+    max_plain_bytes: u64,
+    key: Option<&DataKey>,
+) -> Result<Vec<Frame>, Error> {
+    let mut decoder = Decoder::new(max_plain_bytes, key)?;
+    let (mut rest, mut frames) = (bytes, Vec::new());
+    while !rest.is_empty() {
+        let before = decoder.state;
+        rest = decoder.step(rest, &mut |_| {})?;
+        if let (State::Frame { offset } | State::SealedFrame { offset }, State::Between) =
+            (before, decoder.state)
+        {
+            frames.push(Frame {
+                offset,
+                stored_bytes: decoder.object_bytes.saturating_sub(offset),
+            });
+        }
+    }
+    decoder.finish()?;
+    Ok(frames)
 }

@@ -65,7 +65,7 @@ mod sealing;
 mod stored;
 mod trailer;
 
-pub use decoder::{Decoder, Object, decode};
+pub use decoder::{Decoder, Object, decode, frame_places};
 pub use encoder::{Encoder, Frame, encode};
 pub use error::{Error, Part};
 pub use frame::MAX_FRAME_PLAIN_BYTES;

@@ -28,7 +28,7 @@ use crate::error::{Error, Kind, Result, chain};
 use crate::repository::destination::{Destination, OpenDestination};
 use crate::repository::layout::{BackupId, ObjectName};
 use crate::repository::records::{BackupRecord, FORMAT, TablespaceRecord};
-use crate::repository::{Acknowledge, Repository, ServerIdentity, blocking};
+use crate::repository::{Acknowledge, BackupRecipe, Repository, ServerIdentity, blocking};
 use crate::retry::Backoff;
 use crate::server::{self, ServerFacts};
 use needed_wal::NeededWal;
@@ -107,7 +107,8 @@ impl BackupTaker {
         let repository = everywhere.leader();
         repository.check_segment_size(facts.segment_size).await?;
         let id = repository.announce_backup(self.clock.now()).await?;
-        let taking = self.take(base, &facts, &repository, &id, progress);
+        let recipe = repository.backup_recipe().await?;
+        let taking = self.take(base, &facts, &repository, &recipe, &id, progress);
         let taken = tokio::select! {
             taken = taking => taken,
             asked = stop.wait_for(|asked| *asked) => match asked {
@@ -117,7 +118,7 @@ impl BackupTaker {
         };
         match taken {
             Ok(record) => {
-                commit(&repository, &record).await?;
+                commit(&repository, &record, &recipe).await?;
                 spread(&everywhere, &record, stop).await?;
                 Ok(record)
             }
@@ -136,6 +137,7 @@ impl BackupTaker {
         base: Connection,
         facts: &ServerFacts,
         repository: &Repository,
+        recipe: &BackupRecipe,
         id: &BackupId,
         progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<BackupRecord> {
@@ -150,7 +152,9 @@ impl BackupTaker {
         let tablespaces = tablespace_records(&stream);
         tracing::info!("backup {id} begins at {start_lsn} on timeline {timeline}");
 
-        let received = self.receive(stream, repository, id, progress).await?;
+        let received = self
+            .receive(stream, repository, recipe, id, progress)
+            .await?;
         let Received {
             written,
             stop_lsn,
@@ -289,6 +293,7 @@ impl BackupTaker {
         &self,
         mut stream: BaseBackupStream,
         repository: &Repository,
+        recipe: &BackupRecipe,
         id: &BackupId,
         progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<Received> {
@@ -309,7 +314,7 @@ impl BackupTaker {
         let total = u64::try_from(total).unwrap_or(0).saturating_mul(1024);
         let (messages, to_write) = mpsc::channel::<Message>(QUEUED_MESSAGES);
         let (packs, to_upload) = mpsc::channel::<Pack>(1);
-        let writer = writer::Writer::new(form, announced, repository.backup_recipe().await?, id)?;
+        let writer = writer::Writer::new(form, announced, recipe.clone(), id)?;
         let writing = blocking(move || writer.run(to_write, &packs));
         let reading = async move {
             let mut done: u64 = 0;
@@ -376,9 +381,13 @@ struct End {
 
 /// Makes the backup exist. What it refers to is never removed from here on: a write that was given
 /// up may come to its end all the same.
-async fn commit(repository: &Repository, record: &BackupRecord) -> Result<()> {
+async fn commit(
+    repository: &Repository,
+    record: &BackupRecord,
+    recipe: &BackupRecipe,
+) -> Result<()> {
     let mut tries = Tries::new();
-    while let Err(error) = repository.commit_backup(record).await {
+    while let Err(error) = repository.commit_backup(record, recipe).await {
         let failed = tries.again_after(error.into()).await;
         failed.map_err(|error| match error.kind() {
             Kind::Unreachable => error
@@ -401,14 +410,20 @@ async fn spread(
             std::future::pending::<()>().await;
         }
     };
+    let id = &record.id;
+    let spreading = async {
+        // one that could not be copied, for a damaged object or a key, does not keep a place from
+        // being whole
+        everywhere.mend(true).await;
+        everywhere.is_whole() && matches!(everywhere.has_everywhere(id).await, Ok(true))
+    };
     let whole = tokio::select! {
-        whole = everywhere.mend(true) => whole,
+        whole = spreading => whole,
         () = stopped => false,
     };
     if whole {
         return Ok(());
     }
-    let id = &record.id;
     match everywhere.acknowledge() {
         Acknowledge::Any => {
             tracing::warn!(

@@ -11,10 +11,11 @@ use super::options::ReceiverOptions;
 use super::resume::{ResumeAt, floor, resume_at, skip_removed};
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
+use crate::repository::catalog::Catalog;
 use crate::repository::destination::OpenDestination;
 use crate::repository::layout::ObjectName;
 use crate::repository::records::Hole;
-use crate::repository::{Repository, ServerIdentity};
+use crate::repository::{Acknowledge, Repository, ServerIdentity};
 use crate::retry::Backoff;
 use crate::server::{self, ServerFacts};
 
@@ -133,13 +134,31 @@ async fn resume(
     // what is listed may be there only in memory, after a crash of this machine or of a writer
     repository.sync().await?;
     let catalog = repository.wal_catalog().await?;
-    let floor = floor(branch, &catalog, kept).unwrap_or(facts.flushed);
-    resume_at(branch, &catalog, floor, facts.segment_size).map_err(|error| {
-        Error::usage(error.to_string()).hint(
-            "connect to the current primary; if this server is meant to go its own way, give it \
-             another --cluster name",
-        )
-    })
+    let from = |catalog: &Catalog| {
+        let floor = floor(branch, catalog, kept).unwrap_or(facts.flushed);
+        resume_at(branch, catalog, floor, facts.segment_size).map_err(|error| {
+            Error::usage(error.to_string()).hint(
+                "connect to the current primary; if this server is meant to go its own way, give it \
+                 another --cluster name",
+            )
+        })
+    };
+    let mut at = from(&catalog)?;
+    let waits_for_all =
+        repository.has_several_places() && repository.acknowledge() == Acknowledge::All;
+    let Some(kept) = kept.filter(|_| waits_for_all) else {
+        return Ok(at);
+    };
+    // what one place lacks was not acknowledged, so the slot kept it: it is received again
+    let kept = facts.segment_size.start_of(kept);
+    for catalog in repository.wal_catalogs().await? {
+        let behind = from(&catalog)?;
+        let is_earlier = (behind.timeline, behind.start) < (at.timeline, at.start);
+        if is_earlier && behind.start >= kept {
+            at = behind;
+        }
+    }
+    Ok(at)
 }
 
 /// Makes sure that the slot is there and keeps WAL; says from where on.

@@ -431,9 +431,8 @@ impl<'a> Conversation<'a> {
             return Ok(());
         };
         let range = wal.checked.range();
-        if stored == Stored::Partly && self.repository.acknowledge() == Acknowledge::All {
-            self.session
-                .hold(!self.repository.is_whole(), Instant::now());
+        if stored == Stored::Partly {
+            self.hold_unless_whole();
         }
         self.unstored_bytes = self.unstored_bytes.saturating_sub(range.len_bytes());
         self.session.handle(Event::Stored(range), Instant::now());
@@ -497,6 +496,12 @@ impl<'a> Conversation<'a> {
     /// Tells the server the last position, and lets hints and clean-up come to their end.
     /// `left` is the time that a stop leaves for it; `None` where this is not the end.
     async fn finish(&mut self, stream: Option<WalStream>, left: Option<Duration>) -> Result<()> {
+        if left.is_some() && !self.repository.is_whole() {
+            tracing::warn!(
+                "stopped while a repository lacks what another one has: the next stream, or the next \
+                 backup, fills it up"
+            );
+        }
         if let Some(mut stream) = stream.filter(|_| left.is_some()) {
             let flush = self.session.final_report();
             stream.queue_status(self.status(flush));
@@ -594,7 +599,7 @@ async fn primed_verifier(contact: &Contact) -> Result<Verifier> {
                 }
             }
             Err(error) if error.is_not_found() => {}
-            Err(error) if error.lacks_key() => {
+            Err(error) if error.lacks_key() || error.is_damaged_key() => {
                 tracing::info!(
                     "the record that goes on at {} is not checked: an archiver without an identity \
                      cannot read what was stored before",

@@ -30,7 +30,8 @@ impl Known {
             Ok(content) => {
                 Ok(content.map_or_else(Self::nothing, |content| Self::Bytes(content.bytes)))
             }
-            Err(error) if error.lacks_key() => {
+            // what cannot be read is compared all the same: by the digests of what it should hold
+            Err(error) if error.lacks_key() || error.is_damaged_key() => {
                 let digests = repository.segment_digests(segment, size).await?;
                 Ok(Self::Digests(digests))
             }

@@ -49,6 +49,11 @@ impl Progress {
         self.stored
     }
 
+    /// What the server was last told.
+    pub fn reported(&self) -> Lsn {
+        self.reported
+    }
+
     /// WAL up to `end` has come.
     pub fn received_to(&mut self, end: Lsn) {
         self.received = self.received.max(end);

@@ -1,6 +1,6 @@
 //! Receives the WAL of one cluster: meets the server, converses with it, and meets it again.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use replication::conninfo::ConnectionSettings;
@@ -15,6 +15,7 @@ use super::moments::{self, Asked};
 use super::options::ReceiverOptions;
 use crate::clock::Clock;
 use crate::error::{Kind, Result};
+use crate::repository::Repository;
 use crate::repository::destination::{Destination, OpenDestination};
 use crate::retry::Backoff;
 
@@ -24,6 +25,7 @@ pub struct Receiver {
     destination: OpenDestination,
     options: ReceiverOptions,
     clock: Arc<dyn Clock>,
+    mending: OnceLock<Mending>,
 }
 
 impl Receiver {
@@ -39,6 +41,7 @@ impl Receiver {
             destination: destination.open(true, &clock)?,
             options,
             clock,
+            mending: OnceLock::new(),
         })
     }
 
@@ -93,12 +96,10 @@ impl Receiver {
                 stream,
                 moments,
                 whole,
-                aside,
+                asking,
             }) => {
                 let ended = conversation.run(stream, moments, whole, stop).await;
-                for task in aside {
-                    task.abort();
-                }
+                asking.abort();
                 ended?
             }
         };
@@ -115,8 +116,10 @@ impl Receiver {
         }
         let clock = Arc::clone(&self.clock);
         let conversation = Conversation::new(&contact, &self.options, clock).await?;
-        let (now_whole, whole) = watch::channel(contact.repository.is_whole());
-        let mending = contact.repository.clone().keep_whole(now_whole);
+        let whole = self
+            .mending
+            .get_or_init(|| Mending::begin(&contact.repository));
+        let whole = whole.whole.clone();
         let Contact {
             replication,
             sql,
@@ -137,13 +140,12 @@ impl Receiver {
         let (asked, moments) = mpsc::channel(1);
         let interval = self.options.tip_interval;
         let asking = tokio::spawn(moments::ask(sql, settings, interval, asked));
-        let mending = tokio::spawn(mending);
         Ok(Ok(Prepared {
             conversation,
             stream,
             moments,
             whole,
-            aside: vec![asking, mending],
+            asking,
         }))
     }
 }
@@ -154,6 +156,27 @@ struct Prepared<'a> {
     stream: WalStream,
     moments: mpsc::Receiver<Asked>,
     whole: watch::Receiver<bool>,
-    /// What goes on beside the conversation, and ends with it.
-    aside: Vec<JoinHandle<()>>,
+    /// Ends with the conversation.
+    asking: JoinHandle<()>,
+}
+
+/// The repositories are filled up for as long as the receiver lives, whether the server is there or
+/// not: a copy that takes long does not begin anew with each connection.
+struct Mending {
+    whole: watch::Receiver<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Mending {
+    fn begin(repository: &Repository) -> Self {
+        let (now_whole, whole) = watch::channel(repository.is_whole());
+        let task = tokio::spawn(repository.clone().keep_whole(now_whole));
+        Self { whole, task }
+    }
+}
+
+impl Drop for Mending {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }

@@ -163,7 +163,7 @@ impl Session {
             earliest = earliest.min(flush_at);
         }
         if let Phase::ServerStops { until } = self.phase
-            && self.progress.stored() < self.progress.received()
+            && self.progress.reported() < self.progress.received()
         {
             earliest = earliest.min(until);
         }
@@ -252,6 +252,9 @@ impl Session {
             self.status_at = now + self.options.status_interval;
             self.actions
                 .push_back(Action::Report(self.progress.report()));
+        } else {
+            // nobody is told any more, and nobody need be woken for it
+            self.status_at = now + self.options.status_interval;
         }
     }
 
@@ -259,9 +262,11 @@ impl Session {
         let Phase::ServerStops { until } = self.phase else {
             return;
         };
-        if until <= now && self.progress.stored() < self.progress.received() {
+        // what it was told counts, not what is stored: it may be held back for another repository
+        if until <= now && self.progress.reported() < self.progress.received() {
             self.phase = Phase::Ending;
             self.actions.push_back(Action::Disconnect);
+            self.finish_if_stored();
         }
     }
 
@@ -434,6 +439,44 @@ mod tests {
             actions(&mut session),
             [Action::Report(Lsn::ZERO), Action::Finished]
         );
+    }
+
+    #[test]
+    fn a_server_that_shuts_down_does_not_wait_for_what_is_held_back() {
+        // one of two repositories is away: the other has it all, and the server is told nothing
+        let now = Instant::now();
+        let mut session = session(MIB, MIB, now);
+        session.hold(true, now);
+        session.handle(
+            Event::Wal {
+                end: Lsn::new(MIB + 100),
+                shutdown: true,
+            },
+            now,
+        );
+        session.handle(Event::Stored(range(MIB, MIB + 100)), now);
+        assert!(!actions(&mut session).contains(&Action::Disconnect));
+        let later = session.deadline() + Duration::from_mins(1);
+        session.handle(Event::Deadline, later);
+        let actions = actions(&mut session);
+        let end = [Action::Disconnect, Action::Finished];
+        assert!(actions.ends_with(&end), "{actions:?}");
+    }
+
+    #[test]
+    fn nobody_is_woken_for_a_status_that_nobody_is_sent() {
+        // a loop that never sleeps, for as long as the store is away
+        let now = Instant::now();
+        let mut session = session(MIB, MIB, now);
+        session.handle(wal(MIB + 100), now);
+        session.handle(Event::End, now);
+        let mut at = now;
+        for _ in 0..3 {
+            let next = session.deadline();
+            assert!(next > at, "woken at once");
+            session.handle(Event::Deadline, next);
+            at = next;
+        }
     }
 
     #[test]

@@ -7,7 +7,9 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use container::Header;
 
+use super::keys::Sealing;
 use super::layout::{BackupId, ObjectName};
 use super::member::{Member, Recipe};
 use super::records::BackupRecord;
@@ -15,7 +17,11 @@ use super::{Repository, RepositoryError, Result};
 
 impl Member {
     /// Makes a backup exist here, with its names sealed where this place encrypts.
-    pub(super) async fn commit_backup(&self, record: &BackupRecord) -> Result<()> {
+    pub(super) async fn commit_backup(
+        &self,
+        record: &BackupRecord,
+        sealing: Option<&Sealing>,
+    ) -> Result<()> {
         let name = ObjectName::Backup(record.id.clone());
         // the same record is given again after an outage, and sealing is never twice the same
         if let Some(stored) = self.backup(&record.id).await?
@@ -23,7 +29,7 @@ impl Member {
         {
             return self.forget_intent(&record.id).await;
         }
-        let sealed = self.seal_record(&name, record).await?;
+        let sealed = self.seal_record(&name, record, sealing)?;
         self.create_json(&name, &sealed).await?;
         self.forget_intent(&record.id).await
     }
@@ -34,8 +40,13 @@ impl Member {
         Ok(self.store()?.delete(&path).await?)
     }
 
-    async fn seal_record(&self, name: &ObjectName, record: &BackupRecord) -> Result<BackupRecord> {
-        let Recipe { header, key } = self.recipe(name).await?;
+    fn seal_record(
+        &self,
+        name: &ObjectName,
+        record: &BackupRecord,
+        sealing: Option<&Sealing>,
+    ) -> Result<BackupRecord> {
+        let Recipe { header, key } = Recipe::new(self.plain_header(name), sealing)?;
         if key.is_none() {
             return Ok(record.clone());
         }
@@ -58,6 +69,11 @@ impl Member {
         }
     }
 
+    /// A backup's record as it is stored, its names sealed where they are.
+    pub(super) async fn backup_fields(&self, id: &BackupId) -> Result<Option<BackupRecord>> {
+        self.find(&ObjectName::Backup(id.clone())).await
+    }
+
     /// As [`Self::backup`], without the names where the key to them is not at hand.
     pub(super) async fn listed_backup(&self, id: &BackupId) -> Result<Option<BackupRecord>> {
         let name = ObjectName::Backup(id.clone());
@@ -70,6 +86,27 @@ impl Member {
         }
     }
 
+    /// The header of what is sealed of a record; `None` where nothing is.
+    pub(super) fn sealed_header(
+        &self,
+        name: &ObjectName,
+        record: &BackupRecord,
+    ) -> Result<Option<Header>> {
+        let Some(sealed) = &record.sealed else {
+            return Ok(None);
+        };
+        let object = self.sealed_object(name, sealed)?;
+        self.header_in(name, &object).map(Some)
+    }
+
+    fn sealed_object(&self, name: &ObjectName, sealed: &str) -> Result<Vec<u8>> {
+        let decoded = BASE64.decode(sealed);
+        decoded.map_err(|error| RepositoryError::Damaged {
+            path: self.locate(name),
+            reason: format!("its sealed part is no base64: {error}"),
+        })
+    }
+
     async fn open_record(&self, name: &ObjectName, record: BackupRecord) -> Result<BackupRecord> {
         let Some(sealed) = &record.sealed else {
             self.check_plain(name).await?;
@@ -79,9 +116,7 @@ impl Member {
             path: self.locate(name),
             reason,
         };
-        let object = BASE64
-            .decode(sealed)
-            .map_err(|error| damaged(format!("its sealed part is no base64: {error}")))?;
+        let object = self.sealed_object(name, sealed)?;
         let fetched = self.decode(name, Bytes::from(object)).await?;
         let whole: BackupRecord = serde_json::from_slice(&fetched.plain)
             .map_err(|error| damaged(format!("its sealed part: {error}")))?;

@@ -101,6 +101,12 @@ pub enum RepositoryError {
         /// What it said then.
         reason: String,
     },
+    /// The repository is encrypted, and nothing here says to whom.
+    #[error("{url} holds encrypted objects, and no recipients are configured for it")]
+    NotPlain {
+        /// The repository.
+        url: String,
+    },
     /// Every place was passed over.
     #[error("no repository of the cluster took it")]
     NoPlace,
@@ -126,6 +132,20 @@ impl RepositoryError {
     /// Whether the answer is that there is no such object.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Store(StoreError::NotFound { .. }))
+    }
+
+    /// Whether it is the key of an object that is missing or damaged, or one where there is none.
+    pub fn is_damaged_key(&self) -> bool {
+        matches!(self, Self::Key(error) if error.is_damage())
+    }
+
+    /// Whether what is stored must be distrusted.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Key(error) => error.is_damage(),
+            _ => false,
+        }
     }
 
     /// Whether what was asked for is sealed, and its key is not at hand.
@@ -181,6 +201,10 @@ impl From<RepositoryError> for Error {
                 Self::new(Kind::Unreachable, message)
                     .hint("check that one of the cluster's repositories can be reached")
             }
+            RepositoryError::NotPlain { .. } => Self::usage(message).hint(
+                "set recipients (--recipient) to go on writing encrypted; a plain repository needs a \
+                 place of its own",
+            ),
             RepositoryError::Interrupted => Self::failure(message),
             RepositoryError::OtherSegmentSize { .. } => {
                 Self::usage(message).hint("give the server another --cluster name")

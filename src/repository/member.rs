@@ -25,6 +25,13 @@ const TAIL_BYTES: u64 = 16 << 10;
 /// How much of an object's beginning is read to find its header.
 const HEAD_BYTES: u64 = 4 << 10;
 
+/// The most stored bytes of an object that is read whole: its content does not become so much more.
+const STORED_BYTES_MAX: u64 = PLAIN_BYTES_MAX + (64 << 20);
+/// The most of a small object, whose stored bytes are its content.
+const TEXT_BYTES_MAX: u64 = 64 << 20;
+/// So often an object is created that was there when it was created, and gone when it was compared.
+const CREATE_TRIES: usize = 3;
+
 /// One system of a cluster in one place.
 #[derive(Debug, Clone)]
 pub(super) struct Member {
@@ -65,7 +72,7 @@ impl Member {
         }
     }
 
-    pub(super) fn place(&self) -> &Place {
+    pub(super) fn place(&self) -> &Arc<Place> {
         &self.place
     }
 
@@ -97,28 +104,12 @@ impl Member {
     /// this process has met and is not there any more is not made again: a disk may have been
     /// taken away.
     pub(super) async fn prepare(&self, identity: ServerIdentity, new_system: bool) -> Result<()> {
-        let root = self.opened()?.store;
-        let stored = systems_in(&root, &self.cluster).await?;
-        let is_stored = stored.contains(&identity.system_id);
-        if self.place.was_met() && !is_stored {
-            return Err(RepositoryError::Gone {
-                url: self.place.url().to_owned(),
-            });
-        }
-        if !new_system && !stored.is_empty() && !is_stored {
-            return Err(RepositoryError::OtherSystem {
-                cluster: self.cluster.clone(),
-                url: self.place.url().to_owned(),
-                stored: list_of(&stored),
-                found: identity.system_id,
-            });
-        }
         let path = ObjectName::Cluster.path();
-        if self
-            .find::<ClusterRecord>(&ObjectName::Cluster)
-            .await?
-            .is_none()
-        {
+        let record = self.find::<ClusterRecord>(&ObjectName::Cluster).await?;
+        if record.is_none() || !self.place.was_met() {
+            self.check_systems(identity, new_system).await?;
+        }
+        if record.is_none() {
             let record = ClusterRecord {
                 format: FORMAT,
                 name: self.cluster.to_string(),
@@ -130,12 +121,55 @@ impl Member {
         }
         self.check_format().await?;
         if !self.place.was_met() {
+            self.refuse_to_mix().await?;
             // the same bytes again: a store that keeps what is there refuses them
             let store = self.store()?;
             let bytes = store.get(&path).await?;
             store.probe_conditional_create(&path, bytes).await?;
         }
         self.place.is_met();
+        Ok(())
+    }
+
+    /// A forgotten setting must not put plain objects beside encrypted ones.
+    async fn refuse_to_mix(&self) -> Result<()> {
+        let root = self.opened()?.store;
+        let is_configured = self.opened()?.encryption.is_configured();
+        let accepts = self.place.settings().encryption.accept_plain;
+        if is_configured
+            || accepts
+            || root
+                .folders(&format!("{}/", super::keys::FOLDER))
+                .await?
+                .is_empty()
+        {
+            return Ok(());
+        }
+        Err(RepositoryError::NotPlain {
+            url: self.place.url().to_owned(),
+        })
+    }
+
+    /// Refuses a place where another system lives, or where this one did a while ago.
+    async fn check_systems(&self, identity: ServerIdentity, new_system: bool) -> Result<()> {
+        let root = self.opened()?.store;
+        let stored = systems_in(&root, &self.cluster).await?;
+        if stored.contains(&identity.system_id) {
+            return Ok(());
+        }
+        if self.place.was_met() {
+            return Err(RepositoryError::Gone {
+                url: self.place.url().to_owned(),
+            });
+        }
+        if !new_system && !stored.is_empty() {
+            return Err(RepositoryError::OtherSystem {
+                cluster: self.cluster.clone(),
+                url: self.place.url().to_owned(),
+                stored: list_of(&stored),
+                found: identity.system_id,
+            });
+        }
         Ok(())
     }
 
@@ -186,24 +220,37 @@ impl Member {
     ) -> Result<()> {
         let store = self.store()?;
         let bytes = u64::try_from(object.len()).unwrap_or(u64::MAX);
-        let created = match name {
-            ObjectName::Manifest(_) => store.create_bulk(&name.path(), object).await?,
-            _ => store.create(&name.path(), object).await?,
-        };
-        if created == Created::New {
-            return Ok(());
+        for _ in 0..CREATE_TRIES {
+            let object = object.clone();
+            let created = match name {
+                ObjectName::Manifest(_) => store.create_bulk(&name.path(), object).await?,
+                _ => store.create(&name.path(), object).await?,
+            };
+            if created == Created::New {
+                return Ok(());
+            }
+            let (trailer, stored_bytes) = match self.trailer_and_size(name).await {
+                // it was there a moment ago: a piece gave way to what covers it
+                Err(error) if error.is_not_found() => continue,
+                found => found?,
+            };
+            // a manifest names stored offsets in packs: equal content does not make them equal
+            let same_offsets = !matches!(name, ObjectName::Pack { .. }) || stored_bytes == bytes;
+            if trailer.digest == digest && same_offsets {
+                return Ok(());
+            }
+            return Err(RepositoryError::Conflict {
+                path: self.locate(name),
+                stored: format!("{}, {stored_bytes} bytes", trailer.digest),
+                new: format!("{digest}, {bytes} bytes"),
+            });
         }
-        let (trailer, stored_bytes) = self.trailer_and_size(name).await?;
-        // a manifest names stored offsets in packs: equal content does not make them equal
-        let same_offsets = !matches!(name, ObjectName::Pack { .. }) || stored_bytes == bytes;
-        if trailer.digest == digest && same_offsets {
-            return Ok(());
-        }
-        Err(RepositoryError::Conflict {
+        let reason = "it comes and goes".to_owned();
+        Err(RepositoryError::Store(StoreError::Unreachable {
+            doing: "write",
             path: self.locate(name),
-            stored: format!("{}, {stored_bytes} bytes", trailer.digest),
-            new: format!("{digest}, {bytes} bytes"),
-        })
+            reason,
+        }))
     }
 
     pub(super) async fn create_json<T: Serialize>(
@@ -233,7 +280,14 @@ impl Member {
 
     /// The bytes of an object as they are stored.
     pub(super) async fn raw(&self, name: &ObjectName) -> Result<Bytes> {
-        Ok(self.store()?.get(&name.path()).await?)
+        let stored = self
+            .store()?
+            .get_at_most(&name.path(), STORED_BYTES_MAX)
+            .await?;
+        stored.ok_or_else(|| RepositoryError::Damaged {
+            path: self.locate(name),
+            reason: format!("it is larger than any object: most={STORED_BYTES_MAX}"),
+        })
     }
 
     /// Reads, checks and decodes an object.
@@ -270,7 +324,12 @@ impl Member {
         Ok(header)
     }
 
-    async fn key_for(&self, name: &ObjectName, header: &Header) -> Result<Option<DataKey>> {
+    /// The key of an object with this header; `None` where it is not encrypted, and may be so.
+    pub(super) async fn key_for(
+        &self,
+        name: &ObjectName,
+        header: &Header,
+    ) -> Result<Option<DataKey>> {
         let encryption = self.opened()?.encryption;
         Ok(encryption.key_for(header, &self.locate(name)).await?)
     }
@@ -390,8 +449,18 @@ impl Member {
 
     /// A small object; `None` if there is none.
     pub(super) async fn find<T: DeserializeOwned>(&self, name: &ObjectName) -> Result<Option<T>> {
-        let bytes = match self.store()?.get(&name.path()).await {
-            Ok(bytes) => bytes,
+        let read = self
+            .store()?
+            .get_at_most(&name.path(), TEXT_BYTES_MAX)
+            .await;
+        let bytes = match read {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => {
+                return Err(RepositoryError::Damaged {
+                    path: self.locate(name),
+                    reason: format!("it is larger than it can be: most={TEXT_BYTES_MAX}"),
+                });
+            }
             Err(StoreError::NotFound { .. }) => return Ok(None),
             Err(error) => return Err(error.into()),
         };

@@ -7,7 +7,8 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use container::{Header, Reading};
+use bytes::Bytes;
+use container::Header;
 use tokio::sync::watch;
 
 use super::layout::{BackupId, ObjectName};
@@ -72,8 +73,8 @@ impl Repository {
         listings.into_iter().map(state).collect()
     }
 
-    /// Fills up places that fall behind, for as long as it is polled, and says whenever all of them
-    /// have become whole or have ceased to be.
+    /// Fills up places that fall behind, for as long as it is polled, and says after each attempt
+    /// whether all of them are whole.
     pub async fn keep_whole(self, whole: watch::Sender<bool>) {
         let new = || Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
         let mut backoff = new();
@@ -81,12 +82,14 @@ impl Repository {
         loop {
             let is_due = compared.is_none_or(|at: Instant| at.elapsed() > COMPARED_AGAIN);
             if is_due || !self.is_whole() {
-                self.mend(is_due).await;
-                compared = Some(Instant::now());
+                // a backup that could not be copied is tried again
+                let all_copied = self.mend(is_due).await;
+                compared = all_copied.then(Instant::now);
             }
             let is_whole = self.is_whole();
-            whole.send_if_modified(|was| std::mem::replace(was, is_whole) != is_whole);
-            if is_whole {
+            // also where nothing seems to have changed: it may have ceased to be and become again
+            whole.send_replace(is_whole);
+            if is_whole && compared.is_some() {
                 backoff = new();
             }
             backoff.wait().await;
@@ -94,104 +97,164 @@ impl Repository {
     }
 
     /// Fills up every place that is not whole (`all`: every place) from the others. Says whether
-    /// all are whole then.
+    /// every place holds everything then, backups too.
     pub async fn mend(&self, all: bool) -> bool {
+        let mut all_copied = true;
         for target in &self.members {
-            if self.members.len() == 1 || (target.place().is_whole() && !all) {
+            if self.members.len() == 1 || !(all || target.place().is_to_fill()) {
                 continue;
             }
-            let was_whole = target.place().is_whole();
+            let was_whole = !target.place().is_to_fill();
             match self.fill_up(target).await {
-                Ok(copied) if target.place().is_whole() && (copied > 0 || !was_whole) => {
-                    tracing::info!(
-                        "repository {} is complete: objects copied to it={copied}",
-                        target.name()
-                    );
-                }
-                Ok(_) => {}
-                Err(error) if error.is_unreachable() => {
-                    target.place().missed(None, Some(&error));
+                Ok(filled) => {
+                    all_copied &= filled.backups_too;
+                    let is_news = filled.copied > 0 || !was_whole;
+                    if is_news && filled.backups_too && !target.place().is_to_fill() {
+                        tracing::info!(
+                            "repository {} is complete: copied to it={}",
+                            target.name(),
+                            filled.copied
+                        );
+                    }
                 }
                 Err(error) => {
-                    target.place().missed(None, None);
-                    tracing::error!("repository {} cannot be filled up: {error}", target.name());
+                    all_copied = false;
+                    if error.is_unreachable() {
+                        target.place().missed(None, Some(&error));
+                    } else {
+                        target.place().missed(None, None);
+                        tracing::error!(
+                            "repository {} cannot be filled up: {error}",
+                            target.name()
+                        );
+                    }
                 }
             }
         }
-        self.is_whole()
+        all_copied && self.is_whole()
     }
 
-    /// Copies what `target` lacks; how many objects that were.
-    async fn fill_up(&self, target: &Member) -> Result<usize> {
+    /// Copies what `target` lacks: WAL first, since acknowledgements may wait for it, then backups.
+    async fn fill_up(&self, target: &Member) -> Result<Filled> {
         if let Some((identity, new_system)) = self.identity {
             target.prepare(identity, new_system).await?;
         }
-        // from here on new objects are written to it again; once those have ended that were not,
-        // what is listed below is all that it can lack
+        // from here on new objects are written to it again; what passed it over, and ends after this,
+        // is counted among what it has missed
         let missed = target.place().answers();
-        self.in_flight.settle().await;
-        let mut copied = 0;
+        let mut filled = Filled {
+            copied: 0,
+            backups_too: true,
+        };
         let mut all_heard = true;
+        let mut backups: Vec<(&Member, BackupId)> = Vec::new();
         for source in &self.members {
             if source.name() == target.name() {
                 continue;
             }
-            if source.place().is_away() {
+            let listed = if source.place().is_away() {
+                None
+            } else {
+                heard(source, source.list("").await)?
+            };
+            let Some(listed) = listed else {
                 all_heard = false;
                 continue;
-            }
-            let listed = match source.list("").await {
-                Ok(listed) => listed,
-                Err(error) if error.is_unreachable() => {
-                    all_heard = false;
-                    continue;
-                }
-                Err(error) => return Err(error),
             };
             let there = names(&target.list("").await?);
-            let lacking = lacking(&names(&listed), &there);
+            let mut here = names(&listed);
+            // a listing may be late; what this process has written is looked for by name
+            here.extend(target.place().missed_names());
+            let lacking = lacking(&here, &there);
             for name in &lacking.objects {
-                all_heard &= self.copied_or_damaged(source, target, name).await?;
-                copied += 1;
-            }
-            for id in &lacking.backups {
-                match source.copy_backup(target, id).await {
-                    Ok(()) => copied += 1,
-                    Err(error) if excused(source, target, &error) => {}
-                    Err(error) => return Err(error),
+                let copied = self.copied_or_damaged(source, target, name).await?;
+                all_heard &= copied.is_some_and(|is_held| is_held);
+                if copied.is_none() {
+                    break;
                 }
+                filled.copied += 1;
             }
+            backups.extend(lacking.backups.into_iter().map(|id| (source, id)));
         }
         if all_heard {
             target.place().filled_up(missed);
         }
-        Ok(copied)
+        filled.backups_too &= all_heard;
+        for (source, id) in backups {
+            match source.copy_backup(target, &id).await {
+                Ok(()) => filled.copied += 1,
+                Err(error) if excused(source, target, &error) => filled.backups_too = false,
+                Err(error) if target.list("intents/").await.is_ok() && error.is_unreachable() => {
+                    // it is the source that does not answer
+                    filled.backups_too = false;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
     }
 
-    /// Copies an object. One that cannot be is left; the place is not whole then if it was written
-    /// by this process, which has not acknowledged it yet.
+    /// Copies an object, and says whether the place may count as holding it; `None` where the
+    /// source does not answer. One that cannot be copied is left; the place is not whole then if it
+    /// was written by this process, which has not acknowledged it yet.
     async fn copied_or_damaged(
         &self,
         source: &Member,
         target: &Member,
         name: &ObjectName,
-    ) -> Result<bool> {
-        match source.copy(target, name).await {
-            Ok(()) => Ok(true),
+    ) -> Result<Option<bool>> {
+        let stored = match source.raw(name).await {
+            Ok(stored) => stored,
             // gone since it was listed: a piece gave way to its segment
-            Err(error) if error.is_not_found() => Ok(true),
-            Err(error) if excused(source, target, &error) => Ok(!target.place().has_missed(name)),
+            Err(error) if error.is_not_found() => return Ok(Some(true)),
+            read => match heard(source, read)? {
+                Some(stored) => stored,
+                None => return Ok(None),
+            },
+        };
+        match source.copy(target, name, stored).await {
+            Ok(()) => Ok(Some(true)),
+            Err(error) if excused(source, target, &error) => {
+                Ok(Some(!target.place().has_missed(name)))
+            }
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether every place holds a backup.
+    pub async fn has_everywhere(&self, id: &BackupId) -> Result<bool> {
+        for member in &self.members {
+            if member.backup_fields(id).await?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// What a place was filled up with.
+struct Filled {
+    /// How many objects and backups were copied.
+    copied: usize,
+    /// Whether it has every backup too.
+    backups_too: bool,
+}
+
+/// What a source said; `None` where it does not answer, which is no fault of the target's.
+fn heard<T>(source: &Member, answer: Result<T>) -> Result<Option<T>> {
+    match answer {
+        Err(error) if error.is_unreachable() => {
+            source.place().missed(None, Some(&error));
+            Ok(None)
+        }
+        answer => answer.map(Some),
     }
 }
 
 /// Whether the others are copied all the same; the error is said then.
 fn excused(source: &Member, target: &Member, error: &RepositoryError) -> bool {
-    let excused = matches!(
-        error,
-        RepositoryError::Damaged { .. } | RepositoryError::Conflict { .. }
-    ) || error.lacks_key();
+    let is_conflict = matches!(error, RepositoryError::Conflict { .. });
+    let excused = is_conflict || error.is_damage() || error.lacks_key();
     if excused {
         tracing::error!(
             "cannot be copied from repository {} to {}: {error}",
@@ -245,8 +308,7 @@ fn lacking(here: &BTreeSet<ObjectName>, there: &BTreeSet<ObjectName>) -> Lacking
 
 impl Member {
     /// Copies one object that is no backup's.
-    async fn copy(&self, target: &Self, name: &ObjectName) -> Result<()> {
-        let stored = self.raw(name).await?;
+    async fn copy(&self, target: &Self, name: &ObjectName, stored: Bytes) -> Result<()> {
         if let ObjectName::Hole { .. } = name {
             return match target.create_text(name, stored).await {
                 // the same hole, found at another time
@@ -254,19 +316,12 @@ impl Member {
                 other => other,
             };
         }
-        if self.copies_to(target, name, &stored).await? {
+        let was = self.header_in(name, &stored)?;
+        if self.copies_to(target, name, &was).await? {
             let (_, trailer) =
                 container::check_stored(&stored).map_err(|error| self.damaged(name, &error))?;
             return target.create_object(name, stored, &trailer.digest).await;
         }
-        let Ok(Reading::Done((was, _))) = container::read_header(&stored) else {
-            return Err(self.decode(name, stored).await.err().unwrap_or_else(|| {
-                RepositoryError::Damaged {
-                    path: self.locate(name),
-                    reason: "it has no header".to_owned(),
-                }
-            }));
-        };
         let fetched = self.decode(name, stored).await?;
         let adapt = |header: &mut Header| {
             header.timeline = was.timeline;
@@ -285,9 +340,8 @@ impl Member {
         &self,
         target: &Self,
         name: &ObjectName,
-        stored: &[u8],
+        header: &Header,
     ) -> Result<bool> {
-        let header = self.header_in(name, stored)?;
         let (here, there) = (self.place().open()?, target.place().open()?);
         if !here.encryption.reads_like(&there.encryption) {
             return Ok(false);
@@ -296,10 +350,9 @@ impl Member {
             None => Ok(!there.encryption.is_configured()),
             Some(key) => {
                 let path = self.locate(name);
-                here.encryption
-                    .copy_wraps(&there.encryption, key, &path)
-                    .await?;
-                Ok(true)
+                let wraps = here.encryption.copy_wraps(&there.encryption, key, &path);
+                // without a wrap nobody could open it there
+                Ok(wraps.await? > 0 || !header.wraps.is_empty())
             }
         }
     }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use super::Result;
 use super::keys::{Encryption, EncryptionSettings};
@@ -13,7 +13,7 @@ use super::store::{Store, StoreOptions};
 use crate::clock::Clock;
 
 /// So many objects may be on their way to a place that is not waited for; they are held in memory.
-const WRITES_AT_ONCE: usize = 8;
+const OWED_MAX: usize = 8;
 
 /// A place that could not be asked is not asked again for so long, where others can be.
 const SILENCE: Duration = Duration::from_mins(1);
@@ -48,7 +48,8 @@ pub(super) struct Place {
     health: Mutex<Health>,
     /// When it could not be asked, and why.
     silent: Mutex<Option<(Instant, String)>>,
-    writes: Arc<Semaphore>,
+    /// Why it could not be asked at some time.
+    unheard: Mutex<Option<String>>,
 }
 
 /// A place that was opened.
@@ -71,8 +72,10 @@ struct Health {
     is_away: bool,
     /// That it falls behind was said.
     said: bool,
-    /// It holds everything that the others hold.
+    /// It holds everything that the others hold, but for what is owed.
     whole: bool,
+    /// How many writes go on that were acknowledged by another place.
+    owed: usize,
     /// How many objects did not get there.
     missed: u64,
     /// Which ones, since it was last whole.
@@ -88,7 +91,7 @@ impl Place {
             opened: Mutex::new(None),
             health: Mutex::new(Health::default()),
             silent: Mutex::new(None),
-            writes: Arc::new(Semaphore::new(WRITES_AT_ONCE)),
+            unheard: Mutex::new(None),
         }
     }
 
@@ -112,19 +115,20 @@ impl Place {
         Ok(opened.insert(Opened { store, encryption }).clone())
     }
 
-    /// Leave to write one more object where a slow place is not waited for; `None` where so many
-    /// are on their way that it is passed over.
-    pub(super) fn begin_write(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.writes).try_acquire_owned().ok()
-    }
-
     /// Notes that it could not be asked; whether that is news.
     pub(super) fn is_silent(&self, why: &dyn std::fmt::Display) -> bool {
         let is_news = self.silence().is_none();
         if is_news {
             *lock(&self.silent) = Some((Instant::now(), why.to_string()));
+            lock(&self.unheard).get_or_insert_with(|| why.to_string());
         }
         is_news
+    }
+
+    /// Why it could not be asked at some time in the life of this process: what was read then may
+    /// lack what only it has.
+    pub(super) fn unheard(&self) -> Option<String> {
+        lock(&self.unheard).clone()
     }
 
     /// Why it could not be asked a moment ago.
@@ -152,7 +156,30 @@ impl Place {
 
     /// Whether it is known to hold everything that the others hold.
     pub(super) fn is_whole(&self) -> bool {
-        lock(&self.health).whole
+        let health = lock(&self.health);
+        health.whole && health.owed == 0
+    }
+
+    /// It is not known to be whole until it has been compared with the others again.
+    pub(super) fn is_to_compare(&self) {
+        lock(&self.health).whole = false;
+    }
+
+    /// Whether so much goes on to it, which another place has acknowledged, that it is passed over.
+    pub(super) fn owes_much(&self) -> bool {
+        lock(&self.health).owed >= OWED_MAX
+    }
+
+    /// Whether it lacks something that no write will bring.
+    pub(super) fn is_to_fill(&self) -> bool {
+        !lock(&self.health).whole
+    }
+
+    /// A write goes on that another place has acknowledged: this one is not whole until it has
+    /// ended.
+    pub(super) fn owe(self: &Arc<Self>) -> Owed {
+        lock(&self.health).owed += 1;
+        Owed(Arc::clone(self))
     }
 
     /// An object did not get there; `why` says that the place is away.
@@ -176,6 +203,11 @@ impl Place {
         }
     }
 
+    /// What this process has written since the place was last whole, and what did not get there.
+    pub(super) fn missed_names(&self) -> BTreeSet<ObjectName> {
+        lock(&self.health).names.clone()
+    }
+
     /// Whether this object was written by this process and did not get there.
     pub(super) fn has_missed(&self, name: &ObjectName) -> bool {
         let health = lock(&self.health);
@@ -197,6 +229,16 @@ impl Place {
             health.said = false;
             health.names.clear();
         }
+    }
+}
+
+/// A write that goes on, until it is dropped.
+pub(super) struct Owed(Arc<Place>);
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        let mut health = lock(&self.0.health);
+        health.owed = health.owed.saturating_sub(1);
     }
 }
 

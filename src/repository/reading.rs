@@ -14,7 +14,7 @@ use wal::{SegmentName, SegmentSize, TimelineHistory, TimelineId, WalRange};
 use super::catalog::{Catalog, TimelineWal};
 use super::layout::{BackupId, ObjectName, pieces_prefix, timeline_prefix};
 use super::member::Member;
-use super::records::{BackupRecord, Hole, Tip, WalFacts};
+use super::records::{AncestorFacts, BackupRecord, HISTORY_FACTS, Hole, Tip, WalFacts};
 use super::store::Listed;
 use super::{Fetched, Repository, RepositoryError, Result, SegmentContent};
 
@@ -47,7 +47,12 @@ impl Repository {
                     if error.is_unreachable() {
                         self.note_unheard(member, &error);
                     }
-                    failed.get_or_insert(error);
+                    // what is damaged says more than who is away
+                    let is_more =
+                        |known: &RepositoryError| known.is_unreachable() && !error.is_unreachable();
+                    if failed.as_ref().is_none_or(is_more) {
+                        failed = Some(error);
+                    }
                 }
             }
         }
@@ -162,10 +167,10 @@ impl Repository {
         }
     }
 
-    /// The places that could not be asked a moment ago, each with the reason.
+    /// The places that could not be asked at some time, each with the reason.
     pub fn unheard(&self) -> Vec<(String, String)> {
         let silent = self.members.iter().filter_map(|member| {
-            let reason = member.place().silence()?;
+            let reason = member.place().unheard()?;
             Some((member.name().to_owned(), reason))
         });
         silent.collect()
@@ -176,7 +181,7 @@ impl Repository {
         let heard = self
             .members
             .iter()
-            .filter(|member| member.place().silence().is_none());
+            .filter(|member| member.place().unheard().is_none());
         heard.map(|member| member.name().to_owned()).collect()
     }
 
@@ -191,7 +196,8 @@ impl Repository {
         match listed.await {
             Ok(record) => Ok(Some(record)),
             Err(error) if error.is_not_found() => Ok(None),
-            Err(error @ RepositoryError::Damaged { .. }) => {
+            // one that was planted, or whose key is gone, does not hide the others either
+            Err(error) if error.is_damage() => {
                 tracing::error!("left out: {error}");
                 Ok(None)
             }
@@ -228,22 +234,9 @@ impl Repository {
             return Ok(());
         };
         let wal = self.timeline_wal(newest).await?;
-        let piece = || {
-            let (segment, ranges) = wal.pieces.last_key_value()?;
-            let range = *ranges.last()?;
-            Some(ObjectName::Piece {
-                segment: *segment,
-                range,
-            })
-        };
-        let segment = wal
-            .segments
-            .last()
-            .map(|segment| ObjectName::Segment(*segment));
-        let Some(name) = segment.or_else(piece) else {
+        let Some((name, stored)) = self.size_of_any(names_of(&wal).rev()).await? else {
             return Ok(());
         };
-        let stored = self.segment_size_of(&name).await?;
         if stored == size {
             return Ok(());
         }
@@ -258,6 +251,17 @@ impl Repository {
     pub async fn sync(&self) -> Result<()> {
         let synced = self.every_place(|member| async move { Ok(member.store()?.sync().await?) });
         synced.await.map(drop)
+    }
+
+    /// What is stored of WAL in each place that can be asked.
+    pub async fn wal_catalogs(&self) -> Result<Vec<Catalog>> {
+        let listed = self.every_place(|member| async move { member.list("wal/").await });
+        let catalog = |listed: Vec<Listed>| {
+            let mut catalog = Catalog::default();
+            catalog.add_listing(&listed);
+            catalog
+        };
+        Ok(listed.await?.into_iter().map(catalog).collect())
     }
 
     /// What is stored of WAL, and where streams have been.
@@ -334,6 +338,27 @@ impl Repository {
         }
     }
 
+    /// A timeline's history, without its reasons where the key is not at hand.
+    async fn listed_history(&self, timeline: TimelineId) -> Result<Option<TimelineHistory>> {
+        match self.history(timeline).await {
+            Ok(Some(text)) => self.parse_history(timeline, &text).map(Some),
+            Ok(None) => Ok(None),
+            Err(error) if error.lacks_key() => {
+                let facts = self.trailer(&ObjectName::History(timeline)).await?.facts;
+                let ancestors = facts.get(HISTORY_FACTS).cloned().unwrap_or_default();
+                let Ok(ancestors) = serde_json::from_value::<Vec<AncestorFacts>>(ancestors) else {
+                    return Err(error);
+                };
+                let lines = ancestors
+                    .iter()
+                    .map(|ancestor| format!("{}\t{}\tsealed\n", ancestor.timeline, ancestor.end));
+                let text: String = lines.collect();
+                self.parse_history(timeline, text.as_bytes()).map(Some)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     fn parse_history(&self, timeline: TimelineId, text: &[u8]) -> Result<TimelineHistory> {
         TimelineHistory::parse(timeline, text).map_err(|error| RepositoryError::Damaged {
             path: self.locate(&ObjectName::History(timeline)),
@@ -352,11 +377,9 @@ impl Repository {
                     catalog.backups.extend(self.listed_backup(&id).await?);
                 }
                 Some(ObjectName::History(timeline)) => {
-                    if let Some(text) = self.history(timeline).await? {
-                        catalog
-                            .histories
-                            .insert(timeline, self.parse_history(timeline, &text)?);
-                    }
+                    let history = self.listed_history(timeline).await?;
+                    let history = history.map(|history| (timeline, history));
+                    catalog.histories.extend(history);
                 }
                 Some(name @ ObjectName::Tip(timeline)) => {
                     // a hint: one that cannot be read is as good as none
@@ -386,24 +409,30 @@ impl Repository {
                 .checked_size(&name, Some(backup.segment_bytes))
                 .map(Some);
         }
-        for wal in catalog.timelines.values() {
-            let piece = wal.pieces.iter().next();
-            let piece = piece.and_then(|(segment, ranges)| {
-                ranges.first().map(|range| ObjectName::Piece {
-                    segment: *segment,
-                    range: *range,
-                })
-            });
-            let name = wal
-                .segments
-                .first()
-                .map(|segment| ObjectName::Segment(*segment))
-                .or(piece);
-            if let Some(name) = name {
-                return self.segment_size_of(&name).await.map(Some);
+        let wals = catalog.timelines.values();
+        let names = wals.flat_map(|wal| names_of(wal).rev());
+        Ok(self.size_of_any(names).await?.map(|(_, size)| size))
+    }
+
+    /// The segment size that the first of these objects names, with its name. A piece that was listed
+    /// may have given way since: then the next is asked.
+    async fn size_of_any(
+        &self,
+        names: impl Iterator<Item = ObjectName>,
+    ) -> Result<Option<(ObjectName, SegmentSize)>> {
+        let mut any_gone = false;
+        for name in names {
+            match self.segment_size_of(&name).await {
+                Ok(size) => return Ok(Some((name, size))),
+                Err(error) if error.is_not_found() => any_gone = true,
+                Err(error) => return Err(error),
             }
         }
-        Ok(None)
+        match self.unheard().pop() {
+            // it may be in a place that has fallen silent since
+            Some((_, reason)) if any_gone => Err(RepositoryError::Silent { reason }),
+            _ => Ok(None),
+        }
     }
 
     /// The segment size that the header of a stored segment or piece names.
@@ -545,4 +574,16 @@ impl Repository {
         }
         Ok((!bytes.is_empty()).then_some(bytes))
     }
+}
+
+/// Every piece of a timeline, and after them every segment.
+fn names_of(wal: &TimelineWal) -> impl DoubleEndedIterator<Item = ObjectName> {
+    let segments = wal.segments.iter().copied().map(ObjectName::Segment);
+    let pieces = wal.pieces.iter().flat_map(|(segment, ranges)| {
+        ranges.iter().map(|range| ObjectName::Piece {
+            segment: *segment,
+            range: *range,
+        })
+    });
+    pieces.chain(segments)
 }

@@ -87,6 +87,18 @@ pub struct WalFacts {
     pub records_end: Option<Lsn>,
 }
 
+/// Where the trailer of a timeline's history has its ancestors.
+pub const HISTORY_FACTS: &str = "ancestors";
+
+/// One ancestor of a timeline, in the trailer of its history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AncestorFacts {
+    /// The ancestor.
+    pub timeline: TimelineId,
+    /// Where the branch left it.
+    pub end: Lsn,
+}
+
 /// A tablespace as a backup found it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TablespaceRecord {

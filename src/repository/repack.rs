@@ -11,7 +11,8 @@ use container::{DataKey, Encoder, FrameReader, Header};
 use super::layout::{BackupId, ObjectName};
 use super::member::{Member, Recipe};
 use super::records::{BackupRecord, Extent, FORMAT, ManifestLine};
-use super::{RepositoryError, Result, blocking};
+use super::store::Listed;
+use super::{PLAIN_BYTES_MAX, RepositoryError, Result, blocking};
 
 /// Where a frame lies: first stored byte, stored length.
 type Place = (u64, u64);
@@ -22,40 +23,96 @@ impl Member {
     /// Copies a backup with all that it refers to; its record last, as when it was taken.
     pub(super) async fn copy_backup(&self, target: &Self, id: &BackupId) -> Result<()> {
         let name = ObjectName::Backup(id.clone());
-        let manifest_name = ObjectName::Manifest(id.clone());
-        let record = self.backup(id).await;
+        let manifest = ObjectName::Manifest(id.clone());
+        let record = match self.backup(id).await {
+            // a copy as it is needs no key
+            Err(error) if error.lacks_key() => None,
+            record => Some(record?.ok_or_else(|| RepositoryError::absent(self.locate(&name)))?),
+        };
         // as a backup that is being taken: so that a clean-up spares what it has stored so far
         let intent = ObjectName::Intent(id.clone());
         let announced = serde_json::json!({ "format": FORMAT, "id": id });
         target.create_json(&intent, &announced).await?;
-        let manifest = self.raw(&manifest_name).await?;
-        if self.copies_to(target, &manifest_name, &manifest).await? {
-            let packs = self.list(&format!("packs/{id}/")).await?;
-            for pack in packs
-                .iter()
-                .filter_map(|pack| ObjectName::parse(&pack.path))
-            {
-                self.copy_as_it_is(target, &pack).await?;
+        let (_, header) = self.head(&manifest).await?;
+        if self.copies_to(target, &manifest, &header).await? {
+            match self.copy_backup_as_it_is(target, id).await {
+                // an earlier copy, in another form, was broken off: this one goes on in that form
+                Err(RepositoryError::Conflict { .. }) if record.is_some() => {}
+                copied => return copied,
             }
-            self.copy_as_it_is(target, &manifest_name).await?;
-            let record = self.raw(&name).await?;
-            target.create_text(&name, record).await?;
-            return target.forget_intent(id).await;
         }
-        let record = record?.ok_or_else(|| RepositoryError::absent(self.locate(&name)))?;
-        self.repack(target, record).await
+        match record {
+            Some(record) => self.repack(target, record).await,
+            None => self.backup(id).await.map(drop),
+        }
     }
 
-    async fn copy_as_it_is(&self, target: &Self, name: &ObjectName) -> Result<()> {
+    async fn copy_backup_as_it_is(&self, target: &Self, id: &BackupId) -> Result<()> {
+        let name = ObjectName::Backup(id.clone());
+        let sizes = |listed: Vec<Listed>| -> BTreeMap<String, u64> {
+            let sizes = listed.into_iter().map(|object| (object.path, object.bytes));
+            sizes.collect()
+        };
+        let folder = format!("packs/{id}/");
+        let here = sizes(self.list(&folder).await?);
+        let there = sizes(target.list(&folder).await?);
+        let mut copied: u64 = 0;
+        for (path, bytes) in &here {
+            let Some(pack) = ObjectName::parse(path) else {
+                continue;
+            };
+            let is_there = there.get(path) == Some(bytes)
+                && self.trailer(&pack).await? == target.trailer(&pack).await?;
+            if is_there {
+                // from an earlier attempt
+                copied = copied.saturating_add(*bytes);
+            } else {
+                copied = copied.saturating_add(self.copy_as_it_is(target, &pack).await?);
+            }
+        }
+        let manifest = ObjectName::Manifest(id.clone());
+        copied = copied.saturating_add(self.copy_as_it_is(target, &manifest).await?);
+        let stored = self.raw(&name).await?;
+        let record = self.find::<BackupRecord>(&name).await?;
+        let record = record.ok_or_else(|| RepositoryError::absent(self.locate(&name)))?;
+        if record.stored_bytes != copied {
+            return Err(RepositoryError::Damaged {
+                path: self.locate(&name),
+                reason: format!(
+                    "its packs and manifest are not all there: expected={} bytes, found={copied}",
+                    record.stored_bytes
+                ),
+            });
+        }
+        if let Some(sealed) = self.sealed_header(&name, &record)? {
+            self.copies_to(target, &name, &sealed).await?;
+        }
+        target.create_text(&name, stored).await?;
+        target.forget_intent(id).await
+    }
+
+    /// Copies an object with the wraps of its key; how many bytes it has.
+    async fn copy_as_it_is(&self, target: &Self, name: &ObjectName) -> Result<u64> {
         let stored = self.raw(name).await?;
+        let header = self.header_in(name, &stored)?;
+        if !self.copies_to(target, name, &header).await? {
+            return Err(RepositoryError::Damaged {
+                path: self.locate(name),
+                reason: "it is not encrypted as its backup is".to_owned(),
+            });
+        }
         let checked = stored.clone();
         let checked = blocking(move || container::check_stored(&checked)).await;
         let (_, trailer) = checked.map_err(|error| self.damaged(name, &error))?;
-        target.create_object(name, stored, &trailer.digest).await
+        let bytes = u64::try_from(stored.len()).unwrap_or(u64::MAX);
+        target.create_object(name, stored, &trailer.digest).await?;
+        Ok(bytes)
     }
 
     async fn repack(&self, target: &Self, record: BackupRecord) -> Result<()> {
         let name = ObjectName::Manifest(record.id.clone());
+        // one key for all of a backup, however long it takes
+        let sealing = target.sealing().await?;
         let mut lines = self.manifest_lines(&name).await?;
         let mut stored_bytes: u64 = 0;
         let mut moved: BTreeMap<(u32, Place), Place> = BTreeMap::new();
@@ -63,7 +120,8 @@ impl Member {
             let Some(pack @ ObjectName::Pack { .. }) = ObjectName::parse(&path) else {
                 return Err(self.bad_manifest(&name, format!("no pack has this path: {path}")));
             };
-            let repacked = self.repack_one(target, &pack, frames).await?;
+            let recipe = Recipe::new(target.plain_header(&pack), sealing.as_ref())?;
+            let repacked = self.repack_one(target, &pack, frames, recipe).await?;
             stored_bytes = stored_bytes.saturating_add(repacked.bytes);
             for (from, to) in repacked.moved {
                 moved.insert((number, from), to);
@@ -73,7 +131,7 @@ impl Member {
             move_extents(line, &moved).map_err(|reason| self.bad_manifest(&name, reason))?;
         }
         let manifest = text_of(&lines);
-        let Recipe { header, key } = target.recipe(&name).await?;
+        let Recipe { header, key } = Recipe::new(target.plain_header(&name), sealing.as_ref())?;
         let level = target.place().settings().backup_level;
         let encoded = blocking(move || {
             let facts = serde_json::Map::new();
@@ -91,7 +149,7 @@ impl Member {
             manifest_digest: digest,
             ..record
         };
-        target.commit_backup(&record).await
+        target.commit_backup(&record, sealing.as_ref()).await
     }
 
     async fn manifest_lines(&self, name: &ObjectName) -> Result<Vec<ManifestLine>> {
@@ -117,19 +175,57 @@ impl Member {
         target: &Self,
         name: &ObjectName,
         frames: Frames,
+        Recipe { header, key }: Recipe,
     ) -> Result<Repacked> {
         let reader = self.frames(name).await?;
         let stored = self.raw(name).await?;
-        let Recipe { header, key } = target.recipe(name).await?;
         let level = target.place().settings().backup_level;
         let repacked = blocking(move || {
             encode_frames(&stored, &reader, &frames, &header, level, key.as_ref())
         });
         let repacked = repacked.await.map_err(|error| self.damaged(name, &error))?;
+        match target.trailer(name).await {
+            Ok(stored) if stored.digest == repacked.digest => {
+                return target.as_it_lies(name, repacked).await;
+            }
+            Err(error) if !error.is_not_found() => return Err(error),
+            _ => {}
+        }
         target
             .create_object(name, repacked.object.clone(), &repacked.digest)
             .await?;
         Ok(repacked)
+    }
+
+    /// A pack that an earlier copy has stored: its frames may lie elsewhere than in ours, since keys
+    /// and levels change.
+    async fn as_it_lies(&self, name: &ObjectName, ours: Repacked) -> Result<Repacked> {
+        let stored = self.raw(name).await?;
+        let header = self.header_in(name, &stored)?;
+        let key = self.key_for(name, &header).await?;
+        let read = stored.clone();
+        let frames =
+            blocking(move || container::frame_places(&read, PLAIN_BYTES_MAX, key.as_ref()));
+        let frames = frames.await.map_err(|error| self.damaged(name, &error))?;
+        if frames.len() != ours.moved.len() {
+            return Err(RepositoryError::Damaged {
+                path: self.locate(name),
+                reason: format!(
+                    "it is cut into other frames: expected={}, found={}",
+                    ours.moved.len(),
+                    frames.len()
+                ),
+            });
+        }
+        let moved = ours.moved.iter().zip(&frames);
+        Ok(Repacked {
+            bytes: u64::try_from(stored.len()).unwrap_or(u64::MAX),
+            object: stored,
+            moved: moved
+                .map(|((from, _), to)| (*from, (to.offset, to.stored_bytes)))
+                .collect(),
+            ..ours
+        })
     }
 }
 

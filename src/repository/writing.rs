@@ -4,6 +4,7 @@
 //! [`Repository::mend`]; at least one must take what is written.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use container::{Encoder, Header};
@@ -11,17 +12,23 @@ use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
-use wal::{Checked, SegmentName, SegmentSize, TimelineId, Verdict};
+use tokio::time::Instant;
+use wal::{Checked, SegmentName, SegmentSize, TimelineHistory, TimelineId, Verdict};
 
 use super::keys::Sealing;
 use super::layout::{BackupId, ObjectName};
 use super::member::{Member, Recipe};
-use super::records::{BackupRecord, FORMAT, Hole, Tip, WalFacts};
+use super::place::Owed;
+use super::records::{AncestorFacts, BackupRecord, FORMAT, HISTORY_FACTS, Hole, Tip, WalFacts};
 use super::store::Created;
 use super::{
     Acknowledge, EncodedWal, Repository, RepositoryError, Result, ServerIdentity, blocking,
     json_of, to_value,
 };
+
+/// Where everything must be everywhere, a place that is so much slower than another is no longer
+/// waited for: what comes next goes on to the faster one.
+const SLOWER_AT_MOST: Duration = Duration::from_secs(10);
 
 /// Where a write has come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +47,12 @@ impl Repository {
         new_system: bool,
     ) -> Result<()> {
         self.identity = Some((identity, new_system));
+        if self.members.len() > 1 {
+            // what is stored since they were compared, another program's too, may be in one alone
+            for member in &self.members {
+                member.place().is_to_compare();
+            }
+        }
         self.write_everywhere(|member| async move { member.prepare(identity, new_system).await })
             .await?;
         Ok(())
@@ -54,29 +67,53 @@ impl Repository {
             write(only.clone()).await?;
             return Ok(Stored::Everywhere);
         }
-        let _write = self.in_flight.begin();
-        let tried = self.members_to_try(None);
+        let tried = self.members_to_try().await?;
         let writes = tried.iter().map(|(_, member)| write((*member).clone()));
-        let mut outcome = Outcome::new(self.members.len(), None);
-        for ((_, member), written) in tried.iter().zip(join_all(writes).await) {
-            outcome.take(member, written)?;
+        let mut outcome = Outcome::new(&self.members, None);
+        for ((number, _), written) in tried.iter().zip(join_all(writes).await) {
+            outcome.take(*number, written)?;
         }
         outcome.end()
     }
 
-    /// The members that are not known to be away, with their numbers; all of them where every one
-    /// is.
-    fn members_to_try(&self, name: Option<&ObjectName>) -> Vec<(usize, &Member)> {
-        let all_away = self.members.iter().all(|member| member.place().is_away());
-        let mut tried = Vec::new();
-        for (number, member) in self.members.iter().enumerate() {
-            if all_away || !member.place().is_away() {
-                tried.push((number, member));
-            } else {
-                member.place().missed(name, None);
+    /// The members that are not known to be away, with their numbers.
+    fn members_there(&self) -> Vec<(usize, &Member)> {
+        let numbered = self.members.iter().enumerate();
+        numbered
+            .filter(|(_, member)| self.members.len() == 1 || !member.place().is_away())
+            .collect()
+    }
+
+    /// The members that are written to. Where every one is away, those that can be met again: what
+    /// comes back may be another disk, or never have been met.
+    async fn members_to_try(&self) -> Result<Vec<(usize, &Member)>> {
+        let there = self.members_there();
+        let (false, Some((identity, new_system))) = (!there.is_empty(), self.identity) else {
+            return Ok(there);
+        };
+        let meetings = self.members.iter().map(async |member| {
+            member.prepare(identity, new_system).await?;
+            member.place().answers();
+            Ok(())
+        });
+        let (mut met, mut outage) = (Vec::new(), None);
+        for (numbered, meeting) in self
+            .members
+            .iter()
+            .enumerate()
+            .zip(join_all(meetings).await)
+        {
+            match meeting {
+                Ok(()) => met.push(numbered),
+                Err(error) => {
+                    outage.get_or_insert(error);
+                }
             }
         }
-        tried
+        match outage {
+            Some(error) if met.is_empty() => Err(error),
+            _ => Ok(met),
+        }
     }
 
     /// Makes a segment or a piece into what [`Self::put_wal`] stores.
@@ -98,25 +135,34 @@ impl Repository {
             objects: Mutex::new(vec![None; self.members.len()]),
             held_by: Mutex::default(),
         });
-        self.encode_missing(&wal).await?;
+        match self.encode_missing(&wal, &self.members_there()).await {
+            // the key of a new day needs the store: it is asked for again when this is stored
+            Err(error) if error.is_unreachable() => {}
+            encoded => encoded?,
+        }
         Ok(wal)
     }
 
-    /// Encodes for those places that are tried now and were not before.
-    async fn encode_missing(&self, wal: &Arc<EncodedWal>) -> Result<()> {
+    /// Encodes for those of `tried` that it was not encoded for before.
+    async fn encode_missing(
+        &self,
+        wal: &Arc<EncodedWal>,
+        tried: &[(usize, &Member)],
+    ) -> Result<()> {
         let mut recipes: Vec<(usize, Recipe, i32)> = Vec::new();
-        let name = Some(&wal.name);
-        for (number, member) in self.members_to_try(name) {
-            if wal.object(number).is_some() {
-                continue;
-            }
-            match member.recipe(&wal.name).await {
+        let needed = tried
+            .iter()
+            .filter(|(number, _)| wal.object(*number).is_none());
+        let asked =
+            needed.map(async |&(number, member)| (number, member, member.recipe(&wal.name).await));
+        for (number, member, recipe) in join_all(asked).await {
+            match recipe {
                 Ok(recipe) => {
                     let level = member.place().settings().wal_level;
                     recipes.push((number, wal.adapt(recipe), level));
                 }
                 Err(error) if error.is_unreachable() && self.members.len() > 1 => {
-                    member.place().missed(name, Some(&error));
+                    member.place().missed(Some(&wal.name), Some(&error));
                 }
                 Err(error) => return Err(error),
             }
@@ -136,45 +182,53 @@ impl Repository {
     /// Stores a segment or a piece. Once this returns, it is durable in every place that is not
     /// away, or in one where that is what [`Acknowledge::Any`] asks for; it may be tried again.
     pub async fn put_wal(&self, wal: &Arc<EncodedWal>) -> Result<Stored> {
-        let in_flight = Arc::new(self.in_flight.begin());
-        self.encode_missing(wal).await?;
-        let name = Some(&wal.name);
-        let mut outcome = Outcome::new(self.members.len(), name);
+        let tried = self.members_to_try().await?;
+        self.encode_missing(wal, &tried).await?;
+        let mut outcome = Outcome::new(&self.members, Some(&wal.name));
         let mut writes = FuturesUnordered::new();
-        for (number, member) in self.members_to_try(name) {
+        for (number, member) in tried {
             let Some(object) = wal.object(number) else {
-                member.place().missed(name, None);
                 continue;
             };
-            let permit = member.place().begin_write();
-            if permit.is_none() && self.acknowledge == Acknowledge::Any {
+            if member.place().owes_much() {
                 // slower than what comes: it is filled up rather than waited for
-                member.place().missed(name, None);
                 continue;
             }
             let (member, wal) = (member.clone(), Arc::clone(wal));
-            let in_flight = Arc::clone(&in_flight);
             // not given up when another place has been faster
             let write = tokio::spawn(async move {
                 let written = member.create_object(&wal.name, object, &wal.digest).await;
                 if written.is_ok() {
                     wal.is_held_by(number);
                 }
-                drop((permit, in_flight));
-                (member, written)
+                (number, written)
             });
+            outcome.begins(number);
             writes.push(write);
         }
-        while let Some(write) = writes.next().await {
-            let (member, written) = write.map_err(|_panicked| RepositoryError::Interrupted)?;
+        let patience = match self.acknowledge {
+            Acknowledge::All => SLOWER_AT_MOST,
+            Acknowledge::Any => Duration::ZERO,
+        };
+        let mut until: Option<Instant> = None;
+        loop {
+            let next = match until {
+                None => Ok(writes.next().await),
+                Some(until) => tokio::time::timeout_at(until, writes.next()).await,
+            };
+            let Ok(Some(write)) = next else { break };
+            let (number, written) = write.map_err(|_panicked| RepositoryError::Interrupted)?;
             if let [_] = self.members.as_slice() {
                 return written.map(|()| Stored::Everywhere);
             }
-            outcome.take(&member, written)?;
-            if outcome.stored > 0 && self.acknowledge == Acknowledge::Any && !writes.is_empty() {
-                tokio::spawn(take_the_rest(wal.name.clone(), writes));
-                return Ok(Stored::Partly);
+            outcome.take(number, written)?;
+            if outcome.stored() > 0 {
+                until.get_or_insert_with(|| Instant::now() + patience);
             }
+        }
+        if !writes.is_empty() {
+            let rest = outcome.underway();
+            tokio::spawn(take_the_rest(rest, wal.name.clone(), writes));
         }
         outcome.end()
     }
@@ -190,7 +244,7 @@ impl Repository {
             async move {
                 let level = member.place().settings().wal_level;
                 let adapt = |header: &mut Header| header.timeline = timeline;
-                let facts = serde_json::Map::new();
+                let facts = file_facts(name, &bytes);
                 member
                     .store_container(name, adapt, facts, bytes, level)
                     .await
@@ -304,9 +358,11 @@ impl Repository {
         }
     }
 
-    /// Makes a backup exist. Everything that it refers to must be stored before.
-    pub async fn commit_backup(&self, record: &BackupRecord) -> Result<()> {
-        self.first().commit_backup(record).await
+    /// Makes a backup exist. Everything that it refers to must be stored before; `recipe` is what
+    /// that was encoded with, so that one key opens all of it.
+    pub async fn commit_backup(&self, record: &BackupRecord, recipe: &BackupRecipe) -> Result<()> {
+        let sealing = recipe.sealing.as_ref();
+        self.first().commit_backup(record, sealing).await
     }
 
     /// Removes what a backup that did not come to its end has stored.
@@ -385,28 +441,50 @@ impl EncodedWal {
 
 /// How a write to several places goes.
 struct Outcome<'a> {
-    places: usize,
+    members: &'a [Member],
     name: Option<&'a ObjectName>,
-    stored: usize,
+    /// How it stands with each place.
+    states: Vec<WriteState>,
     outage: Option<RepositoryError>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WriteState {
+    /// It was passed over, or has failed.
+    Missed,
+    Underway,
+    Stored,
+}
+
 impl<'a> Outcome<'a> {
-    fn new(places: usize, name: Option<&'a ObjectName>) -> Self {
+    fn new(members: &'a [Member], name: Option<&'a ObjectName>) -> Self {
         Self {
-            places,
+            members,
             name,
-            stored: 0,
+            states: vec![WriteState::Missed; members.len()],
             outage: None,
         }
     }
 
+    fn begins(&mut self, number: usize) {
+        self.set(number, WriteState::Underway);
+    }
+
+    fn set(&mut self, number: usize, state: WriteState) {
+        if let Some(slot) = self.states.get_mut(number) {
+            *slot = state;
+        }
+    }
+
     /// Takes one place's answer; what is no outage is an error at once.
-    fn take(&mut self, member: &Member, written: Result<()>) -> Result<()> {
+    fn take(&mut self, number: usize, written: Result<()>) -> Result<()> {
         match written {
-            Ok(()) => self.stored += 1,
+            Ok(()) => self.set(number, WriteState::Stored),
             Err(error) if error.is_unreachable() => {
-                member.place().missed(self.name, Some(&error));
+                self.set(number, WriteState::Missed);
+                if let Some(member) = self.members.get(number) {
+                    member.place().missed(self.name, Some(&error));
+                }
                 self.outage.get_or_insert(error);
             }
             Err(error) => return Err(error),
@@ -414,31 +492,73 @@ impl<'a> Outcome<'a> {
         Ok(())
     }
 
+    fn stored(&self) -> usize {
+        let stored = |state: &&WriteState| **state == WriteState::Stored;
+        self.states.iter().filter(stored).count()
+    }
+
+    fn in_state(&self, state: WriteState) -> impl Iterator<Item = (usize, &Member)> {
+        let numbered = self.members.iter().enumerate().zip(&self.states);
+        numbered
+            .filter(move |(_, is)| **is == state)
+            .map(|(numbered, _)| numbered)
+    }
+
+    /// The writes that go on when this one returns. Their places are not whole until they have
+    /// ended.
+    fn underway(&self) -> Vec<(usize, Member, Owed)> {
+        self.in_state(WriteState::Underway)
+            .map(|(number, member)| (number, member.clone(), member.place().owe()))
+            .collect()
+    }
+
+    /// What it has come to. Places that lack what is acknowledged now are noted now: one that was
+    /// filled up while another was still writing was compared with what was there before.
     fn end(self) -> Result<Stored> {
-        match self.outage {
-            _ if self.stored == self.places => Ok(Stored::Everywhere),
-            Some(error) if self.stored == 0 => Err(error),
-            None if self.stored == 0 => Err(RepositoryError::NoPlace),
-            _ => Ok(Stored::Partly),
+        match self.stored() {
+            0 => return Err(self.outage.unwrap_or(RepositoryError::NoPlace)),
+            stored if stored == self.members.len() => return Ok(Stored::Everywhere),
+            _ => {}
         }
+        for (_, member) in self.in_state(WriteState::Missed) {
+            member.place().missed(self.name, None);
+        }
+        Ok(Stored::Partly)
     }
 }
 
 /// Waits for the places that were slower, and notes those that failed.
 async fn take_the_rest(
+    rest: Vec<(usize, Member, Owed)>,
     name: ObjectName,
-    mut writes: FuturesUnordered<tokio::task::JoinHandle<(Member, Result<()>)>>,
+    mut writes: FuturesUnordered<tokio::task::JoinHandle<(usize, Result<()>)>>,
 ) {
+    let mut rest = rest;
     while let Some(write) = writes.next().await {
-        if let Ok((member, Err(error))) = write {
-            if !error.is_unreachable() {
+        let Ok((number, written)) = write else {
+            continue;
+        };
+        let Some(at) = rest.iter().position(|(pending, ..)| *pending == number) else {
+            continue;
+        };
+        let (_, member, _owed) = rest.swap_remove(at);
+        match written {
+            Ok(()) => {}
+            Err(error) if error.is_unreachable() => {
+                member.place().missed(Some(&name), Some(&error));
+            }
+            Err(error) => {
                 tracing::error!(
                     "repository {} refuses what another took: {error}",
                     member.name()
                 );
+                member.place().missed(Some(&name), None);
             }
-            member.place().missed(Some(&name), Some(&error));
         }
+    }
+    // tasks that broke off
+    for (_, member, _owed) in rest {
+        member.place().missed(Some(&name), None);
     }
 }
 
@@ -466,6 +586,24 @@ fn encode_each(
         objects.push((number, object));
     }
     Ok(objects)
+}
+
+/// What everybody may know of a small file: of a history, where the branch left its ancestors, so
+/// that windows can be told without a key.
+fn file_facts(name: &ObjectName, bytes: &[u8]) -> serde_json::Map<String, serde_json::Value> {
+    let mut facts = serde_json::Map::new();
+    if let ObjectName::History(timeline) = name
+        && let Ok(history) = TimelineHistory::parse(*timeline, bytes)
+    {
+        let entries = history.entries().iter();
+        let entries = entries.map(|entry| AncestorFacts {
+            timeline: entry.timeline,
+            end: entry.end,
+        });
+        let entries: Vec<AncestorFacts> = entries.collect();
+        facts.insert(HISTORY_FACTS.to_owned(), to_value(&entries));
+    }
+    facts
 }
 
 fn wal_facts(checked: &Checked<'_>) -> WalFacts {

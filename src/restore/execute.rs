@@ -22,7 +22,7 @@ use super::settings::{self, StopAt};
 use super::target::TargetAction;
 use super::unit::{FileJob, Manifest, Read, StoredStretch, UnitWriter, decode_all, reads_of};
 use crate::durable;
-use crate::error::{Error, Result, io};
+use crate::error::{Error, Kind, Result, io};
 use crate::repository::layout::ObjectName;
 use crate::repository::records::BackupRecord;
 use crate::repository::{Repository, RepositoryError, blocking};
@@ -52,7 +52,9 @@ pub async fn execute(
         }
     };
     tokio::select! {
-        done = carry_out(repository, plan, progress, &mut report) => done?,
+        done = carry_out(repository, plan, progress, &mut report) => {
+            done.map_err(|error| with_other_repositories(error, repository))?;
+        }
         () = stopped => {
             let is_whole = report.phases.iter().any(|phase| phase.name == "sync");
             return Err(if is_whole {
@@ -133,6 +135,18 @@ async fn fetch_manifest(repository: &Repository, record: &BackupRecord) -> Resul
         Manifest::read(plain, place)
     })
     .await
+}
+
+/// Another repository may have what this one lacks.
+fn with_other_repositories(error: Error, repository: &Repository) -> Error {
+    let names = repository.heard();
+    if names.len() < 2 || !matches!(error.kind(), Kind::Damaged | Kind::Unreachable) {
+        return error;
+    }
+    let names = names.join(", ");
+    error.hint(format!(
+        "the cluster has several repositories ({names}): choose another one with --repository NAME"
+    ))
 }
 
 /// An object that a finished backup refers to and that is not there is damage, not a wrong name.

@@ -173,19 +173,21 @@ impl Encryption {
     }
 
     /// Copies the wraps of a key to another repository, so that objects that it encrypts can be
-    /// copied there as they are. `id` is what an object's header says.
-    pub async fn copy_wraps(&self, to: &Self, id: &str, path: &str) -> Result<(), KeyError> {
+    /// copied there as they are; how many there are then. `id` is what an object's header says.
+    pub async fn copy_wraps(&self, to: &Self, id: &str, path: &str) -> Result<usize, KeyError> {
         let id: KeyId = id.parse().map_err(|InvalidKeyId| KeyError::BadKeyId {
             path: path.to_owned(),
             found: id.to_owned(),
         })?;
         let stored = to.inner.wraps.of_key(&id).await?;
+        let mut count = stored.len();
         for wrap in self.inner.wraps.of_key(&id).await?.difference(&stored) {
             if let StoredWrap::Bytes(bytes) = self.inner.wraps.read(&id, wrap).await? {
                 to.inner.wraps.add(&id, wrap, bytes.to_vec()).await?;
+                count = count.saturating_add(1);
             }
         }
-        Ok(())
+        Ok(count)
     }
 
     /// The key for what is written now; `None` where it is not to be encrypted.

@@ -150,7 +150,8 @@ impl Answer {
             404 if self.about_credentials => false,
             404 if matches!(self.code.as_str(), "NoSuchKey" | "BlobNotFound") => true,
             404 => matches!(method, "HEAD" | "DELETE") && self.code.is_empty(),
-            409 => !self.is_no_bucket() && !self.is_conflict(),
+            // Azure's word for it; elsewhere it is a 412
+            409 => self.code == "BlobAlreadyExists",
             _ => false,
         }
     }
@@ -304,6 +305,25 @@ fn clipped(text: &str) -> String {
         .map(|c| if c.is_control() { ' ' } else { c })
         .take(MESSAGE_CHARS_MAX)
         .collect()
+}
+
+/// What a client gives for a refusal, as it comes out of [`Answering`].
+#[cfg(test)]
+pub(in crate::repository) fn refusal(
+    status: u16,
+    code: &str,
+    retry_after: Option<Duration>,
+) -> object_store::Error {
+    let answer = Answer {
+        status,
+        code: code.to_owned(),
+        retry_after,
+        ..Answer::default()
+    };
+    object_store::Error::Generic {
+        store: "simulated",
+        source: Box::new(HttpError::new(HttpErrorKind::Unknown, answer)),
+    }
 }
 
 #[cfg(test)]

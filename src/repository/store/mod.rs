@@ -32,6 +32,8 @@ use object_store::path::Path;
 use object_store::{GetRange, ListResult, ObjectStore, PutMode};
 
 use address::Address;
+#[cfg(test)]
+pub(super) use answer::refusal;
 use bounded::{Body, Bounded};
 pub use error::StoreError;
 use fault::{Fault, Place};
@@ -119,6 +121,10 @@ impl Store {
     ///
     /// With `create`, a local folder that is not there is made, mode 0700.
     pub fn open(options: &StoreOptions, create: bool) -> Result<Self, StoreError> {
+        #[cfg(test)]
+        if let Some(objects) = &options.objects {
+            return Ok(Self::over(Arc::clone(objects), options));
+        }
         let address = Address::parse(&options.url)?;
         let shown = address.to_string();
         match address {
@@ -298,6 +304,17 @@ impl Store {
     /// The whole object.
     pub async fn get(&self, path: &str) -> Result<Bytes, StoreError> {
         Ok(self.read(path, None).await?.bytes)
+    }
+
+    /// The whole object; `None` where it is larger than `bytes_max`, and is not read then.
+    pub async fn get_at_most(
+        &self,
+        path: &str,
+        bytes_max: u64,
+    ) -> Result<Option<Bytes>, StoreError> {
+        let range = GetRange::Bounded(0..bytes_max.saturating_add(1));
+        let read = self.read(path, Some(range)).await?;
+        Ok((read.object_bytes <= bytes_max).then_some(read.bytes))
     }
 
     /// Up to `length` bytes from `offset`; fewer only where the object ends.

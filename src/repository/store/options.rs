@@ -42,6 +42,9 @@ pub struct StoreOptions {
     pub request_timeout: Duration,
     /// How long one operation is tried again before its error is given; zero: not at all.
     pub retry_budget: Duration,
+    /// What stands in for the service.
+    #[cfg(test)]
+    pub objects: Option<std::sync::Arc<dyn object_store::ObjectStore>>,
 }
 
 impl StoreOptions {
@@ -64,6 +67,8 @@ impl StoreOptions {
             connect_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(20),
             retry_budget: Duration::from_mins(1),
+            #[cfg(test)]
+            objects: None,
         }
     }
 }

@@ -1,0 +1,277 @@
+//! Small backups: taken by a process of their own, killed now and then, and read back.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::{Instant, timeout};
+use wal::Lsn;
+
+use super::content::timeline;
+use super::lots::Lots;
+use super::model::{KeptBackup, only_place};
+use super::schedule::{IDENTITY, World};
+use super::steps::{expect_outage, expect_unreadable};
+use super::tally::Seen;
+use crate::repository::layout::{BackupId, ObjectName};
+use crate::repository::records::{
+    BackupRecord, Extent, FORMAT, ManifestEntry, ManifestLine, ManifestPath,
+};
+use crate::repository::{BackupRecipe, PLAIN_BYTES_MAX, Repository, RepositoryError, Result};
+
+/// What a backup will be.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    seed: u64,
+    /// Killed so long after it began.
+    ends: Option<Duration>,
+}
+
+impl Plan {
+    pub(super) fn draw(lots: &mut Lots) -> Self {
+        Self {
+            seed: lots.next(),
+            ends: lots.chance(250).then(|| lots.millis(50, 5000)),
+        }
+    }
+
+    /// Its files, pack by pack.
+    fn packs(&self) -> Vec<Vec<(String, Bytes)>> {
+        let mut lots = Lots::new(self.seed);
+        let file = |lots: &mut Lots| {
+            let name = format!("base/{}", lots.next());
+            let words = lots.between(1, 200);
+            let bytes = (0..words).flat_map(|_| (lots.next() % 1000).to_le_bytes());
+            (name, bytes.collect())
+        };
+        let packs = lots.between(1, 2);
+        let pack = |lots: &mut Lots| (0..lots.between(1, 3)).map(|_| file(lots)).collect();
+        (0..packs).map(|_| pack(&mut lots)).collect()
+    }
+}
+
+/// Takes a backup as the command does, in a process of its own.
+pub(super) async fn run(world: &World, plan: &Plan) {
+    let taking = take(world, plan);
+    match plan.ends {
+        None => taking.await,
+        Some(end) => {
+            if timeout(end, taking).await.is_err() {
+                world.count(Seen::BackupKilled);
+            }
+        }
+    }
+}
+
+async fn take(world: &World, plan: &Plan) {
+    let open = world.open();
+    let everywhere = match open.repository(IDENTITY, false).await {
+        Ok(everywhere) => everywhere,
+        Err(error) => return expect_outage(world, &error),
+    };
+    let leader = everywhere.leader();
+    let place = only_place(&leader);
+    let id = match leader.announce_backup(world.time.now_by_the_clock()).await {
+        Ok(id) => id,
+        Err(error) => return expect_outage(world, &error),
+    };
+    let recipe = match leader.backup_recipe().await {
+        Ok(recipe) => recipe,
+        Err(error) => return expect_outage(world, &error),
+    };
+    let record = match store(world, &leader, &recipe, &id, plan).await {
+        Ok(record) => record,
+        Err(error) => {
+            expect_outage(world, &error);
+            if let Err(error) = leader.discard_backup(&id).await {
+                expect_outage(world, &error);
+            } else {
+                world.count(Seen::BackupDiscarded);
+            }
+            return;
+        }
+    };
+    if !commit(world, &leader, &record, &recipe).await {
+        return;
+    }
+    let kept = KeptBackup {
+        places: [place].into(),
+        label: record.label.clone(),
+        files: plan.packs().into_iter().flatten().collect(),
+    };
+    world.model.borrow_mut().backups.insert(id.clone(), kept);
+    world.count(Seen::BackupCommitted);
+    everywhere.mend(true).await;
+    if matches!(everywhere.has_everywhere(&id).await, Ok(true)) {
+        let alike = world.model.borrow().check_backups([&id]);
+        alike.unwrap_or_else(|wrong| panic!("a backup was spread: {wrong}"));
+    }
+}
+
+/// Whether the backup exists now.
+async fn commit(
+    world: &World,
+    leader: &Repository,
+    record: &BackupRecord,
+    recipe: &BackupRecipe,
+) -> bool {
+    for _ in 0..3 {
+        match leader.commit_backup(record, recipe).await {
+            Ok(()) => return true,
+            Err(error) => expect_outage(world, &error),
+        }
+        tokio::time::sleep_until(Instant::now() + Duration::from_secs(1)).await;
+    }
+    false
+}
+
+async fn store(
+    world: &World,
+    leader: &Repository,
+    recipe: &BackupRecipe,
+    id: &BackupId,
+    plan: &Plan,
+) -> Result<BackupRecord> {
+    let (mut lines, mut stored_bytes, mut bytes) = (Vec::new(), 0, 0);
+    for (number, files) in (0..).zip(plan.packs()) {
+        let name = ObjectName::Pack {
+            backup: id.clone(),
+            number,
+        };
+        let path = name.path();
+        lines.push(ManifestLine::Pack { number, path });
+        let (mut encoder, mut object) = (recipe.encoder(&name)?, Vec::new());
+        for (path, content) in files {
+            let frame = encoder.frame(&content, &mut object).unwrap();
+            let size = u64::try_from(content.len()).unwrap();
+            bytes += size;
+            let digest = container::digest(&content);
+            lines.push(ManifestLine::File {
+                entry: ManifestEntry {
+                    path: ManifestPath::Text(path),
+                    mode: 0o600,
+                    mtime: 0,
+                },
+                size,
+                extents: vec![Extent::Stored(
+                    number,
+                    frame.offset,
+                    frame.stored_bytes,
+                    size,
+                    digest,
+                )],
+            });
+        }
+        let trailer = encoder.finish(serde_json::Map::new(), &mut object).unwrap();
+        stored_bytes += u64::try_from(object.len()).unwrap();
+        leader
+            .create_object(&name, object.into(), &trailer.digest)
+            .await?;
+    }
+    let name = ObjectName::Manifest(id.clone());
+    let (mut encoder, mut object) = (recipe.encoder(&name)?, Vec::new());
+    let mut text = Vec::new();
+    for line in &lines {
+        text.extend(serde_json::to_vec(line).unwrap());
+        text.push(b'\n');
+    }
+    encoder.frame(&text, &mut object).unwrap();
+    let trailer = encoder.finish(serde_json::Map::new(), &mut object).unwrap();
+    stored_bytes += u64::try_from(object.len()).unwrap();
+    leader
+        .create_object(&name, object.into(), &trailer.digest)
+        .await?;
+    let now = world.time.now_by_the_clock();
+    Ok(BackupRecord {
+        format: FORMAT,
+        id: id.clone(),
+        cluster: "main".to_owned(),
+        system_id: "7".to_owned(),
+        timeline: timeline(1),
+        start_lsn: Lsn::new(1 << 20),
+        stop_lsn: Lsn::new((1 << 20) + 512),
+        started_at: now,
+        finished_at: now,
+        label: format!("of {}", plan.seed),
+        postgres_version: "18.1".to_owned(),
+        major: 18,
+        segment_bytes: 1 << 20,
+        files: u64::try_from(lines.len()).unwrap(),
+        bytes,
+        stored_bytes,
+        tablespaces: Vec::new(),
+        manifest_digest: trailer.digest,
+        from_standby: false,
+        sealed: None,
+    })
+}
+
+/// Reads one of the backups, from wherever it is.
+pub(super) async fn read_one(world: &World, repository: &Repository, lot: u64) {
+    let backups = world.model.borrow().backups.clone();
+    let count = u64::try_from(backups.len()).unwrap();
+    let Some(at) = lot.checked_rem(count) else {
+        return;
+    };
+    let (id, kept) = backups.iter().nth(usize::try_from(at).unwrap()).unwrap();
+    match repository.holding(id).await {
+        Ok(None) => panic!("backup {id} was not found"),
+        Ok(Some((holder, record))) => match read(&holder, &record, kept).await {
+            Ok(()) => world.count(Seen::BackupRead),
+            Err(error) => expect_unreadable(world, &error),
+        },
+        Err(error) => expect_unreadable(world, &error),
+    }
+}
+
+/// Reads a whole backup, and finds it to be what was backed up.
+pub(super) async fn read(
+    repository: &Repository,
+    record: &BackupRecord,
+    kept: &KeptBackup,
+) -> Result<()> {
+    assert_eq!(record.label, kept.label);
+    let name = ObjectName::Manifest(record.id.clone());
+    let manifest = repository.fetch(&name).await?.plain;
+    assert_eq!(container::digest(&manifest), record.manifest_digest);
+    let lines = manifest.split(|byte| *byte == b'\n');
+    let lines = lines.filter(|line| !line.is_empty());
+    let mut files = Vec::new();
+    for line in lines {
+        if let ManifestLine::File { entry, extents, .. } = serde_json::from_slice(line).unwrap() {
+            let ManifestPath::Text(path) = entry.path else {
+                panic!("{:?}", entry.path)
+            };
+            let mut content = Vec::new();
+            for extent in &extents {
+                content.extend(read_extent(repository, &record.id, extent).await?);
+            }
+            files.push((path, Bytes::from(content)));
+        }
+    }
+    assert_eq!(files, kept.files);
+    Ok(())
+}
+
+async fn read_extent(
+    repository: &Repository,
+    backup: &BackupId,
+    extent: &Extent,
+) -> Result<Vec<u8>> {
+    let Extent::Stored(number, offset, stored, plain, digest) = extent else {
+        panic!("{extent:?}")
+    };
+    assert!(*plain <= PLAIN_BYTES_MAX);
+    let name = ObjectName::Pack {
+        backup: backup.clone(),
+        number: *number,
+    };
+    let frames = repository.frames(&name).await?;
+    let bytes = repository.fetch_range(&name, *offset, *stored).await?;
+    let plain = frames.frame(*offset, &bytes, usize::try_from(*plain).unwrap());
+    let plain = plain.map_err(|error| RepositoryError::Damaged {
+        path: name.path(),
+        reason: error.to_string(),
+    })?;
+    assert_eq!(container::digest(&plain), *digest);
+    Ok(plain)
+}
