@@ -8,6 +8,7 @@ use tokio::time::Instant;
 /// Each backoff of a process takes waits of its own.
 static SEED: AtomicU64 = AtomicU64::new(1);
 
+/// A number that no other backoff has.
 fn number() -> u64 {
     #[cfg(test)]
     if let Some(number) = replayed::next() {

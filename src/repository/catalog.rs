@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalRange};
 
-use super::layout::ObjectName;
+use super::layout::{BackupId, ObjectName};
 use super::records::{BackupRecord, Hole, Tip};
 use super::store::Listed;
 
@@ -94,6 +94,8 @@ pub struct Catalog {
     pub histories: BTreeMap<TimelineId, TimelineHistory>,
     /// Finished backups, oldest first.
     pub backups: Vec<BackupRecord>,
+    /// Backups whose record cannot be read.
+    pub left_out: Vec<BackupId>,
     /// Where streams last were.
     pub tips: BTreeMap<TimelineId, Tip>,
     /// Stretches that were given up, as they were recorded.

@@ -373,9 +373,10 @@ impl Repository {
         catalog.add_listing(&listed);
         for object in &listed {
             match ObjectName::parse(&object.path) {
-                Some(ObjectName::Backup(id)) => {
-                    catalog.backups.extend(self.listed_backup(&id).await?);
-                }
+                Some(ObjectName::Backup(id)) => match self.listed_backup(&id).await? {
+                    Some(backup) => catalog.backups.push(backup),
+                    None => catalog.left_out.push(id),
+                },
                 Some(ObjectName::History(timeline)) => {
                     let history = self.listed_history(timeline).await?;
                     let history = history.map(|history| (timeline, history));

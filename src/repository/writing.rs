@@ -620,3 +620,47 @@ fn wal_facts(checked: &Checked<'_>) -> WalFacts {
         records_end: checked.whole_records_end(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Clock, SystemClock};
+    use crate::repository::destination::Destination;
+
+    #[tokio::test]
+    async fn a_place_lacks_what_passed_it_over_however_late_that_ends() {
+        // under acknowledge = "all" the server would drop WAL that only one of two places has
+        let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let mut destination = Destination::local(folders[0].path(), "main");
+        let mut second = Destination::local(folders[1].path(), "main").places;
+        second[0].name = "second".to_owned();
+        destination.places.append(&mut second);
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let open = destination.open(true, &clock).unwrap();
+        let identity = ServerIdentity {
+            system_id: 7,
+            major: 18,
+            block_bytes: 8192,
+        };
+        let repository = open.repository(identity, false).await.unwrap();
+        let name = ObjectName::Cluster;
+
+        let mut write = Outcome::new(&repository.members, Some(&name));
+        write.begins(0);
+        assert!(repository.mend(true).await);
+        write.take(0, Ok(())).unwrap();
+        assert_eq!(write.end().unwrap(), Stored::Partly);
+        assert!(!repository.is_whole());
+
+        assert!(repository.mend(true).await);
+        let mut write = Outcome::new(&repository.members, Some(&name));
+        write.begins(0);
+        write.begins(1);
+        write.take(0, Ok(())).unwrap();
+        let slower = write.underway();
+        assert_eq!(write.end().unwrap(), Stored::Partly);
+        assert!(!repository.is_whole());
+        drop(slower);
+        assert!(repository.is_whole());
+    }
+}

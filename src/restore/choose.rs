@@ -43,11 +43,14 @@ pub async fn plan(
     check_target(&target_dir)?;
     let owner = Owner::of_restore(options.owner.as_deref(), &target_dir)?;
     let catalog = repository.catalog().await?;
-    let chooser = Chooser::new(repository, &catalog, options, clock)?;
-    let chosen = chooser
-        .choose()
-        .await
-        .map_err(|error| unheard(repository, error))?;
+    let chooser = match Chooser::new(repository, &catalog, options, clock) {
+        Ok(chooser) => chooser,
+        Err(error) => return Err(why_not(repository, &catalog, options, error).await),
+    };
+    let chosen = match chooser.choose().await {
+        Ok(chosen) => chosen,
+        Err(error) => return Err(why_not(repository, &catalog, options, error).await),
+    };
     let held = repository.holding(&chosen.backup.id).await?;
     let Some((_, backup)) = held else {
         return Err(Error::damaged(format!(
@@ -97,6 +100,24 @@ pub async fn plan(
         backup,
         took: began.elapsed(),
     })
+}
+
+/// What could not be found may be in a backup that cannot be opened, or where nobody could look.
+async fn why_not(
+    repository: &Repository,
+    catalog: &Catalog,
+    options: &RestoreOptions,
+    error: Error,
+) -> Error {
+    if error.kind() == Kind::NotFound {
+        let wanted = |id: &&BackupId| options.backup.as_ref().is_none_or(|named| named == *id);
+        for id in catalog.left_out.iter().filter(wanted) {
+            if let Err(cause) = repository.holding(id).await {
+                return cause.into();
+            }
+        }
+    }
+    unheard(repository, error)
 }
 
 /// What could not be found may be where nobody could look.

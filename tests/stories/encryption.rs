@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::anywhen::{Anywhen, Ended};
-use crate::ground::Ground;
+use crate::ground::{Ground, PATIENCE, Programs};
 use crate::judge::End;
 use crate::objects::{assert_all_whole, files_below};
 use crate::record::Record;
@@ -214,6 +214,33 @@ fn a_generated_identity_is_ages_own_and_never_overwritten() {
     assert!(
         fs::read(&path).unwrap() == secret,
         "an identity was overwritten"
+    );
+}
+
+/// What a newcomer runs first is what is documented, over a bucket and encrypted too.
+#[test]
+fn the_demo_runs_over_a_bucket_with_recipients() {
+    let ground = Ground::on_s3();
+    let anywhen = Anywhen::new(&ground);
+    let mut demo = anywhen.bare();
+    demo.args(["demo", "--pg-bin"]).arg(Programs::get().bin());
+    for (flag, _, value) in anywhen.flags() {
+        if !matches!(flag, "--cluster" | "--state-dir") {
+            demo.args([flag, &value]);
+        }
+    }
+    let mut demo = anywhen.launch(demo);
+    let status = demo.end_within(2 * PATIENCE, "the demo");
+    assert!(status.success(), "{}{}", demo.stdout(), demo.stderr());
+    let bucket = ground.endpoint().unwrap().bucket();
+    let repository = anywhen.repository();
+    assert!(repository.starts_with(&bucket));
+    assert_all_whole(repository);
+    let files = files_below(repository);
+    let sealed: Vec<bool> = files.iter().filter_map(|path| is_sealed(path)).collect();
+    assert!(
+        sealed.len() > 3 && sealed.iter().all(|sealed| *sealed),
+        "{files:#?}"
     );
 }
 

@@ -2,13 +2,16 @@
 //! stops nothing, is not acknowledged where it should be, is filled up by itself, and either is enough.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use crate::anywhen::Anywhen;
 use crate::endpoint::BUCKET;
 use crate::ground::{Ground, eventually};
 use crate::judge::{End, restored_moments};
-use crate::objects::{assert_all_whole, files_below, system_dir_in};
+use crate::objects::{
+    assert_all_whole, files_below, remove_segment, stored_segments, system_dir_in,
+};
 use crate::record::Record;
 use crate::sealed::Identity;
 use crate::server::{Options, value};
@@ -172,6 +175,41 @@ fn what_only_the_lost_repository_has_is_unreachable_and_not_absent() {
         restored_moments(&record.ground, &target, End::Promoted),
         "0,1"
     );
+}
+
+/// PostgreSQL takes "not in the archive" for the end of WAL. A repository that cannot be read says nothing
+/// about what is not there.
+#[test]
+fn a_segment_that_only_a_closed_repository_may_have_is_not_missing() {
+    let mut record = in_two("all").begin();
+    record.fill_segments(3);
+    record.insert(1);
+    record.store_all();
+    record.stop_stream();
+    let [near_system, offsite_system] =
+        [near(&record), offsite(&record)].map(|place| system_dir_in(&place, &record.server));
+    let names: Vec<String> = stored_segments(&near_system).into_keys().collect();
+    let removed = names.last().unwrap();
+    remove_segment(&offsite_system, removed);
+    let fetched = record.ground.path("fetched");
+    let fetch = |name: &str, code: i32| {
+        let arguments = ["wal-fetch", name, fetched.to_str().unwrap()];
+        let mut fetch = record.anywhen.command(&arguments);
+        fetch.current_dir(record.server.data());
+        let ended = record.anywhen.run_command(fetch);
+        ended.failed_with(code);
+        assert_eq!(fetched.exists(), code == 0, "{ended}");
+        fs::remove_file(&fetched).unwrap_or_default();
+    };
+    let beyond = "0000000100000FFF00000001";
+    let set_mode =
+        |mode| fs::set_permissions(near(&record), fs::Permissions::from_mode(mode)).unwrap();
+    set_mode(0o000);
+    fetch(removed, 200);
+    fetch(beyond, 200);
+    set_mode(0o700);
+    fetch(removed, 0);
+    fetch(beyond, 1);
 }
 
 /// Two copies are there for this: one that is damaged is named, and the other is read.

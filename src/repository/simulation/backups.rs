@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use tokio::time::{Instant, timeout};
 use wal::Lsn;
 
@@ -31,6 +32,14 @@ impl Plan {
         Self {
             seed: lots.next(),
             ends: lots.chance(250).then(|| lots.millis(50, 5000)),
+        }
+    }
+
+    fn kept(&self, place: usize, record: &BackupRecord) -> KeptBackup {
+        KeptBackup {
+            places: [place].into(),
+            label: record.label.clone(),
+            files: self.packs().into_iter().flatten().collect(),
         }
     }
 
@@ -78,7 +87,8 @@ async fn take(world: &World, plan: &Plan) {
         Ok(recipe) => recipe,
         Err(error) => return expect_outage(world, &error),
     };
-    let record = match store(world, &leader, &recipe, &id, plan).await {
+    let now = world.time.now_by_the_clock();
+    let record = match store(now, &leader, &recipe, &id, plan).await {
         Ok(record) => record,
         Err(error) => {
             expect_outage(world, &error);
@@ -93,11 +103,7 @@ async fn take(world: &World, plan: &Plan) {
     if !commit(world, &leader, &record, &recipe).await {
         return;
     }
-    let kept = KeptBackup {
-        places: [place].into(),
-        label: record.label.clone(),
-        files: plan.packs().into_iter().flatten().collect(),
-    };
+    let kept = plan.kept(place, &record);
     world.model.borrow_mut().backups.insert(id.clone(), kept);
     world.count(Seen::BackupCommitted);
     everywhere.mend(true).await;
@@ -105,6 +111,21 @@ async fn take(world: &World, plan: &Plan) {
         let alike = world.model.borrow().check_backups([&id]);
         alike.unwrap_or_else(|wrong| panic!("a backup was spread: {wrong}"));
     }
+}
+
+/// A backup of one seed, stored and committed.
+pub(super) async fn of_seed(leader: &Repository, id: &str) -> (BackupRecord, KeptBackup) {
+    let plan = Plan {
+        seed: 1,
+        ends: None,
+    };
+    let id: BackupId = id.parse().unwrap();
+    let now = Timestamp::UNIX_EPOCH;
+    let recipe = leader.backup_recipe().await.unwrap();
+    let record = store(now, leader, &recipe, &id, &plan).await.unwrap();
+    leader.commit_backup(&record, &recipe).await.unwrap();
+    let kept = plan.kept(only_place(leader), &record);
+    (record, kept)
 }
 
 /// Whether the backup exists now.
@@ -125,7 +146,7 @@ async fn commit(
 }
 
 async fn store(
-    world: &World,
+    now: Timestamp,
     leader: &Repository,
     recipe: &BackupRecipe,
     id: &BackupId,
@@ -180,7 +201,6 @@ async fn store(
     leader
         .create_object(&name, object.into(), &trailer.digest)
         .await?;
-    let now = world.time.now_by_the_clock();
     Ok(BackupRecord {
         format: FORMAT,
         id: id.clone(),

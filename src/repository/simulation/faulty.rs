@@ -18,12 +18,12 @@ use futures_util::{FutureExt as _, StreamExt as _, TryFutureExt as _, TryStreamE
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload,
-    ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutMultipartOptions, PutOptions,
-    PutPayload, PutResult, RenameOptions, Result,
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, ObjectStoreExt as _, PutMode, PutMultipartOptions, PutOptions, PutPayload,
+    PutResult, RenameOptions, Result,
 };
-use tokio::time::Instant;
 
+use super::faults::{Fault, LIST_FAULTS, READ_FAULTS, Request, WRITE_FAULTS, lost, spoilt, wait};
 use super::lots::Lots;
 use super::tally::{Seen, Tally};
 use super::time::Time;
@@ -56,31 +56,6 @@ pub(super) enum Outage {
     Denied,
     /// Reads go on.
     Full,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Request {
-    Put,
-    Get,
-    Head,
-    Delete,
-    List,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
-    None,
-    FailedBefore,
-    FailedAfter,
-    Slow,
-    SlowDown,
-    HalfOpen,
-    HalfOpenDone,
-    LandsLate,
-    Truncated,
-    BodyBroke,
-    BodyStalled,
-    ListBroke,
 }
 
 /// A store with faults. Clones are the same store.
@@ -463,58 +438,6 @@ impl Faulty {
             }
         }
         metas.sort_by(|a, b| a.location.cmp(&b.location));
-    }
-}
-
-const WRITE_FAULTS: &[(u64, Fault)] = &[
-    (20, Fault::FailedBefore),
-    (20, Fault::FailedAfter),
-    (15, Fault::Slow),
-    (15, Fault::SlowDown),
-    (6, Fault::HalfOpen),
-    (12, Fault::HalfOpenDone),
-    (12, Fault::LandsLate),
-];
-const READ_FAULTS: &[(u64, Fault)] = &[
-    (20, Fault::FailedBefore),
-    (15, Fault::Slow),
-    (15, Fault::SlowDown),
-    (10, Fault::HalfOpen),
-    (20, Fault::Truncated),
-    (10, Fault::BodyBroke),
-    (10, Fault::BodyStalled),
-];
-const LIST_FAULTS: &[(u64, Fault)] = &[
-    (20, Fault::FailedBefore),
-    (15, Fault::Slow),
-    (15, Fault::SlowDown),
-    (10, Fault::HalfOpen),
-    (20, Fault::ListBroke),
-];
-
-fn lost(what: &'static str) -> Error {
-    Error::Generic {
-        store: "simulated",
-        source: what.into(),
-    }
-}
-
-async fn wait(time: Duration) {
-    tokio::time::sleep_until(Instant::now() + time).await;
-}
-
-/// A body that ends, breaks or stalls after a part of its bytes.
-fn spoilt(got: GetResult, bytes: &Bytes, fault: Fault, lots: &mut Lots) -> GetResult {
-    let part = bytes.slice(..lots.index(bytes.len().max(1)));
-    let part = stream::iter([Ok(part)]);
-    let rest = match fault {
-        Fault::BodyBroke => stream::iter([Err(lost("connection reset"))]).boxed(),
-        Fault::BodyStalled => stream::pending().boxed(),
-        _ => stream::empty().boxed(),
-    };
-    GetResult {
-        payload: GetResultPayload::Stream(part.chain(rest).boxed()),
-        ..got
     }
 }
 

@@ -1,0 +1,183 @@
+//! Schedules that failed once, by name.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::content::{checked, piece, size, timeline, whole};
+use super::faulty::{Conditions, Faulty, Nature, Outage};
+use super::schedule::{IDENTITY, PEOPLE};
+use super::tally::Tally;
+use super::time::Time;
+use super::{backups, identity_file};
+use crate::clock::Clock;
+use crate::repository::destination::Destination;
+use crate::repository::keys::EncryptionSettings;
+use crate::repository::layout::{BackupId, ObjectName};
+use crate::repository::store::StoreOptions;
+use crate::repository::{Acknowledge, EncodedWal, PlaceSettings, Repository, RepositoryError};
+
+struct Places {
+    stores: [Faulty; 2],
+    time: Arc<Time>,
+    folder: tempfile::TempDir,
+}
+
+impl Places {
+    fn new() -> Self {
+        let (time, tally) = (Arc::new(Time::default()), Arc::new(Tally::new()));
+        let nature = Nature {
+            conditions: Conditions::Honoured,
+            late: std::time::Duration::ZERO,
+            is_sound: false,
+        };
+        let store = |number| Faulty::new(number, 1, nature, &time, &tally);
+        Self {
+            stores: [store(0), store(1)],
+            time,
+            folder: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    /// A process that encrypts to these people in the first and in the second place.
+    async fn repository(&self, people: [&[usize]; 2]) -> Repository {
+        let identities = identity_file(self.folder.path());
+        let place =
+            |number: usize| place(&self.stores[number], number, people[number], &identities);
+        let destination = Destination {
+            cluster: "main".to_owned(),
+            places: vec![place(0), place(1)],
+            acknowledge: Acknowledge::All,
+        };
+        let clock: Arc<dyn Clock> = Arc::<Time>::clone(&self.time);
+        let open = destination.open(true, &clock).unwrap();
+        open.repository(IDENTITY, false).await.unwrap()
+    }
+
+    fn has(&self, place: usize, name: &ObjectName) -> bool {
+        let path = format!("main/7/{}", name.path());
+        self.stores[place].stored(&path).is_some()
+    }
+}
+
+fn place(store: &Faulty, number: usize, people: &[usize], identities: &Path) -> PlaceSettings {
+    let mut options = StoreOptions::at(format!("s3://place/{number}"));
+    options.objects = Some(Arc::new(store.clone()));
+    let people = people.iter().map(|person| &PEOPLE[*person]);
+    let recipients: Vec<String> = people.map(|one| one.recipient.to_owned()).collect();
+    PlaceSettings {
+        name: format!("p{number}"),
+        store: options,
+        wal_level: 2,
+        backup_level: 3,
+        encryption: EncryptionSettings {
+            identity_file: (!recipients.is_empty()).then(|| identities.to_owned()),
+            recipients,
+            accept_plain: false,
+            state_dir: None,
+        },
+    }
+}
+
+async fn encoded(repository: &Repository) -> Arc<EncodedWal> {
+    let (name, range) = piece(1, 0, 512);
+    let plain = whole(super::content::segment(1), 0).slice(..512);
+    let checked = checked(range, &plain);
+    let encoded = repository.encode_wal(name, timeline(1), size(), checked);
+    encoded.await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_that_was_never_met_is_met_before_it_is_written_to() {
+    // another server's WAL may lie there, or it may be the empty disk below a mount
+    let places = Places::new();
+    places.stores[1].set_outage(Some(Outage::Refusing));
+    let repository = places.repository([&[], &[]]).await;
+    places.stores[0].set_outage(Some(Outage::Refusing));
+    let wal = encoded(&repository).await;
+    let refused = repository.put_wal(&wal).await.unwrap_err();
+    assert!(refused.is_unreachable(), "{refused}");
+    places.stores[1].set_outage(None);
+    repository.put_wal(&wal).await.unwrap();
+    assert!(places.has(1, &wal.name) && places.has(1, &ObjectName::Cluster));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_that_came_back_empty_is_not_written_to() {
+    // acknowledged on the wrong disk, WAL would be hidden when the right one comes back
+    let places = Places::new();
+    let repository = places.repository([&[], &[]]).await;
+    for store in &places.stores {
+        store.set_outage(Some(Outage::Refusing));
+    }
+    let wal = encoded(&repository).await;
+    repository.put_wal(&wal).await.unwrap_err();
+    places.stores[1].empty(true);
+    places.stores[1].set_outage(None);
+    let gone = repository.put_wal(&wal).await.unwrap_err();
+    assert!(gone.is_unreachable(), "{gone}");
+    assert!(places.stores[1].paths().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_of_a_backup_that_was_broken_off_is_finished_in_its_form() {
+    // packs that lie there are never written over, and new recipients make longer headers: the
+    // backup would never be complete in that place
+    let places = Places::new();
+    let first = places.repository([&[], &[0]]).await;
+    let (record, kept) = backups::of_seed(&first.leader(), "20261120T100000.000Z").await;
+    assert!(first.mend(true).await);
+    let lost = [
+        ObjectName::Backup(record.id.clone()),
+        ObjectName::Manifest(record.id.clone()),
+    ];
+    for name in &lost {
+        first.members[1]
+            .store()
+            .unwrap()
+            .delete(&name.path())
+            .await
+            .unwrap();
+    }
+    let later = places.repository([&[], &[0, 1]]).await;
+    assert!(later.mend(true).await);
+    assert!(later.has_everywhere(&record.id).await.unwrap());
+    let second = later.only(&later.members[1]);
+    let (holder, record) = second.holding(&record.id).await.unwrap().unwrap();
+    backups::read(&holder, &record, &kept).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backup_that_lacks_a_pack_is_not_copied_as_if_it_were_whole() {
+    // a listing that is late, or a pack that somebody removed: the copy would look complete
+    let places = Places::new();
+    let repository = places.repository([&[], &[]]).await;
+    let (record, _) = backups::of_seed(&repository.leader(), "20261120T100000.000Z").await;
+    let pack = ObjectName::Pack {
+        backup: record.id.clone(),
+        number: 0,
+    };
+    let store = repository.members[0].store().unwrap();
+    store.delete(&pack.path()).await.unwrap();
+    repository.mend(true).await;
+    let id: &BackupId = &record.id;
+    assert!(!places.has(1, &ObjectName::Backup(id.clone())));
+    assert!(!repository.has_everywhere(id).await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_content_under_a_name_is_refused_and_leaves_the_first() {
+    let places = Places::new();
+    let repository = places.repository([&[], &[0]]).await;
+    let wal = encoded(&repository).await;
+    repository.put_wal(&wal).await.unwrap();
+    let (name, range) = piece(1, 0, 512);
+    let other = Bytes::from(vec![0xff; 512]);
+    let checked = checked(range, &other);
+    let other = repository.encode_wal(name, timeline(1), size(), checked);
+    let refused = repository.put_wal(&other.await.unwrap()).await;
+    assert!(matches!(refused, Err(RepositoryError::Conflict { .. })));
+    let first = repository.fetch(&wal.name).await.unwrap().plain;
+    assert_eq!(first, wal.checked.bytes());
+}
