@@ -166,6 +166,19 @@ pub enum KeyError {
         /// The first of them.
         first: String,
     },
+    /// Damaged objects may need keys that nothing else names; all others were rotated.
+    #[error(
+        "{objects} damaged objects do not tell which key they need, which may not be rotated: \
+         keys left as they were={keys}, first={first}"
+    )]
+    UnknownKeys {
+        /// How many objects.
+        objects: u64,
+        /// How many keys that are known could not be opened.
+        keys: usize,
+        /// The first of the objects.
+        first: String,
+    },
     /// The store's own answer.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -194,6 +207,7 @@ impl KeyError {
                 | Self::BadKeyId { .. }
                 | Self::PlainObject { .. }
                 | Self::ReadsBackOther { .. }
+                | Self::UnknownKeys { .. }
         )
     }
 
@@ -218,7 +232,8 @@ impl KeyError {
             | Self::DamagedWrap { .. }
             | Self::BadKeyId { .. }
             | Self::PlainObject { .. }
-            | Self::ReadsBackOther { .. } => Kind::Damaged,
+            | Self::ReadsBackOther { .. }
+            | Self::UnknownKeys { .. } => Kind::Damaged,
             Self::State { .. }
             | Self::NewerState { .. }
             | Self::StateBusy { .. }
@@ -296,6 +311,10 @@ impl KeyError {
             Self::ReadsBackOther { .. } => "nothing was retired; is the store sound?",
             Self::NotRotated { .. } => {
                 "add the identities that open them to the identity file, then rotate again"
+            }
+            Self::UnknownKeys { .. } => {
+                "restore these objects from a copy of the repository, or remove them, then rotate \
+                 again; the log names each"
             }
             Self::NoRandomness | Self::Wrapping { .. } | Self::Store(_) => return None,
         })

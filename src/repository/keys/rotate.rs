@@ -9,7 +9,7 @@ use std::fmt;
 use container::DataKey;
 use serde::Serialize;
 
-use super::carried::{Carried, carried};
+use super::carried::{Carried, Census, carried};
 use super::id::{KeyId, WrapId};
 use super::people::Recipient;
 use super::stored::StoredWrap;
@@ -27,6 +27,10 @@ pub struct RotationPlan {
     pub url: String,
     /// Every key that is stored or that an object names, oldest first.
     pub keys: Vec<KeyRotation>,
+    /// How many objects are damaged so that it is not known which key they need.
+    pub unreadable: u64,
+    /// One of those.
+    pub unreadable_example: Option<String>,
 }
 
 /// What a rotation will do to one key.
@@ -114,7 +118,11 @@ impl Encryption {
         if inner.identities.is_empty() {
             return Err(KeyError::NothingToRotateWith.into());
         }
-        let mut named = carried(&inner.root).await?;
+        let Census {
+            keys: mut named,
+            unreadable,
+            unreadable_example,
+        } = carried(&inner.root).await?;
         let mut facts: BTreeMap<KeyId, KeyFacts> = BTreeMap::new();
         for (id, wraps) in inner.wraps.all().await? {
             let mut known = KeyFacts::default();
@@ -138,24 +146,32 @@ impl Encryption {
             keys: keys
                 .map(|(id, known)| decide(id, known, &inner.recipients, &people))
                 .collect(),
+            unreadable,
+            unreadable_example,
         })
     }
 
     /// Carries out a plan. It may be stopped at any moment, and planned and carried out again.
     ///
-    /// Keys that could not be opened are left as they are, and are an error at the end.
+    /// Keys that could not be opened are left as they are, and are an error at the end; so are
+    /// objects of which it is not known which key they need.
     pub async fn rotate(&self, plan: &RotationPlan) -> Result<(), KeyError> {
         for key in &plan.keys {
             self.inner.rotate_key(key).await?;
         }
-        let mut blocked = plan.keys.iter().filter(|key| key.blocked.is_some());
-        let Some(first) = blocked.next() else {
-            return Ok(());
-        };
-        Err(KeyError::NotRotated {
-            keys: blocked.count().saturating_add(1),
-            first: first.id.to_string(),
-        })
+        let blocked = plan.keys.iter().filter(|key| key.blocked.is_some());
+        let mut blocked = blocked.map(|key| key.id.to_string());
+        let first_key = blocked.next();
+        let keys = usize::from(first_key.is_some()).saturating_add(blocked.count());
+        match (&plan.unreadable_example, first_key) {
+            (Some(first), _) => Err(KeyError::UnknownKeys {
+                objects: plan.unreadable,
+                keys,
+                first: first.clone(),
+            }),
+            (None, Some(first)) => Err(KeyError::NotRotated { keys, first }),
+            (None, None) => Ok(()),
+        }
     }
 }
 
@@ -341,7 +357,7 @@ impl fmt::Display for RotationPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "keys in {}", self.url)?;
         if self.keys.is_empty() {
-            return write!(f, "\n  none");
+            write!(f, "\n  none")?;
         }
         let mut in_order: usize = 0;
         for key in &self.keys {
@@ -370,6 +386,13 @@ impl fmt::Display for RotationPlan {
                 f,
                 "\n  wraps that objects carry themselves stay, and open them for whom they are made: \
                  objects={carried}"
+            )?;
+        }
+        if let Some(example) = &self.unreadable_example {
+            let objects = self.unreadable;
+            write!(
+                f,
+                "\n  {objects} damaged objects do not tell which key they need, such as {example}"
             )?;
         }
         Ok(())

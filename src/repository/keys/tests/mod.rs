@@ -118,16 +118,22 @@ impl Stage {
 
 async fn store_object_in(store: &Store, archiver: &Encryption, timeline: u32) -> Header {
     let name = format!("wal/{timeline:08X}.history");
-    let mut header = Header::new("history", &name, "main", "7");
+    let (header, object) = object_of(archiver, "history", &name).await;
+    let store = store.below("main").below("7");
+    store.create(&name, Bytes::from(object)).await.unwrap();
+    header
+}
+
+/// An object as an archiver makes it, with its header.
+async fn object_of(archiver: &Encryption, kind: &str, name: &str) -> (Header, Vec<u8>) {
+    let mut header = Header::new(kind, name, "main", "7");
     let sealing = archiver.sealing().await.unwrap();
     if let Some(sealing) = &sealing {
         sealing.header_fields(&mut header).unwrap();
     }
     let key = sealing.as_ref().map(Sealing::key);
     let object = container::encode(&header, b"plain", serde_json::Map::new(), 1, key).unwrap();
-    let store = store.below("main").below("7");
-    store.create(&name, Bytes::from(object)).await.unwrap();
-    header
+    (header, object)
 }
 
 /// Opens the key of a header.

@@ -74,6 +74,66 @@ async fn keys_that_only_objects_carry_are_found_and_stored() {
     assert!(opens(&stage.process(Told::reader(new)), &header).await);
 }
 
+#[tokio::test]
+async fn the_key_of_a_sealed_backup_record_is_found() {
+    // it may be named nowhere else: the day changed between the manifest and the record
+    let stage = Stage::new();
+    let ((old, alice), (new, bob)) = (identity(), identity());
+    let told = Told {
+        shares_state: false,
+        ..Told::archiver(&[&alice])
+    };
+    let path = "backups/20261120T120000.000Z/backup.json";
+    let (header, object) = object_of(&stage.process(told), "backup", path).await;
+    let record = serde_json::json!({ "format": 1, "sealed": BASE64.encode(object) });
+    let store = stage.store().below("main").below("7");
+    let text = serde_json::to_vec(&record).unwrap();
+    store.create(path, text.into()).await.unwrap();
+    let clear = path.replace(".000Z", ".001Z");
+    let text = Bytes::from_static(b"{\"format\":1}");
+    store.create(&clear, text).await.unwrap();
+    let plan = rotate(&stage.process(operator(old, &[&bob])))
+        .await
+        .unwrap();
+    assert_eq!((plan.keys.len(), plan.keys[0].objects), (1, 1));
+    assert!(opens(&stage.process(Told::reader(new)), &header).await);
+}
+
+#[tokio::test]
+async fn objects_that_do_not_tell_their_key_are_an_error_at_the_end() {
+    // "done" would be taken for leave to throw the old identity away
+    let stage = Stage::new();
+    let ((old, alice), (new, bob)) = (identity(), identity());
+    let archiver = stage.process(Told::archiver(&[&alice]));
+    let header = stage.store_object(&archiver, 2).await;
+    let store = stage.store().below("main").below("7");
+    for (path, bytes) in [
+        ("wal/00000003.history", &b""[..]),
+        ("wal/00000004.history", b"no object"),
+        ("wal/00000005.history", b"\x50\x2a\x4d"),
+        ("backups/20261120T120000.000Z/backup.json", b"{"),
+        (
+            "backups/20261120T120001.000Z/backup.json",
+            b"{\"sealed\":\"!\"}",
+        ),
+        (
+            "backups/20261120T120002.000Z/backup.json",
+            b"{\"sealed\":\"AAAA\"}",
+        ),
+    ] {
+        store.create(path, Bytes::from(bytes)).await.unwrap();
+    }
+    let operator = stage.process(operator(old, &[&bob]));
+    let plan = operator.plan_rotation().await.unwrap();
+    assert!(plan.to_string().contains("6 damaged objects"), "{plan}");
+    let rotated = operator.rotate(&plan).await;
+    let Err(error @ KeyError::UnknownKeys { objects: 6, .. }) = rotated else {
+        panic!("{rotated:?}")
+    };
+    assert!(error.is_damage());
+    assert!(opens(&stage.process(Told::reader(new)), &header).await);
+}
+
 // at how many places it waits depends on the disk; each request by itself is the next test's
 #[tokio::test]
 async fn a_rotation_that_is_stopped_anywhere_loses_no_key_and_can_be_run_again() {
