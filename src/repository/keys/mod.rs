@@ -1,9 +1,9 @@
 //! Keys: whom objects are encrypted to, the data key of the day, and finding the key of an object.
 //!
 //! An archiver needs public recipients only. It makes a data key a day, wraps it to each of them
-//! with age, and forgets it: what was stored on earlier days it cannot read. The wraps lie under
-//! `keys/` where a `state_dir` lets all calls of an archiver share the key, else in each object.
-//! A wrap is stored before anything that needs it.
+//! with age, and forgets it once there are two newer ones: what was stored before, it cannot read.
+//! The wraps lie under `keys/` where a `state_dir` lets all calls of an archiver share the key, else
+//! in each object. A wrap is stored before anything that needs it.
 
 mod carried;
 mod error;
@@ -81,6 +81,9 @@ struct Inner {
 #[derive(Default)]
 struct Epoch {
     current: Option<Sealing>,
+    /// What `current` took the place of. It is still known: a write that is tried again across
+    /// midnight looks at what it wrote before.
+    previous: Option<KeyId>,
     /// Made, and not in use yet: a second attempt must not make another.
     made: Option<EpochKey>,
 }
@@ -220,10 +223,12 @@ impl Encryption {
             None => inner.own_key(today)?,
         };
         inner.remember(&sealing.id, &sealing.key);
-        *epoch = Epoch {
-            current: Some(sealing.clone()),
-            made: None,
-        };
+        let replaced = epoch.current.replace(sealing.clone()).map(|key| key.id);
+        let before = std::mem::replace(&mut epoch.previous, replaced);
+        if let Some(before) = before.filter(|before| *before != sealing.id) {
+            inner.forget(&before);
+        }
+        epoch.made = None;
         Ok(Some(sealing))
     }
 
@@ -418,6 +423,13 @@ impl Inner {
     fn remember(&self, id: &KeyId, key: &DataKey) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.insert(id.clone(), key.clone());
+    }
+
+    /// Whoever takes this machine over must not find the keys of weeks in its memory. With an
+    /// identity the key can be opened again, and without one it must not be at hand.
+    fn forget(&self, id: &KeyId) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.remove(id);
     }
 }
 

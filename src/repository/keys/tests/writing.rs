@@ -129,6 +129,32 @@ async fn a_new_day_begins_a_new_key_in_the_middle_of_a_process() {
 }
 
 #[tokio::test]
+async fn a_process_that_runs_for_days_forgets_the_keys_of_earlier_days() {
+    // whoever takes its machine over would read all that was written since it began
+    let (_, alice) = identity();
+    for shares_state in [true, false] {
+        let stage = Stage::new();
+        let told = Told {
+            shares_state,
+            ..Told::archiver(&[&alice])
+        };
+        let archiver = stage.process(told);
+        let mut headers = Vec::new();
+        for timeline in 2..5 {
+            headers.push(stage.store_object(&archiver, timeline).await);
+            stage.later(24);
+        }
+        // a write that is tried again over midnight looks at what it wrote the day before
+        assert!(opens(&archiver, &headers[1]).await && opens(&archiver, &headers[2]).await);
+        let error = open(&archiver, &headers[0]).await;
+        assert!(
+            matches!(error, Err(KeyError::NoIdentity { .. })),
+            "{error:?}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_clock_that_once_was_years_ahead_keeps_no_key_in_use_for_years() {
     let stage = Stage::new();
     let (_, alice) = identity();
