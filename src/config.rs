@@ -1,5 +1,8 @@
 //! Settings: flags, over `ANYWHEN_*`, over a file; checked, and handed on as small options.
 
+mod address;
+mod file;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,6 +10,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::error::{Error, Result, io};
+use file::{ClusterTable, RepositoryTable};
 
 /// The cluster's name where none is given.
 const DEFAULT_CLUSTER: &str = "main";
@@ -33,80 +37,6 @@ pub struct GivenSettings {
     /// `--state-dir`.
     pub state_dir: Option<PathBuf>,
 }
-
-/// A configuration file, as written.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    state_dir: Option<PathBuf>,
-    #[serde(default)]
-    repository: BTreeMap<String, RepositoryTable>,
-    #[serde(default)]
-    cluster: BTreeMap<String, ClusterTable>,
-}
-
-// unknown keys are refused by `check_keys`: serde cannot do it beside `flatten`
-#[derive(Debug, Clone, Deserialize)]
-struct RepositoryTable {
-    url: String,
-    #[serde(default)]
-    compression: CompressionTable,
-    #[serde(default)]
-    recipients: Vec<String>,
-    identity_file: Option<PathBuf>,
-    #[serde(default)]
-    accept_plain: bool,
-    #[serde(flatten)]
-    store: StoreSettings,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CompressionTable {
-    wal: Option<String>,
-    backup: Option<String>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ClusterTable {
-    repositories: Option<Vec<String>>,
-    #[serde(default)]
-    acknowledge: AcknowledgedBy,
-    connection: Option<String>,
-    flush_interval: Option<String>,
-    slot: Option<String>,
-}
-
-const FILE_KEYS: &[&str] = &["state_dir", "repository", "cluster"];
-const REPOSITORY_KEYS: &[&str] = &[
-    "url",
-    "compression",
-    "recipients",
-    "identity_file",
-    "accept_plain",
-    "endpoint",
-    "region",
-    "path_style",
-    "allow_http",
-    "ca_file",
-    "profile",
-    "account",
-    "server_side_encryption",
-    "kms_key_id",
-    "bucket_key",
-    "storage_class",
-    "concurrency",
-    "retry_for",
-];
-const COMPRESSION_KEYS: &[&str] = &["wal", "backup"];
-const CLUSTER_KEYS: &[&str] = &[
-    "repositories",
-    "acknowledge",
-    "connection",
-    "flush_interval",
-    "slot",
-];
 
 /// The settings of one command, checked.
 #[derive(Debug, Clone)]
@@ -140,6 +70,26 @@ pub struct RepositorySettings {
     pub state_dir: Option<PathBuf>,
     /// How the store is reached, where that is set.
     pub store: StoreSettings,
+}
+
+impl RepositorySettings {
+    /// What tells this repository from another at the same address: buckets of one name are
+    /// different ones at another endpoint, and in another account. Empty for a folder.
+    pub fn scope(&self) -> String {
+        if address::is_folder(&self.url) {
+            return String::new();
+        }
+        let endpoint = self.store.endpoint.as_deref();
+        let endpoint = endpoint.map(|endpoint| endpoint.trim_end_matches('/'));
+        let parts = [
+            ("endpoint", endpoint),
+            ("account", self.store.account.as_deref()),
+        ];
+        let set = parts
+            .iter()
+            .filter_map(|(name, value)| Some(format!("{name}={}", (*value)?)));
+        set.collect::<Vec<_>>().join(" ")
+    }
 }
 
 /// What the file says of how a store is reached; what is absent is the provider's usual.
@@ -236,20 +186,19 @@ impl Settings {
 
     fn from_text(text: &str, shown: &Path, given: &GivenSettings) -> Result<Self> {
         let bad = |message: String| Error::usage(format!("{}: {message}", shown.display()));
-        let table: toml::Table = text.parse().map_err(|error| bad(format!("{error}")))?;
-        check_keys(&table).map_err(bad)?;
-        let file: File = table.try_into().map_err(|error| bad(format!("{error}")))?;
+        let file = file::parse(text).map_err(bad)?;
+        let folder = shown.parent().unwrap_or_else(|| Path::new(""));
         let mut repositories = BTreeMap::new();
         for (name, table) in &file.repository {
-            let checked = check_repository(name, table).map_err(|error| {
+            let checked = check_repository(name, table, folder).map_err(|error| {
                 error.context(format!("{}: repository {name}", shown.display()))
             })?;
             repositories.insert(name.clone(), checked);
         }
         let repo_from_flag = given.repo.is_some();
         if let Some(url) = &given.repo {
-            let given = repository_at(FLAG_REPOSITORY, url);
-            repositories = BTreeMap::from([(FLAG_REPOSITORY.to_owned(), given)]);
+            let meant = repository_of_flag(url, repositories, &given.repositories)?;
+            repositories = BTreeMap::from([(meant.name.clone(), meant)]);
         }
         let state_dir = given.state_dir.as_ref().or(file.state_dir.as_ref());
         for repository in repositories.values_mut() {
@@ -358,6 +307,32 @@ fn repository_at(name: &str, url: &str) -> RepositorySettings {
     }
 }
 
+/// The repository at the address that a flag gives: the one that the file has there, with all that
+/// it says of it, or one of which nothing else is known.
+fn repository_of_flag(
+    url: &str,
+    configured: BTreeMap<String, RepositorySettings>,
+    chosen: &[String],
+) -> Result<RepositorySettings> {
+    let address = address::cleaned(url);
+    let mut there: Vec<RepositorySettings> = configured
+        .into_values()
+        .filter(|one| chosen.is_empty() || chosen.contains(&one.name))
+        .filter(|one| address::cleaned(&one.url) == address)
+        .collect();
+    if there.len() > 1 {
+        let names: Vec<&str> = there.iter().map(|one| one.name.as_str()).collect();
+        return Err(Error::usage(format!(
+            "several repositories are configured at the address of --repo: {}",
+            names.join(", ")
+        ))
+        .hint("name one with --repository"));
+    }
+    Ok(there
+        .pop()
+        .unwrap_or_else(|| repository_at(FLAG_REPOSITORY, url)))
+}
+
 /// Flags say how all repositories of the command encrypt.
 fn encrypt_as_given(
     repository: &mut RepositorySettings,
@@ -373,7 +348,34 @@ fn encrypt_as_given(
     }
 }
 
-fn check_repository(name: &str, table: &RepositoryTable) -> Result<RepositorySettings> {
+/// What a relative path names in the folder of credentials that systemd hands to a service
+/// (systemd.exec(5), `LoadCredential=`); `None` unless it is there.
+pub fn handed_over(path: &Path) -> Option<PathBuf> {
+    let folder = std::env::var_os("CREDENTIALS_DIRECTORY")?;
+    handed_over_in(Path::new(&folder), path)
+}
+
+fn handed_over_in(credentials: &Path, path: &Path) -> Option<PathBuf> {
+    let file = credentials.join(path);
+    (path.is_relative() && file.exists()).then_some(file)
+}
+
+/// `folder` is the file's: what it names is there, wherever the command is called.
+fn check_repository(
+    name: &str,
+    table: &RepositoryTable,
+    folder: &Path,
+) -> Result<RepositorySettings> {
+    // an identity that is handed over stays relative: a restored server is handed its own
+    let identity_file = table
+        .identity_file
+        .as_ref()
+        .map(|path| match handed_over(path) {
+            Some(_) => path.clone(),
+            None => folder.join(path),
+        });
+    let ca_file = table.store.ca_file.as_ref();
+    let ca_file = ca_file.map(|path| handed_over(path).unwrap_or_else(|| folder.join(path)));
     let plain = repository_at(name, &table.url);
     let level =
         |text: &Option<String>, default| text.as_deref().map_or(Ok(default), parse_compression);
@@ -381,9 +383,12 @@ fn check_repository(name: &str, table: &RepositoryTable) -> Result<RepositorySet
         wal_level: level(&table.compression.wal, plain.wal_level)?,
         backup_level: level(&table.compression.backup, plain.backup_level)?,
         recipients: table.recipients.clone(),
-        identity_file: table.identity_file.clone(),
+        identity_file,
         accept_plain: table.accept_plain,
-        store: table.store.clone(),
+        store: StoreSettings {
+            ca_file,
+            ..table.store.clone()
+        },
         ..plain
     })
 }
@@ -407,11 +412,11 @@ fn named(
 
 /// Two names for one place would look like two copies.
 fn check_distinct(places: &[RepositorySettings]) -> Result<()> {
-    let bare = |place: &RepositorySettings| place.url.trim_end_matches('/').to_owned();
+    let place_of = |place: &RepositorySettings| (address::cleaned(&place.url), place.scope());
     for (number, place) in places.iter().enumerate() {
         let rest = places.iter().skip(number + 1);
         for other in rest {
-            if bare(place) == bare(other) && place.store.endpoint == other.store.endpoint {
+            if place_of(place) == place_of(other) {
                 return Err(Error::usage(format!(
                     "two repositories of the cluster are one place: {} and {}: url={}",
                     place.name, other.name, place.url
@@ -485,56 +490,6 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(span).map_err(|_negative| format!("a length of time below zero: {text:?}"))
 }
 
-/// Refuses keys that do not exist, naming the nearest one that does.
-fn check_keys(table: &toml::Table) -> std::result::Result<(), String> {
-    check_table(table, FILE_KEYS, "")?;
-    for (section, keys) in [("repository", REPOSITORY_KEYS), ("cluster", CLUSTER_KEYS)] {
-        let Some(toml::Value::Table(named)) = table.get(section) else {
-            continue;
-        };
-        for (name, value) in named {
-            let toml::Value::Table(inner) = value else {
-                return Err(format!("[{section}.{name}] is not a table"));
-            };
-            check_table(inner, keys, &format!("{section}.{name}."))?;
-            if let Some(toml::Value::Table(compression)) = inner.get("compression") {
-                let at = format!("{section}.{name}.compression.");
-                check_table(compression, COMPRESSION_KEYS, &at)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn check_table(table: &toml::Table, known: &[&str], at: &str) -> std::result::Result<(), String> {
-    let Some(key) = table.keys().find(|key| !known.contains(&key.as_str())) else {
-        return Ok(());
-    };
-    let nearest = known.iter().min_by_key(|name| edit_distance(key, name));
-    let nearest = nearest.map_or("", |name| name);
-    Err(format!(
-        "unknown key {at}{key}; did you mean {at}{nearest}?"
-    ))
-}
-
-/// Levenshtein's distance, by characters.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (to, above) in b.iter().zip(row.iter_mut().skip(1)) {
-            let cost = diagonal + usize::from(from != *to);
-            diagonal = *above;
-            left = cost.min(left + 1).min(diagonal + 1);
-            *above = left;
-        }
-        row[0] = i + 1;
-    }
-    row.last().copied().unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -580,6 +535,70 @@ mod tests {
             settings.cluster().unwrap().repositories[0].url,
             "file:///other"
         );
+    }
+
+    #[test]
+    fn the_address_of_a_configured_repository_means_all_that_is_configured_of_it() {
+        // a bare one would write to a bucket in the clear that its owner takes for encrypted
+        let text = "[repository.a]\nurl = \"/x\"\nrecipients = [\"age1x\"]\n\
+                    [repository.b]\nurl = \"s3://b/p\"\nendpoint = \"https://one\"\n\
+                    [repository.c]\nurl = \"s3://b/p/\"\nendpoint = \"https://two\"\n\
+                    [cluster.main]\nrepositories = [\"b\"]";
+        let chosen = |repo: &str, named: &[&str]| {
+            let mut flags = given(None, Some(repo));
+            flags.repositories = named.iter().map(|name| (*name).to_owned()).collect();
+            let settings = settings(text, &flags)?;
+            Ok::<_, Error>(settings.cluster()?.repositories.clone())
+        };
+        for repo in ["file:///x", "file://localhost//x/", "/x/"] {
+            let found = chosen(repo, &[]).unwrap();
+            assert_eq!((found.len(), found[0].name.as_str()), (1, "a"), "{repo}");
+            assert_eq!(found[0].recipients, ["age1x"]);
+        }
+        let bare = chosen("file:///x/y", &[]).unwrap();
+        assert_eq!(
+            (bare[0].name.as_str(), bare[0].recipients.len()),
+            ("--repo", 0)
+        );
+        let error = chosen("s3://b//p", &[]).unwrap_err();
+        assert!(error.message().ends_with("b, c"), "{error}");
+        let named = chosen("s3://b//p", &["c"]).unwrap();
+        assert_eq!(named[0].store.endpoint.as_deref(), Some("https://two"));
+    }
+
+    #[test]
+    fn one_place_under_two_names_is_refused_and_two_places_are_not() {
+        let both = |one: &str, other: &str| {
+            let text = format!("[repository.a]\n{one}\n[repository.b]\n{other}\n");
+            settings(&text, &given(None, None)).map(drop)
+        };
+        let bucket = "url = \"az://c/p\"";
+        let of = |account: &str| format!("{bucket}\naccount = \"{account}\"");
+        let at = |endpoint: &str| format!("{bucket}\nendpoint = \"{endpoint}\"");
+        both(&of("x"), &of("y")).unwrap();
+        both(&at("https://x"), &at("https://y")).unwrap();
+        both(bucket, &of("y")).unwrap();
+        both("url = \"s3://c/p\"", bucket).unwrap();
+        both(&of("x"), &of("x")).unwrap_err();
+        both(&at("https://x"), &at("https://x/")).unwrap_err();
+        both("url = \"file:///x//y\"", "url = \"/x/y/\"").unwrap_err();
+        both("url = \"file:///x%20y\"", "url = \"/x y\"").unwrap_err();
+    }
+
+    #[test]
+    fn what_the_file_names_is_beside_the_file_unless_it_is_handed_over() {
+        let text = "[repository.a]\nurl = \"file:///x\"\nidentity_file = \"i\"\nca_file = \"/c\"";
+        let flags = given(None, None);
+        let settings = Settings::from_text(text, Path::new("/etc/a/b.toml"), &flags).unwrap();
+        let place = &settings.cluster().unwrap().repositories[0];
+        assert_eq!(place.identity_file.as_deref(), Some(Path::new("/etc/a/i")));
+        assert_eq!(place.store.ca_file.as_deref(), Some(Path::new("/c")));
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("i");
+        std::fs::write(&file, "").unwrap();
+        let found = |path: &Path| handed_over_in(folder.path(), path);
+        assert_eq!(found(Path::new("i")), Some(file.clone()));
+        assert_eq!((found(Path::new("j")), found(&file)), (None, None));
     }
 
     #[test]

@@ -1,0 +1,62 @@
+//! Addresses of repositories, as far as it takes to see that two are the same. Pure.
+//!
+//! Whether an address is one at all is the store's to judge.
+
+/// The address as it is compared: a folder is its path, slashes that are doubled or trail are gone,
+/// and percent-encoding is undone.
+pub(super) fn cleaned(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return segments(url, "/");
+    };
+    let rest = decoded(rest).unwrap_or_else(|| rest.to_owned());
+    if scheme == "file" {
+        return segments(rest.strip_prefix("localhost").unwrap_or(&rest), "/");
+    }
+    segments(&rest, &format!("{scheme}://"))
+}
+
+/// Whether it is a folder of this machine.
+pub(super) fn is_folder(url: &str) -> bool {
+    let scheme = url.split_once("://").map(|(scheme, _)| scheme);
+    scheme.is_none_or(|scheme| scheme == "file")
+}
+
+fn segments(path: &str, beginning: &str) -> String {
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    format!("{beginning}{}", parts.join("/"))
+}
+
+/// `None` where the encoding is broken.
+fn decoded(text: &str) -> Option<String> {
+    let mut parts = text.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        let digits = part.get(..2)?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        bytes.extend(part.bytes().skip(2));
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_repository_is_one_however_its_address_is_written() {
+        for (url, expected) in [
+            ("/a//b/", "/a/b"),
+            ("file:///a/b/", "/a/b"),
+            ("file://localhost/a/b", "/a/b"),
+            ("file:///a%20b", "/a b"),
+            ("/a%20b", "/a%20b"),
+            ("s3://b", "s3://b"),
+            ("s3://b//p///q/", "s3://b/p/q"),
+            ("s3://b/a%23b", "s3://b/a#b"),
+            ("s3://b/a%2", "s3://b/a%2"),
+        ] {
+            assert_eq!(cleaned(url), expected, "{url}");
+        }
+        assert!(is_folder("/a") && is_folder("file:///a") && !is_folder("az://a"));
+    }
+}
