@@ -41,6 +41,7 @@ pub(super) fn place(repository: &RepositorySettings) -> PlaceSettings {
             identity_file: repository.identity_file.clone(),
             accept_plain: repository.accept_plain,
             state_dir: repository.state_dir.clone(),
+            scope: repository.scope(),
         },
     }
 }

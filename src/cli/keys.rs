@@ -85,7 +85,7 @@ fn repositories(global: &Global) -> Result<Vec<PlaceSettings>> {
         .clusters()
         .flat_map(|cluster| &cluster.repositories)
     {
-        if !found.iter().any(|known| known.store.url == repository.url) {
+        if !found.iter().any(|known| known.name == repository.name) {
             found.push(place(repository));
         }
     }

@@ -53,6 +53,9 @@ pub struct EncryptionSettings {
     pub accept_plain: bool,
     /// Where the data key of the day is kept, so that the calls of one archiver share it.
     pub state_dir: Option<PathBuf>,
+    /// What tells the repository from another at the same address, such as its endpoint; empty
+    /// where nothing needs to.
+    pub scope: String,
 }
 
 /// Encrypts what goes to one repository, and finds the keys of what comes from it. Clones share
@@ -150,7 +153,7 @@ impl Encryption {
             accept_plain: settings.accept_plain,
             root: root.clone(),
             wraps: StoredWraps::of(root),
-            state: state_dir.map(|folder| StateFile::at(folder, root.address())),
+            state: state_dir.map(|folder| StateFile::at(folder, root.address(), &settings.scope)),
             clock,
             epoch: tokio::sync::Mutex::default(),
             known: Mutex::default(),

@@ -42,7 +42,8 @@ pub(super) struct EpochKey {
 #[derive(Debug, Clone)]
 pub(super) struct StateFile {
     path: PathBuf,
-    url: String,
+    /// Which one it is about.
+    repository: String,
 }
 
 /// Held until dropped.
@@ -64,13 +65,19 @@ struct Written<'a> {
 }
 
 impl StateFile {
-    /// The file for the repository at `url`.
-    pub(super) fn at(state_dir: &Path, url: &str) -> Self {
-        let hash = blake3::hash(url.as_bytes()).to_hex();
+    /// The file for the repository at `address`. Two buckets of one name, at two endpoints or in
+    /// two accounts, differ in `scope`; it is empty where there is nothing to tell apart.
+    pub(super) fn at(state_dir: &Path, address: &str, scope: &str) -> Self {
+        let repository = match scope {
+            "" => address.to_owned(),
+            // no address holds a line feed
+            scope => format!("{address}\n{scope}"),
+        };
+        let hash = blake3::hash(repository.as_bytes()).to_hex();
         let name: String = hash.as_str().chars().take(NAME_DIGITS).collect();
         Self {
             path: state_dir.join("keys").join(format!("{name}.json")),
-            url: url.to_owned(),
+            repository,
         }
     }
 
@@ -115,7 +122,7 @@ impl StateFile {
             return Ok(None);
         };
         let is_whole =
-            key.fingerprint() == id.fingerprint() && written.repository == self.url.as_str();
+            key.fingerprint() == id.fingerprint() && written.repository == self.repository.as_str();
         Ok(is_whole.then(|| EpochKey {
             id,
             key,
@@ -128,14 +135,14 @@ impl StateFile {
         let (id, key) = (epoch.id.to_string(), epoch.key.to_hex());
         let written = Written {
             format: FORMAT,
-            repository: Cow::Borrowed(&self.url),
+            repository: Cow::Borrowed(&self.repository),
             key_id: &id,
             key: &key,
             recipients: epoch.recipients.clone(),
         };
         // room from the start: growing would leave copies behind
         let recipients: usize = epoch.recipients.iter().map(|one| one.len() * 2 + 8).sum();
-        let room = recipients + self.url.len() * 6 + 512;
+        let room = recipients + self.repository.len() * 6 + 512;
         let mut text = Zeroizing::new(Vec::with_capacity(room));
         serde_json::to_writer(&mut *text, &written)
             .map_err(|error| self.failed("write", &io::Error::other(error)))?;
@@ -196,7 +203,7 @@ mod tests {
     #[tokio::test]
     async fn a_kept_key_is_for_its_owner_alone() {
         let folder = tempfile::tempdir().unwrap();
-        let state = StateFile::at(&folder.path().join("state"), "file:///x");
+        let state = StateFile::at(&folder.path().join("state"), "file:///x", "");
         assert!(state.read().unwrap().is_none());
         let lock = state.lock().await.unwrap();
         state.write(&epoch(), &lock).unwrap();
@@ -210,10 +217,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn two_buckets_of_one_name_do_not_share_a_key() {
+        // whoever is given the key of one store would read the other
+        let folder = tempfile::tempdir().unwrap();
+        let at = |scope| StateFile::at(folder.path(), "s3://b/p", scope);
+        let (one, other) = (at("endpoint=https://one"), at("endpoint=https://two"));
+        let lock = one.lock().await.unwrap();
+        one.write(&epoch(), &lock).unwrap();
+        assert!(one.read().unwrap().is_some());
+        assert!(other.read().unwrap().is_none() && at("").read().unwrap().is_none());
+        // nor where the file is put in the other's place
+        std::fs::copy(&one.path, &other.path).unwrap();
+        assert!(other.read().unwrap().is_none());
+    }
+
+    #[tokio::test]
     async fn a_damaged_key_is_never_used() {
         // what it encrypts could be opened by nobody
         let folder = tempfile::tempdir().unwrap();
-        let state = StateFile::at(folder.path(), "file:///x");
+        let state = StateFile::at(folder.path(), "file:///x", "");
         let lock = state.lock().await.unwrap();
         state.write(&epoch(), &lock).unwrap();
         let whole = std::fs::read_to_string(&state.path).unwrap();
@@ -237,7 +259,7 @@ mod tests {
     #[tokio::test]
     async fn the_lock_is_held_by_one_at_a_time() {
         let folder = tempfile::tempdir().unwrap();
-        let state = StateFile::at(folder.path(), "file:///x");
+        let state = StateFile::at(folder.path(), "file:///x", "");
         let first = state.lock().await.unwrap();
         let (also, lock) = (state.clone(), state.path.with_extension("lock"));
         let second = tokio::spawn(async move { also.lock().await.is_ok() });

@@ -94,6 +94,7 @@ impl Stage {
             identity_file: None,
             accept_plain: told.accept_plain,
             state_dir: told.shares_state.then(|| self.folder.path().join("state")),
+            scope: String::new(),
         };
         let clock: Arc<dyn Clock> = Arc::clone(&self.clock) as _;
         Encryption::of(&settings, recipients, told.identities, store, clock)
