@@ -17,7 +17,7 @@ use super::output;
 use super::progress::Progress;
 use crate::backup::{BackupOptions, BackupTaker};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{ClusterSettings, GivenSettings, RepositorySettings, Settings};
+use crate::config::{ClusterSettings, GivenSettings, RepositorySettings, Settings, handed_over};
 use crate::error::{Error, Result, io};
 use crate::restore::{self, Environment, RestoreCommand, RestoreOptions, Target, TargetAction};
 use crate::service::{self, ReceiverOptions};
@@ -179,7 +179,6 @@ fn restore_options(
             config: settings.file.clone(),
             repo: given_repo.map(|given| given.url.clone()),
             repositories: given.repositories,
-            recipients: given.recipients,
             identity_file: absolute_identity(given.identity_file)?,
             cluster: cluster.name.parse()?,
             environment: environment_of(&cluster.repositories),
@@ -187,8 +186,27 @@ fn restore_options(
     })
 }
 
-/// The variables that lead to repositories which are no folders, as they are set now.
+/// The variables that lead to the repositories and to what reads them, as they are set now.
 fn environment_of(repositories: &[RepositorySettings]) -> Environment {
+    let is_remote = |one: &RepositorySettings| {
+        let scheme = one.url.split_once("://").map(|(scheme, _)| scheme);
+        scheme.is_some_and(|scheme| scheme != "file")
+    };
+    let is_handed_over = |one: &RepositorySettings| {
+        let identity = one.identity_file.as_deref();
+        identity.is_some_and(|path| handed_over(path).is_some())
+    };
+    let remote = repositories.iter().any(is_remote);
+    let credentials = repositories.iter().any(is_handed_over);
+    let variables = std::env::vars_os()
+        .filter(|(name, _)| is_needed(&name.to_string_lossy(), remote, credentials))
+        .collect();
+    Environment(variables)
+}
+
+/// Whether a variable leads to a repository that is no folder, or to an identity that was handed
+/// over.
+fn is_needed(name: &str, remote: bool, credentials: bool) -> bool {
     const BEGINNINGS: &[&str] = &["AWS_", "GOOGLE_", "AZURE_"];
     const NAMES: &[&str] = &[
         "CREDENTIALS_DIRECTORY",
@@ -199,28 +217,16 @@ fn environment_of(repositories: &[RepositorySettings]) -> Environment {
         "SSL_CERT_DIR",
         "SSL_CERT_FILE",
     ];
-    let is_remote = |one: &RepositorySettings| {
-        let scheme = one.url.split_once("://").map(|(scheme, _)| scheme);
-        scheme.is_some_and(|scheme| scheme != "file")
-    };
-    if !repositories.iter().any(is_remote) {
-        return Environment::default();
-    }
-    let variables = std::env::vars_os()
-        .filter(|(name, _)| {
-            let name = name.to_string_lossy();
-            let begins = |beginning: &&str| name.starts_with(*beginning);
-            BEGINNINGS.iter().any(begins) || NAMES.contains(&name.to_uppercase().as_str())
-        })
-        .collect();
-    Environment(variables)
+    let begins = |beginning: &&str| name.starts_with(*beginning);
+    let leads_there =
+        BEGINNINGS.iter().any(begins) || NAMES.contains(&name.to_uppercase().as_str());
+    (remote && leads_there) || (credentials && name == "CREDENTIALS_DIRECTORY")
 }
 
 /// The restored server runs elsewhere; only what systemd hands over is found by its bare name.
 fn absolute_identity(path: Option<PathBuf>) -> Result<Option<PathBuf>> {
-    let handed_over = std::env::var_os("CREDENTIALS_DIRECTORY").is_some();
     match path {
-        Some(path) if !handed_over => std::path::absolute(&path)
+        Some(path) if handed_over(&path).is_none() => std::path::absolute(&path)
             .map(Some)
             .map_err(|error| io("find", &path, &error)),
         path => Ok(path),
@@ -371,4 +377,26 @@ pub(super) async fn demo(global: &Global, args: DemoArgs, stop: Stop) -> Result<
         identity_file: given.identity_file,
     };
     setup::demo::run(options, output::line, bold, stop).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restored_server_is_told_where_its_identity_was_handed_over() {
+        // also where the repository is a folder: it would ask for WAL that it cannot open
+        assert!(is_needed("CREDENTIALS_DIRECTORY", false, true));
+        assert!(!is_needed("CREDENTIALS_DIRECTORY", false, false));
+        assert!(!is_needed("AWS_SECRET_ACCESS_KEY", false, true));
+        assert!(!is_needed("PGPASSWORD", true, true));
+        for name in [
+            "AWS_PROFILE",
+            "https_proxy",
+            "HOME",
+            "CREDENTIALS_DIRECTORY",
+        ] {
+            assert!(is_needed(name, true, false), "{name}");
+        }
+    }
 }

@@ -32,14 +32,12 @@ pub struct RestoreCommand {
     pub repo: Option<String>,
     /// Which of the file's repositories, where not all of them are used.
     pub repositories: Vec<String>,
-    /// To whom objects must be encrypted, where that was given without a file.
-    pub recipients: Vec<String>,
     /// What reads encrypted objects, where it was given without a file.
     pub identity_file: Option<PathBuf>,
     /// The cluster.
     pub cluster: ClusterName,
     /// Variables of this process with which it reached the repository, and the restored server
-    /// must; none where the repository is a folder.
+    /// must; none where the repository is a folder and no identity was handed over.
     pub environment: Environment,
 }
 
@@ -63,9 +61,6 @@ impl RestoreCommand {
         }
         if !self.repositories.is_empty() {
             words.extend(["--repository".into(), self.repositories.join(",").into()]);
-        }
-        if !self.recipients.is_empty() {
-            words.extend(["--recipient".into(), self.recipients.join(",").into()]);
         }
         if let Some(identity) = &self.identity_file {
             words.extend(["--identity-file".into(), identity.clone().into_os_string()]);
@@ -344,7 +339,6 @@ mod tests {
                 config: None,
                 environment: Environment::default(),
                 repositories: Vec::new(),
-                recipients: Vec::new(),
                 identity_file: None,
                 repo: Some("file:///backups".to_owned()),
                 cluster: "main".parse().unwrap(),
