@@ -139,6 +139,9 @@ pub enum KeyError {
         /// The lock file.
         path: PathBuf,
     },
+    /// The key of a new day could not be kept, in a process that has written with others.
+    #[error(transparent)]
+    NewDay(Box<Self>),
     /// The machine gives no random numbers.
     #[error("this machine gives no random numbers")]
     NoRandomness,
@@ -195,7 +198,20 @@ impl KeyError {
 
     /// Whether another attempt may succeed.
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Store(error) if error.may_pass())
+        match self {
+            Self::Store(error) => error.may_pass(),
+            Self::NewDay(_) => true,
+            _ => false,
+        }
+    }
+
+    /// The same for a process that has kept keys before: its settings are right, and a disk that is
+    /// full or a lock that is held may pass.
+    pub(super) fn on_a_new_day(self) -> Self {
+        match self {
+            Self::State { .. } | Self::StateBusy { .. } => Self::NewDay(Box::new(self)),
+            other => other,
+        }
     }
 
     /// Whether it is the object or its key that must be distrusted, rather than the settings.
@@ -239,7 +255,7 @@ impl KeyError {
             | Self::StateBusy { .. }
             | Self::NoRandomness
             | Self::Wrapping { .. } => Kind::Failure,
-            Self::Store(_) => Kind::Unreachable,
+            Self::NewDay(_) | Self::Store(_) => Kind::Unreachable,
         }
     }
 
@@ -316,6 +332,7 @@ impl KeyError {
                 "restore these objects from a copy of the repository, or remove them, then rotate \
                  again; the log names each"
             }
+            Self::NewDay(inner) => return inner.hint(),
             Self::NoRandomness | Self::Wrapping { .. } | Self::Store(_) => return None,
         })
     }

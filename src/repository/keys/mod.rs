@@ -216,7 +216,11 @@ impl Encryption {
         }
         let sealing = match &inner.state {
             Some(state) => {
-                let shared = inner.shared_key(state, today, &mut epoch.made).await?;
+                let shared = inner.shared_key(state, today, &mut epoch.made).await;
+                let shared = match epoch.current {
+                    Some(_) => shared.map_err(KeyError::on_a_new_day)?,
+                    None => shared?,
+                };
                 Sealing {
                     id: shared.id,
                     key: shared.key,

@@ -4,6 +4,7 @@ use object_store::memory::InMemory;
 
 use super::failing::{Fails, failing, sound};
 use super::*;
+use crate::error::{Error, Kind};
 
 #[tokio::test]
 async fn the_calls_of_one_archiver_share_a_key() {
@@ -152,6 +153,28 @@ async fn a_process_that_runs_for_days_forgets_the_keys_of_earlier_days() {
             "{error:?}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_state_dir_that_fails_at_midnight_passes_and_one_that_never_worked_does_not() {
+    // a stream that ended over a full disk would end in the night, and need somebody
+    let stage = Stage::new();
+    let (_, alice) = identity();
+    let archiver = stage.process(Told::archiver(&[&alice]));
+    let first = id_now(&archiver).await;
+    stage.later(24);
+    let keys = stage.folder.path().join("state/keys");
+    std::fs::remove_dir_all(&keys).unwrap();
+    std::fs::write(&keys, "no folder").unwrap();
+    let error = archiver.sealing().await.unwrap_err();
+    assert!(error.is_unreachable() && error.to_string().contains("the data key of the day"));
+    let said = Error::from(error);
+    assert!(said.hint_text().unwrap().contains("state_dir"));
+    assert_eq!(said.kind(), Kind::Unreachable);
+    let error = stage.process(Told::archiver(&[&alice])).sealing().await;
+    assert!(error.is_err_and(|error| !error.is_unreachable()));
+    std::fs::remove_file(&keys).unwrap();
+    assert_ne!(id_now(&archiver).await, first);
 }
 
 #[tokio::test]
