@@ -217,6 +217,9 @@ impl Repository {
             Err(error) if excused(source, target, &error) => {
                 Ok(Some(!target.place().has_missed(name)))
             }
+            // the wraps of its key, perhaps, which the source has: one of both did not answer, and
+            // it is not the target
+            Err(error) if error.is_unreachable() && target.check_format().await.is_ok() => Ok(None),
             Err(error) => Err(error),
         }
     }
