@@ -415,7 +415,7 @@ impl Member {
     }
 
     /// The trailer, and the size of the whole object in bytes.
-    async fn trailer_and_size(&self, name: &ObjectName) -> Result<(Trailer, u64)> {
+    pub(super) async fn trailer_and_size(&self, name: &ObjectName) -> Result<(Trailer, u64)> {
         let store = self.store()?;
         let mut wanted = TAIL_BYTES;
         loop {

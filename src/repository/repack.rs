@@ -116,6 +116,7 @@ impl Member {
         let mut lines = self.manifest_lines(&name).await?;
         let mut stored_bytes: u64 = 0;
         let mut moved: BTreeMap<(u32, Place), Place> = BTreeMap::new();
+        let mut stored = Vec::new();
         for (number, (path, frames)) in packs_of(&lines) {
             let Some(pack @ ObjectName::Pack { .. }) = ObjectName::parse(&path) else {
                 return Err(self.bad_manifest(&name, format!("no pack has this path: {path}")));
@@ -126,6 +127,7 @@ impl Member {
             for (from, to) in repacked.moved {
                 moved.insert((number, from), to);
             }
+            stored.push((pack, repacked.stored_crc32));
         }
         for line in &mut lines {
             move_extents(line, &moved).map_err(|reason| self.bad_manifest(&name, reason))?;
@@ -142,14 +144,32 @@ impl Member {
         let (object, digest) = encoded
             .await
             .map_err(|error| target.damaged(&name, &error))?;
-        let bytes = u64::try_from(object.len()).unwrap_or(u64::MAX);
         target.create_object(&name, object, &digest).await?;
+        // an earlier copy may have stored it, with another length
+        let (_, bytes) = target.trailer_and_size(&name).await?;
+        for (pack, ours) in stored {
+            target.check_is_ours(&pack, ours).await?;
+        }
         let record = BackupRecord {
             stored_bytes: stored_bytes.saturating_add(bytes),
             manifest_digest: digest,
             ..record
         };
         target.commit_backup(&record, sealing.as_ref()).await
+    }
+
+    /// Refuses a pack that somebody has written over since, in another form. A store that ignores
+    /// conditions lets two copiers do that, and the manifest would name places that are not there.
+    async fn check_is_ours(&self, name: &ObjectName, stored_crc32: u32) -> Result<()> {
+        let found = self.trailer(name).await?;
+        if found.stored_crc32 == stored_crc32 {
+            return Ok(());
+        }
+        Err(RepositoryError::Conflict {
+            path: self.locate(name),
+            stored: format!("{}, crc32 {:08x}", found.digest, found.stored_crc32),
+            new: format!("{}, crc32 {stored_crc32:08x}", found.digest),
+        })
     }
 
     async fn manifest_lines(&self, name: &ObjectName) -> Result<Vec<ManifestLine>> {
@@ -186,7 +206,11 @@ impl Member {
         let repacked = repacked.await.map_err(|error| self.damaged(name, &error))?;
         match target.trailer(name).await {
             Ok(stored) if stored.digest == repacked.digest => {
-                return target.as_it_lies(name, repacked).await;
+                let ours = Repacked {
+                    stored_crc32: stored.stored_crc32,
+                    ..repacked
+                };
+                return target.as_it_lies(name, ours).await;
             }
             Err(error) if !error.is_not_found() => return Err(error),
             _ => {}
@@ -233,6 +257,8 @@ impl Member {
 struct Repacked {
     object: Bytes,
     digest: String,
+    /// Of the stored bytes: two encodings of one content differ in it.
+    stored_crc32: u32,
     bytes: u64,
     /// From where to where each frame has moved.
     moved: Vec<(Place, Place)>,
@@ -263,6 +289,7 @@ fn encode_frames(
         bytes: u64::try_from(object.len()).unwrap_or(u64::MAX),
         object: object.into(),
         digest: trailer.digest,
+        stored_crc32: trailer.stored_crc32,
         moved,
     })
 }
