@@ -344,7 +344,11 @@ impl Repository {
             Ok(Some(text)) => self.parse_history(timeline, &text).map(Some),
             Ok(None) => Ok(None),
             Err(error) if error.lacks_key() => {
-                let facts = self.trailer(&ObjectName::History(timeline)).await?.facts;
+                let facts = match self.trailer(&ObjectName::History(timeline)).await {
+                    // the place that has it has fallen silent since
+                    Err(error) if error.is_not_found() => return Ok(None),
+                    trailer => trailer?.facts,
+                };
                 let ancestors = facts.get(HISTORY_FACTS).cloned().unwrap_or_default();
                 let Ok(ancestors) = serde_json::from_value::<Vec<AncestorFacts>>(ancestors) else {
                     return Err(error);
