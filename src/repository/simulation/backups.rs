@@ -106,7 +106,7 @@ async fn take(world: &World, plan: &Plan) {
     let kept = plan.kept(place, &record);
     world.model.borrow_mut().backups.insert(id.clone(), kept);
     world.count(Seen::BackupCommitted);
-    everywhere.mend(true).await;
+    world.mend(&everywhere, true).await;
     if matches!(everywhere.has_everywhere(&id).await, Ok(true)) {
         let alike = world.model.borrow().check_backups([&id]);
         alike.unwrap_or_else(|wrong| panic!("a backup was spread: {wrong}"));

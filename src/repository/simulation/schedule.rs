@@ -108,12 +108,20 @@ impl Setting {
                 level,
             }
         };
+        let has_rogue = lots.chance(150);
+        let mut places: Vec<PlaceKind> = (0..count).map(|place| kind(place, lots)).collect();
+        if has_rogue {
+            // two archivers are not kept apart where conditions are ignored
+            for place in &mut places {
+                place.nature.conditions = Conditions::Honoured;
+            }
+        }
         Self {
-            places: (0..count).map(|place| kind(place, lots)).collect(),
+            places,
             acknowledge: lots.pick(&[Acknowledge::All, Acknowledge::Any]),
             has_identity: lots.chance(850),
             keeps_state: lots.chance(300),
-            has_rogue: lots.chance(150),
+            has_rogue,
             faults: lots.pick(&[0, 30, 100, 250]),
         }
     }
@@ -130,6 +138,9 @@ pub(super) struct World {
     pub(super) written_now: RefCell<BTreeSet<ObjectName>>,
     /// A place that lost everything while a process knew it: nobody but that process may act.
     pub(super) sealed: Cell<Option<usize>>,
+    /// Held by who mends, where stores ignore conditions: two who copy one backup to such a store
+    /// are not kept apart.
+    mending: tokio::sync::Mutex<()>,
     /// Everybody is a recipient by now.
     all_people: Cell<bool>,
     identity_file: PathBuf,
@@ -154,6 +165,7 @@ impl World {
             tally: Arc::clone(tally),
             written_now: RefCell::default(),
             sealed: Cell::new(None),
+            mending: tokio::sync::Mutex::new(()),
             all_people: Cell::new(false),
             identity_file,
         }
@@ -166,6 +178,16 @@ impl World {
     /// The archiver can read what it writes.
     pub(super) fn has_identity(&self) -> bool {
         self.setting.has_identity
+    }
+
+    /// A mend, alone where it has to be.
+    pub(super) async fn mend(&self, repository: &Repository, all: bool) -> bool {
+        let honours = |store: &Faulty| store.nature().conditions == Conditions::Honoured;
+        if self.stores.iter().all(honours) {
+            return repository.mend(all).await;
+        }
+        let _alone = self.mending.lock().await;
+        repository.mend(all).await
     }
 
     /// Listings show what is there.

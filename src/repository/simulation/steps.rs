@@ -346,7 +346,7 @@ async fn mend(world: &World, repository: &Repository, all: bool) {
         (0..count).map(|place| model.names(place)).collect()
     };
     let (names, before) = (listing(), health(repository));
-    let is_whole = repository.mend(all).await;
+    let is_whole = world.mend(repository, all).await;
     count_changes(world, &before, &health(repository));
     world.count(if is_whole {
         Seen::MendedWhole
