@@ -76,6 +76,7 @@ fn place(store: &Faulty, number: usize, people: &[usize], identities: &Path) -> 
             recipients,
             accept_plain: false,
             state_dir: None,
+            scope: String::new(),
         },
     }
 }

@@ -238,6 +238,7 @@ impl World {
                     .then(|| self.identity_file.clone()),
                 accept_plain: false,
                 state_dir: state_dir.filter(|_| !reads),
+                scope: String::new(),
             },
         }
     }
