@@ -22,12 +22,16 @@ import subprocess
 import sys
 import zlib
 
-import zstandard
-from blake3 import blake3
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+try:
+    import zstandard
+    from blake3 import blake3
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+except Exception as error:  # an exit code of 1 would be "not stored"
+    print(f"refused: a package of docs/reader/requirements.txt is missing: {error}", file=sys.stderr)
+    sys.exit(200)
 
 FORMAT = 1
 HEADER_MAGIC = 0x184D2A50
@@ -488,6 +492,10 @@ def main():
         need(os.path.isdir(asked.repo), f"no such folder: {asked.repo}")
         asked.run(Repository(asked.repo, asked.identity, asked.accept_plain), asked)
     except NotStored as error:
+        system = asked.system if "system" in asked else None
+        if system and not os.path.isfile(os.path.join(asked.repo, system, "cluster.json")):
+            say(f"refused: {asked.repo} holds no {system}: another name, or a disk that is not mounted?")
+            return 200
         say(f"not stored: {error}")
         return 1
     except Exception as error:  # PostgreSQL takes 1 to 125 for the end of the archive

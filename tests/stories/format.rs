@@ -231,6 +231,16 @@ fn assert_reads_segments(stored: &Stored) {
         let equal = fs::read(copy).unwrap() == fs::read(pg_wal.join(name)).unwrap();
         assert!(equal, "the bytes of {name} differ");
     }
+    // PostgreSQL takes 1 for the end of the archive, which a folder that is not mounted is not
+    let system = stored.record.server.system_id();
+    for (cluster, code) in [(stored.record.anywhen.cluster, 1), ("nobody", REFUSED)] {
+        let absent = [cluster, &system, "0000000100000FFF000000FF", "-o", "absent"];
+        assert_eq!(
+            stored.read("segment", &absent).code,
+            Some(code),
+            "{cluster}"
+        );
+    }
     let current = "select pg_walfile_name(pg_current_wal_lsn())";
     let current = stored.record.server.value(current);
     assert!(!segments.contains_key(&current), "{current} is complete");
