@@ -14,7 +14,6 @@ use crate::ground::{PATIENCE, Running, command, eventually_some};
 
 /// The bucket that every endpoint has.
 pub(crate) const BUCKET: &str = "stories";
-const ACCESS_KEY: &str = "stories";
 const SECRET_KEY: &str = "stories-secret";
 pub(crate) const REGION: &str = "eu-north-1";
 
@@ -23,16 +22,20 @@ pub(crate) struct Endpoint {
     folder: PathBuf,
     out: PathBuf,
     port: u16,
+    /// Another for each endpoint: while one is down, its port may become another story's.
+    access_key: String,
 }
 
 impl Endpoint {
     /// Serves `folder`, which holds the buckets and belongs to the account of the stories.
     pub(crate) fn start(folder: &Path, out: PathBuf) -> Self {
+        let ground = folder.parent().unwrap().file_name().unwrap();
         let mut endpoint = Self {
             running: None,
             folder: folder.to_owned(),
             out,
             port: 0,
+            access_key: ground.to_str().unwrap().to_owned(),
         };
         endpoint.go_on(&[]);
         endpoint
@@ -48,7 +51,7 @@ impl Endpoint {
             program
                 .arg(&self.folder)
                 .args(["--port", &self.port.to_string()])
-                .args(["--access-key", ACCESS_KEY, "--secret-key", SECRET_KEY])
+                .args(["--access-key", &self.access_key, "--secret-key", SECRET_KEY])
                 .args(flags);
             let mut running = Running::start(program, self.out.clone());
             let address = eventually_some("the endpoint says where it is", || {
@@ -103,7 +106,7 @@ impl Endpoint {
     /// What a client's environment says of it.
     pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
         vec![
-            ("AWS_ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
+            ("AWS_ACCESS_KEY_ID", self.access_key.clone()),
             ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.to_owned()),
             ("AWS_REGION", REGION.to_owned()),
             ("AWS_ENDPOINT_URL", self.url()),
