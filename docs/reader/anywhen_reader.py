@@ -314,6 +314,9 @@ class Repository:
         """A backup's record; without `names`, what is sealed of it may stay so."""
         path = f"{system}/backups/{backup}/backup.json"
         record = self.record(path)
+        digest = record.pop("digest", None)
+        content = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        need("blake3:" + blake3(content.encode()).hexdigest() == digest, f"{path} is damaged")
         need("sealed" in record or self.accept_plain, f"{path} is not encrypted (--accept-plain reads it)")
         if "sealed" in record and (names or self.keyring.identity):
             plain = self.decode(path, base64.b64decode(record["sealed"], validate=True))[1]

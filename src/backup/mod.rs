@@ -190,6 +190,7 @@ impl BackupTaker {
             manifest_digest: written.manifest_digest,
             from_standby,
             sealed: None,
+            digest: None,
         })
     }
 

@@ -30,7 +30,7 @@ impl Member {
             return self.forget_intent(&record.id).await;
         }
         let sealed = self.seal_record(&name, record, sealing)?;
-        self.create_json(&name, &sealed).await?;
+        self.create_json(&name, &with_digest(sealed)).await?;
         self.forget_intent(&record.id).await
     }
 
@@ -63,7 +63,7 @@ impl Member {
     /// A backup's record with its names opened; `None` if there is no such backup.
     pub(super) async fn backup(&self, id: &BackupId) -> Result<Option<BackupRecord>> {
         let name = ObjectName::Backup(id.clone());
-        match self.find::<BackupRecord>(&name).await? {
+        match self.find_record(&name).await? {
             Some(record) => self.open_record(&name, record).await.map(Some),
             None => Ok(None),
         }
@@ -71,19 +71,43 @@ impl Member {
 
     /// A backup's record as it is stored, its names sealed where they are.
     pub(super) async fn backup_fields(&self, id: &BackupId) -> Result<Option<BackupRecord>> {
-        self.find(&ObjectName::Backup(id.clone())).await
+        self.find_record(&ObjectName::Backup(id.clone())).await
     }
 
     /// As [`Self::backup`], without the names where the key to them is not at hand.
     pub(super) async fn listed_backup(&self, id: &BackupId) -> Result<Option<BackupRecord>> {
         let name = ObjectName::Backup(id.clone());
-        let Some(record) = self.find::<BackupRecord>(&name).await? else {
+        let Some(record) = self.find_record(&name).await? else {
             return Ok(None);
         };
         match self.open_record(&name, record.clone()).await {
             Err(error) if error.lacks_key() => Ok(Some(record)),
             opened => opened.map(Some),
         }
+    }
+
+    /// A record as it is stored, once its digest was found to fit.
+    pub(super) async fn find_record(&self, name: &ObjectName) -> Result<Option<BackupRecord>> {
+        let Some(record) = self.find::<BackupRecord>(name).await? else {
+            return Ok(None);
+        };
+        let found = record.digest.clone();
+        let record = BackupRecord {
+            digest: None,
+            ..record
+        };
+        let expected = with_digest(record.clone()).digest;
+        if found != expected {
+            return Err(RepositoryError::Damaged {
+                path: self.locate(name),
+                reason: format!(
+                    "its content is not what its digest says: expected={}, found={}",
+                    found.unwrap_or_default(),
+                    expected.unwrap_or_default()
+                ),
+            });
+        }
+        Ok(Some(record))
     }
 
     /// The header of what is sealed of a record; `None` where nothing is.
@@ -129,6 +153,15 @@ impl Member {
             return Err(damaged("it says other things than were sealed".to_owned()));
         }
         Ok(whole)
+    }
+}
+
+/// The record as it is stored: a flipped bit must not pass for another time or position.
+fn with_digest(record: BackupRecord) -> BackupRecord {
+    let content = serde_json::to_vec(&super::to_value(&record)).expect("a value is always JSON");
+    BackupRecord {
+        digest: Some(container::digest(&content)),
+        ..record
     }
 }
 

@@ -154,6 +154,10 @@ pub struct BackupRecord {
     /// tablespaces stand only there then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealed: Option<String>,
+    /// The digest of the record's other fields as JSON, keys sorted, without spaces. Stands in every
+    /// stored record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
 }
 
 /// One line of a backup's manifest.

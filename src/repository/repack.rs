@@ -73,7 +73,7 @@ impl Member {
         let manifest = ObjectName::Manifest(id.clone());
         copied = copied.saturating_add(self.copy_as_it_is(target, &manifest).await?);
         let stored = self.raw(&name).await?;
-        let record = self.find::<BackupRecord>(&name).await?;
+        let record = self.find_record(&name).await?;
         let record = record.ok_or_else(|| RepositoryError::absent(self.locate(&name)))?;
         if record.stored_bytes != copied {
             return Err(RepositoryError::Damaged {

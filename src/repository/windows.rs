@@ -283,6 +283,7 @@ mod tests {
             manifest_digest: String::new(),
             from_standby: false,
             sealed: None,
+            digest: None,
         }
     }
 

@@ -119,15 +119,9 @@ fn kinds(repository: &Path) -> Vec<Kind> {
         kind("cluster", Checked::No, &|path| {
             path.ends_with("/cluster.json")
         }),
-        kind(
-            "record",
-            if sealed {
-                Checked::InParts
-            } else {
-                Checked::No
-            },
-            &|path| path.ends_with("/backup.json"),
-        ),
+        kind("record", Checked::InParts, &|path| {
+            path.ends_with("/backup.json")
+        }),
         kind("manifest", Checked::Whole, &|path| {
             path.ends_with("/manifest")
         }),

@@ -222,6 +222,7 @@ async fn store(
         manifest_digest: trailer.digest,
         from_standby: false,
         sealed: None,
+        digest: None,
     })
 }
 
