@@ -1,13 +1,13 @@
 //! What was written comes back, however its bytes are cut.
 
 use container::{
-    Decoder, Encoder, Header, Reading, TAIL_BYTES, decode, digest, encode, read_header,
-    read_trailer,
+    Decoder, Encoder, Header, Reading, TAIL_BYTES, decode, digest, encode, frame_places,
+    read_header, read_trailer,
 };
 use proptest::prelude::*;
 use serde_json::Map;
 
-use crate::{facts, header, object, plain, plain_reader};
+use crate::{facts, header, key, object, plain, plain_reader, sealed_header};
 
 proptest! {
     #[test]
@@ -178,4 +178,20 @@ fn equal_content_has_an_equal_digest_at_any_level_and_in_any_frames() {
     )
     .unwrap();
     assert_eq!(one.trailer.digest, third.trailer.digest);
+}
+
+#[test]
+fn tells_where_its_frames_lie() {
+    // a copy of a backup that was broken off goes on in packs whose layout only they know
+    for (header, key) in [(header(), None), (sealed_header([7; 32]), Some(key()))] {
+        let mut encoder = Encoder::new(&header, 3, key.as_ref()).unwrap();
+        let mut stored = Vec::new();
+        let lengths = [0, 1, 200_000, 5];
+        let frames = lengths.map(|length| encoder.frame(&plain(length), &mut stored).unwrap());
+        encoder.finish(facts(), &mut stored).unwrap();
+        let found = frame_places(&stored, 1 << 20, key.as_ref()).unwrap();
+        assert_eq!(found, frames);
+        stored.pop();
+        assert!(frame_places(&stored, 1 << 20, key.as_ref()).is_err());
+    }
 }

@@ -28,7 +28,7 @@ use lots::Lots;
 use tally::Tally;
 
 /// So many schedules take a few seconds.
-const SCHEDULES: u64 = 600;
+const SCHEDULES: u64 = 400;
 
 thread_local! {
     static UNDER_WAY: Cell<bool> = const { Cell::new(false) };
