@@ -99,8 +99,13 @@ fn whole(log: &Path) -> String {
     let read = || fs::read_to_string(log).unwrap_or_default();
     eventually("the tracer has written its last line", || {
         let trace = read();
-        let first = trace.split(' ').next().unwrap_or_default().to_owned();
-        !first.is_empty() && trace.contains(&format!("\n{first} +++ exited with"))
+        // the column of process ids is padded: a short one is followed by more than one space
+        let process = |line: &str| line.split(' ').next().map(str::to_owned);
+        let first = trace.lines().next().and_then(process);
+        let mut last_words = trace
+            .lines()
+            .filter(|line| line.contains("+++ exited with"));
+        first.is_some() && last_words.any(|line| process(line) == first)
     });
     read()
 }
