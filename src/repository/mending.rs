@@ -19,6 +19,10 @@ use crate::retry::Backoff;
 /// Places that seem whole are compared again this often: another program may write to one of them.
 const COMPARED_AGAIN: Duration = Duration::from_hours(1);
 
+/// What could not be copied, though no place seems to be away, is tried again this often: it may be
+/// damaged for good, and each attempt lists every place.
+const NOT_COPIED_AGAIN: Duration = Duration::from_mins(5);
+
 /// How one place stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlaceState {
@@ -78,18 +82,21 @@ impl Repository {
     pub async fn keep_whole(self, whole: watch::Sender<bool>) {
         let new = || Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
         let mut backoff = new();
-        let mut compared = None;
+        let mut compared: Option<(Instant, Duration)> = None;
         loop {
-            let is_due = compared.is_none_or(|at: Instant| at.elapsed() > COMPARED_AGAIN);
+            let is_due = compared.is_none_or(|(at, interval)| at.elapsed() > interval);
             if is_due || !self.is_whole() {
-                // a backup that could not be copied is tried again
-                let all_copied = self.mend(is_due).await;
-                compared = all_copied.then(Instant::now);
+                let again_after = if self.mend(is_due).await {
+                    COMPARED_AGAIN
+                } else {
+                    NOT_COPIED_AGAIN
+                };
+                compared = Some((Instant::now(), again_after));
             }
             let is_whole = self.is_whole();
             // also where nothing seems to have changed: it may have ceased to be and become again
             whole.send_replace(is_whole);
-            if is_whole && compared.is_some() {
+            if is_whole {
                 backoff = new();
             }
             backoff.wait().await;
