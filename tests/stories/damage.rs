@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::anywhen::Ended;
 use crate::chance::{Chance, rounds};
 use crate::judge::{End, restored_moments};
 use crate::objects::files_below;
@@ -115,6 +116,11 @@ fn kinds(repository: &Path) -> Vec<Kind> {
         let name = path.rsplit('/').next().unwrap();
         name.len() == 24 && path.contains("/wal/")
     };
+    // a piece that came later than its whole segment may still be there, and nothing reads it
+    let is_needed_piece = |path: &str| match path.split_once(".pieces/") {
+        Some((segment, _)) => !files.contains(&PathBuf::from(segment)),
+        None => false,
+    };
     let mut kinds = vec![
         kind("cluster", Checked::No, &|path| {
             path.ends_with("/cluster.json")
@@ -127,7 +133,7 @@ fn kinds(repository: &Path) -> Vec<Kind> {
         }),
         kind("pack", Checked::InParts, &|path| path.contains("/packs/")),
         kind("segment", Checked::Whole, &is_segment),
-        kind("piece", Checked::Whole, &|path| path.contains(".pieces/")),
+        kind("piece", Checked::Whole, &is_needed_piece),
         kind("tip", Checked::No, &|path| path.contains("/tip/")),
     ];
     if sealed {
@@ -172,9 +178,12 @@ fn assert_found(record: &Record, kind: &Kind, arguments: &[&str], name: &str) {
         // a plan need not read all of the WAL; the server will
         let rows = kind.checked == Checked::Whole;
         if rows && matches!(kind.name, "segment" | "piece") {
-            assert!(
-                !fetches(record, kind, &target),
-                "{name}: damage was handed out"
+            let fetched = fetch(record, kind, &target);
+            assert_eq!(
+                fetched.code,
+                Some(200),
+                "{name}: {object} was handed out: {fetched} {:#?}",
+                files_below(record.anywhen.repository())
             );
         } else {
             assert!(
@@ -207,20 +216,23 @@ fn assert_found(record: &Record, kind: &Kind, arguments: &[&str], name: &str) {
     fs::remove_dir_all(&target).unwrap_or_default();
 }
 
-/// Whether `wal-fetch` gives the segment that the object is, or is a piece of.
-fn fetches(record: &Record, kind: &Kind, target: &Path) -> bool {
-    let folder = kind.object.parent().unwrap().file_name().unwrap();
-    let segment = match folder.to_str().unwrap().strip_suffix(".pieces") {
-        Some(segment) => segment,
-        None => kind.object.file_name().unwrap().to_str().unwrap(),
-    };
+/// `wal-fetch` of the segment that the object is, or is a piece of.
+fn fetch(record: &Record, kind: &Kind, target: &Path) -> Ended {
+    let segment = segment_of(&kind.object);
     let fetched = record.ground.path("fetched");
     let mut fetch = record
         .anywhen
-        .command(&["wal-fetch", segment, fetched.to_str().unwrap()]);
+        .command(&["wal-fetch", &segment, fetched.to_str().unwrap()]);
     fetch.current_dir(target);
     let ended = record.anywhen.run_command(fetch);
-    let there = fetched.exists();
-    fs::remove_file(fetched).unwrap_or_default();
-    ended.code != Some(200) || there
+    let there = fs::remove_file(fetched).is_ok();
+    assert_eq!(there, ended.code == Some(0), "{ended}");
+    ended
+}
+
+fn segment_of(object: &Path) -> String {
+    let folder = object.parent().unwrap().file_name().unwrap();
+    let name = object.file_name().unwrap().to_str().unwrap();
+    let folder = folder.to_str().unwrap();
+    folder.strip_suffix(".pieces").unwrap_or(name).to_owned()
 }
