@@ -482,6 +482,23 @@ fn check_cluster(
     })
 }
 
+/// A size as people write it, in PostgreSQL's units, which are powers of 1024: `512MB`, `10 GiB`;
+/// without a unit, bytes.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    const UNITS: &[(&str, u32)] = &[("k", 10), ("m", 20), ("g", 30), ("t", 40)];
+    let bad = || format!("not a size, such as 512MB or 10GB: {text:?}");
+    let digits = text.trim().trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = text.trim()[digits.len()..].trim().to_ascii_lowercase();
+    let unit = unit.trim_end_matches('b').trim_end_matches('i');
+    let shift = match UNITS.iter().find(|(name, _)| *name == unit) {
+        Some((_, shift)) => *shift,
+        None if unit.is_empty() => 0,
+        None => return Err(bad()),
+    };
+    let number: u64 = digits.parse().map_err(|_not_a_number| bad())?;
+    number.checked_mul(1 << shift).ok_or_else(bad)
+}
+
 /// A length of time as people write it: `1s`, `250ms`, `2 minutes`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let span: jiff::SignedDuration = text

@@ -281,13 +281,14 @@ impl Search<'_> {
             channel,
         };
         let mut progress = Progress::NothingAsked;
-        let parameters = start_up(&mut framed, settings, self.purpose, &login, &mut progress)
-            .await
-            .map_err(|error| Failure {
-                error: AttemptError::of_login(error, &circumstances),
-                asked: progress != Progress::NothingAsked,
-            })?;
-        Ok(Connection::new(framed, parameters, described.to_owned()))
+        let (parameters, pid) =
+            start_up(&mut framed, settings, self.purpose, &login, &mut progress)
+                .await
+                .map_err(|error| Failure {
+                    error: AttemptError::of_login(error, &circumstances),
+                    asked: progress != Progress::NothingAsked,
+                })?;
+        Ok(Connection::new(framed, parameters, described.to_owned()).with_backend_pid(pid))
     }
 
     /// Asks for TLS, unless it comes first, and agrees on a session; or stays without where the
@@ -519,7 +520,7 @@ async fn start_up(
     purpose: Purpose,
     login: &Login<'_>,
     progress: &mut Progress,
-) -> Result<BTreeMap<String, String>, LoginError> {
+) -> Result<(BTreeMap<String, String>, Option<u32>), LoginError> {
     let mut asked = vec![
         ("user", settings.user.as_str()),
         ("application_name", settings.application_name()),
@@ -542,6 +543,7 @@ async fn start_up(
     authentication::log_in(framed, login, progress).await?;
 
     let mut parameters = BTreeMap::new();
+    let mut pid = None;
     loop {
         match authentication::read(framed).await? {
             Backend::ParameterStatus(body) => {
@@ -551,9 +553,9 @@ async fn start_up(
                     parameters.insert(name.to_owned(), value.to_owned());
                 }
             }
-            // for cancelling queries, which nothing here does
-            Backend::BackendKeyData(_) => {}
-            Backend::ReadyForQuery(_) => return Ok(parameters),
+            // its key is for cancelling queries, which nothing here does
+            Backend::BackendKeyData(body) => pid = u32::try_from(body.process_id()).ok(),
+            Backend::ReadyForQuery(_) => return Ok((parameters, pid)),
             other => {
                 let found = crate::framing::Message::Backend(other).name();
                 return Err(LoginError::Unexpected { found });

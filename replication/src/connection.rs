@@ -34,6 +34,7 @@ pub struct Connection {
     framed: Framed,
     parameters: BTreeMap<String, String>,
     described: String,
+    backend_pid: Option<u32>,
     answering: bool,
 }
 
@@ -47,8 +48,22 @@ impl Connection {
             framed,
             parameters,
             described,
+            backend_pid: None,
             answering: false,
         }
+    }
+
+    /// The same connection, served by the server's process `pid`.
+    #[must_use]
+    pub fn with_backend_pid(mut self, pid: Option<u32>) -> Self {
+        self.backend_pid = pid;
+        self
+    }
+
+    /// The server's process for this connection, as `pg_stat_replication.pid` has it; a pooler in
+    /// between may say another.
+    pub fn backend_pid(&self) -> Option<u32> {
+        self.backend_pid
     }
 
     /// Which server this is, for errors and logs.

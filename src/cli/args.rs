@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{GivenSettings, parse_duration};
+use crate::config::{GivenSettings, parse_bytes, parse_duration};
 
 /// Bring a PostgreSQL cluster back to any moment.
 #[derive(Debug, Parser)]
@@ -196,6 +196,16 @@ pub(super) struct StreamArgs {
     #[arg(long, env = "ANYWHEN_STOP_TIMEOUT", value_parser = parse_duration, value_name = "TIME",
           default_value = "30s")]
     pub(super) stop_timeout: Duration,
+    /// Store each commit at once, without asking the server first whether it waits for us
+    #[arg(long, env = "ANYWHEN_SYNCHRONOUS")]
+    pub(super) synchronous: bool,
+    /// Stop where the server removed WAL that is not stored, instead of going on behind the hole
+    #[arg(long, env = "ANYWHEN_STRICT")]
+    pub(super) strict: bool,
+    /// How much WAL may be held in memory; a segment that is larger is held all the same
+    #[arg(long, env = "ANYWHEN_MEMORY_MAX", value_parser = parse_bytes, value_name = "SIZE",
+          default_value = "96MiB")]
+    pub(super) memory_max: u64,
     /// This server is new under the cluster's name, and that is meant
     #[arg(long, env = "ANYWHEN_NEW_SYSTEM")]
     pub(super) new_system: bool,

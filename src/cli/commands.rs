@@ -46,6 +46,9 @@ pub(super) async fn stream(global: &Global, args: StreamArgs, stop: Stop) -> Res
         tip_interval: args.tip_interval,
         shutdown_wait: args.shutdown_wait,
         stop_timeout: args.stop_timeout,
+        unstored_bytes_max: args.memory_max,
+        synchronous: args.synchronous,
+        strict: args.strict,
         new_system: args.new_system,
         ..ReceiverOptions::default()
     };

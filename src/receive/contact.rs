@@ -1,12 +1,14 @@
 //! Meeting a server: its facts, its slot, and where to go on.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use replication::connection::Connection;
 use replication::conninfo::ConnectionSettings;
 use replication::slots::{SlotState, read_slot, reserve_slot};
-use wal::{Lsn, TimelineHistory, TimelineId};
+use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
 
+use super::known::Known;
 use super::options::ReceiverOptions;
 use super::resume::{ResumeAt, floor, resume_at, skip_removed};
 use crate::clock::Clock;
@@ -23,6 +25,17 @@ use crate::server::{self, ServerFacts};
 /// missed yet: it is waited for this long.
 const SLOT_WAIT: Duration = Duration::from_secs(90);
 
+/// Where a stream begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Begin {
+    /// A segment earlier than is needed, where nothing else could be compared.
+    Compared,
+    /// Where what is stored ends.
+    Needed,
+    /// At the first WAL that the server still has, where it removed what is needed.
+    Available,
+}
+
 /// A server that was met: connections, what it said, and where to go on.
 pub(super) struct Contact {
     pub(super) replication: Connection,
@@ -32,6 +45,8 @@ pub(super) struct Contact {
     pub(super) facts: ServerFacts,
     pub(super) repository: Repository,
     pub(super) at: ResumeAt,
+    /// In so many pieces the segment is stored that begins there.
+    pub(super) pieces: usize,
     branch: TimelineHistory,
     /// From here on the slot keeps WAL.
     kept: Option<Lsn>,
@@ -45,6 +60,7 @@ impl Contact {
         destination: &OpenDestination,
         options: &ReceiverOptions,
         met: bool,
+        from: Begin,
     ) -> Result<Self> {
         let mut replication = server::connect_replication(settings).await?;
         let facts = ServerFacts::read(&mut replication).await?;
@@ -60,7 +76,14 @@ impl Contact {
         let settings = settings.clone().pinned_to(&replication);
         let mut sql = server::connect_sql(&settings).await?;
         let kept = match &options.slot {
-            Some(slot) => Some(prepare_slot(&mut replication, &mut sql, slot, met).await?),
+            Some(slot) => {
+                let asked = SlotAsked {
+                    slot,
+                    met,
+                    strict: options.strict,
+                };
+                Some(prepare_slot(&mut replication, &mut sql, &asked).await?)
+            }
             None => None,
         };
         let limitless = facts.max_slot_wal_keep_size == "-1";
@@ -72,17 +95,54 @@ impl Contact {
             );
         }
         let branch = store_histories(&mut replication, &repository, facts.timeline).await?;
-        let at = resume(&repository, &branch, &facts, kept).await?;
+        let (needed, pieces) = resume(&repository, &branch, &facts, kept).await?;
+        let back = if from == Begin::Compared && needed.known == needed.start {
+            segment_before(&repository, &branch, needed, facts.segment_size).await?
+        } else {
+            None
+        };
         Ok(Self {
             replication,
             sql,
             settings,
             facts,
             repository,
-            at,
+            at: back.unwrap_or(needed),
+            pieces,
             branch,
             kept,
         })
+    }
+
+    /// What is stored of the timeline's parent in the segment where it left it, up to there: the
+    /// server has sent it once, and has to send the same again.
+    pub(super) async fn known_of_parent(&self) -> Result<Known> {
+        let size = self.facts.segment_size;
+        let parts = self.branch.parts();
+        let own = parts
+            .iter()
+            .position(|part| part.timeline == self.at.timeline);
+        let parent = own.and_then(|own| parts.get(own.checked_sub(1)?));
+        let Some((parent, fork)) = parent.and_then(|part| Some((part.timeline, part.end?))) else {
+            return Ok(Known::nothing());
+        };
+        if size.start_of(fork) != self.at.start {
+            return Ok(Known::nothing());
+        }
+        let segment = SegmentName::of(parent, self.at.start, size);
+        let known = Known::of(&self.repository, segment, size).await?;
+        Ok(known.until(self.at.start, fork))
+    }
+
+    /// Why a strict stream does not go on where the server removed WAL.
+    pub(super) fn removed(&self) -> Error {
+        Error::failure(format!(
+            "the server no longer has WAL from {} on timeline {}, and this stream is strict",
+            self.at.known, self.at.timeline
+        ))
+        .hint(
+            "take a backup, and start the stream once without --strict: it goes on behind the hole",
+        )
     }
 
     /// Notes the holes that removed WAL leaves, and goes on behind them.
@@ -124,13 +184,13 @@ impl Contact {
     }
 }
 
-/// Where to go on, from what is stored.
+/// Where to go on, from what is stored, and in how many pieces the segment there is.
 async fn resume(
     repository: &Repository,
     branch: &TimelineHistory,
     facts: &ServerFacts,
     kept: Option<Lsn>,
-) -> Result<ResumeAt> {
+) -> Result<(ResumeAt, usize)> {
     // what is listed may be there only in memory, after a crash of this machine or of a writer
     repository.sync().await?;
     let catalog = repository.wal_catalog().await?;
@@ -144,10 +204,16 @@ async fn resume(
         })
     };
     let mut at = from(&catalog)?;
+    let pieces = |at: &ResumeAt| {
+        let segment = SegmentName::of(at.timeline, at.start, facts.segment_size);
+        let stored = catalog.timelines.get(&at.timeline);
+        let pieces = stored.and_then(|stored| stored.pieces.get(&segment));
+        pieces.map_or(0, BTreeSet::len)
+    };
     let waits_for_all =
         repository.has_several_places() && repository.acknowledge() == Acknowledge::All;
     let Some(kept) = kept.filter(|_| waits_for_all) else {
-        return Ok(at);
+        return Ok((at, pieces(&at)));
     };
     // what one place lacks was not acknowledged, so the slot kept it: it is received again
     let kept = facts.segment_size.start_of(kept);
@@ -158,16 +224,59 @@ async fn resume(
             at = behind;
         }
     }
-    Ok(at)
+    Ok((at, pieces(&at)))
+}
+
+/// The whole segment before the one that is `needed`, where that is stored and nothing of the
+/// needed one is: else a server with another history, a copy of the data directory, say, would go
+/// on behind ours unnoticed.
+async fn segment_before(
+    repository: &Repository,
+    branch: &TimelineHistory,
+    needed: ResumeAt,
+    size: SegmentSize,
+) -> Result<Option<ResumeAt>> {
+    let start = size.start_of(needed.start.saturating_sub(1));
+    if start == needed.start {
+        return Ok(None);
+    }
+    let timeline = branch.timeline_at(start);
+    let catalog = repository.wal_catalog().await?;
+    let holds = |timeline, start| {
+        let segment = SegmentName::of(timeline, start, size);
+        let stored = catalog.timelines.get(&timeline);
+        stored.is_some_and(|stored| {
+            stored.segments.contains(&segment)
+                || (start == needed.start && stored.pieces.contains_key(&segment))
+        })
+    };
+    // what the parent has of this segment is compared already
+    let parent_has_some = timeline != needed.timeline && holds(timeline, needed.start);
+    Ok(
+        (holds(timeline, start) && !parent_has_some).then_some(ResumeAt {
+            timeline,
+            start,
+            known: needed.start,
+        }),
+    )
+}
+
+/// The slot that is wanted.
+struct SlotAsked<'a> {
+    slot: &'a str,
+    /// This is not the first time.
+    met: bool,
+    /// A slot that the server gave up is not made anew.
+    strict: bool,
 }
 
 /// Makes sure that the slot is there and keeps WAL; says from where on.
 async fn prepare_slot(
     replication: &mut Connection,
     sql: &mut Connection,
-    slot: &str,
-    met: bool,
+    asked: &SlotAsked<'_>,
 ) -> Result<Lsn> {
+    let SlotAsked { slot, met, strict } = *asked;
     let failed = |error| server::slot_error(&format!("use replication slot {slot}"), &error);
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
     let waiting_since = Instant::now();
@@ -211,11 +320,19 @@ async fn prepare_slot(
                 return Err(Error::usage(format!("slot {slot} is a logical slot"))
                     .hint("choose another name with --slot"));
             }
-            SlotState::Lost { why } => {
+            SlotState::Lost { why } if strict => {
                 return Err(Error::failure(format!(
                     "the server gave up slot {slot}, and WAL with it: {why}"
                 ))
                 .hint("anywhen slot drop, start the stream again, and take a backup"));
+            }
+            // more WAL is better than less: what is missing is noted as a hole
+            SlotState::Lost { why } => {
+                tracing::error!(
+                    "the server gave up slot {slot}, and WAL with it: {why}. It is made anew. hint: \
+                     a larger max_slot_wal_keep_size, and a backup now if WAL is missing"
+                );
+                replication.drop_slot(slot).await.map_err(failed)?;
             }
         }
     }

@@ -1,40 +1,55 @@
 //! One connection on one timeline: copies from the server's socket, hands stretches to the store,
 //! and tells the server how far they are durable, as the [`Session`] decides.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use jiff::SignedDuration;
 use replication::stream::{StatusUpdate, StreamError, StreamEvent, WalStream};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use wal::{
-    Body, Lsn, Major, PgTime, Record, SegmentName, SegmentSize, Segmenter, TimelineId, Verdict,
-    Verifier, WalRange, WalkerStart,
+    Checked, Lsn, Major, PgTime, SegmentName, SegmentSize, TimelineId, Verifier, WalRange,
+    WalkerStart,
 };
 
 use super::contact::Contact;
 use super::ended::{Ended, stopped, stream_failed};
+use super::intake::{Finding, Intake, Part, TwoHistories, Unusable};
 use super::known::Known;
 use super::moments::Asked;
 use super::options::ReceiverOptions;
-use super::session::{Action, Event, Session, SessionOptions};
+use super::pieces::Superseded;
+use super::session::{Action, Before, Event, Session, SessionOptions, Store};
+use super::state::{Connection as Link, StreamGauges};
 use crate::clock::Clock;
 use crate::error::{Error, Result, chain};
 use crate::repository::layout::ObjectName;
 use crate::repository::records::{Hole, Tip};
-use crate::repository::{Acknowledge, EncodedWal, Repository, RepositoryError, Stored, stretch};
+use crate::repository::{Acknowledge, EncodedWal, Repository, RepositoryError, Stored};
 use crate::retry::Backoff;
-use crate::server::{self, Moment, ServerFacts};
+use crate::server::{self, Moment, ServerFacts, Standing};
 
 /// The server hears from us this often at least, whatever its `wal_sender_timeout` is.
 const STATUS_INTERVAL_MAX: Duration = Duration::from_secs(10);
-/// A server that has not said anything for so long, though it was asked to, is gone.
+/// A server that has not said anything for so long, though it was asked to, is gone; sooner where
+/// it gives up on us sooner.
 const SILENCE_MAX: Duration = Duration::from_mins(1);
 /// How long a server gets to answer our good-bye.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// A commit is stamped before its record is written: moments are counted this much earlier.
 const COMMIT_STAMP_ALLOWANCE: SignedDuration = SignedDuration::from_secs(1);
+/// So much WAL is stored without waiting for the flush interval to pass.
+const PIECE_BYTES: u64 = 64 << 20;
+/// So much WAL is verified where it came; more goes to another thread.
+const VERIFIED_HERE_BYTES: u64 = 64 << 10;
+/// So much WAL waits to be verified at most.
+const GATHERED_BYTES_MAX: u64 = 8 << 20;
+/// So many moments wait for their position to be stored at most; a store that is further behind
+/// gets some of them only.
+const MOMENTS_MAX: usize = 256;
 
 /// A job for the store has come to its end.
 enum JobDone {
@@ -44,30 +59,57 @@ enum JobDone {
     Aside,
 }
 
+type Verified = (Intake, Result<Vec<Part>, TwoHistories>);
+
 /// One connection's state besides the rules'.
 pub(super) struct Conversation<'a> {
     options: &'a ReceiverOptions,
     clock: Arc<dyn Clock>,
+    gauges: StreamGauges,
     repository: Repository,
     size: SegmentSize,
     timeline: TimelineId,
-    major: Option<Major>,
     session: Session,
-    verifier: Verifier,
-    /// What was stored of the first segment before this connection.
-    known: Known,
-    /// The bytes of the segment at hand, from its beginning.
-    segment: Vec<u8>,
-    segment_start: Lsn,
+    /// What has come and is not verified yet.
+    gathered: Vec<(Lsn, Bytes)>,
+    gathered_bytes: u64,
+    /// What is being verified elsewhere, in bytes.
+    lent_bytes: u64,
+    /// `None` while it is lent out to verify.
+    intake: Option<Intake>,
+    verifying: Option<JoinHandle<Verified>>,
+    /// The server asked for an answer behind what is gathered.
+    reply_wanted: bool,
     unstored_bytes: u64,
-    /// The last segment in which something could not be verified.
-    unverified_segment: Option<Lsn>,
-    /// The newest moment that waits for its position to be stored.
+    /// The newest moments that wait for their positions to be stored, oldest first.
+    moments: VecDeque<Moment>,
+    /// The newest moment whose position is stored, until it is written.
     moment: Option<Moment>,
     tip: Option<Tip>,
+    tip_written_at: Option<Instant>,
+    /// The positions that were last shown: received, stored, reported.
+    shown: Option<(Lsn, Lsn, Lsn)>,
+    warned_apply: bool,
     /// When the server last said anything.
     heard_at: Instant,
+    silence_max: Duration,
     jobs: JoinSet<Result<JobDone, RepositoryError>>,
+}
+
+/// How far the end of a conversation has come.
+#[derive(Default)]
+struct Ending {
+    ended: Option<Ended>,
+    /// The rules were told.
+    told: bool,
+    /// When a stop gives up.
+    deadline: Option<Instant>,
+}
+
+impl Ending {
+    fn is_lost(&self) -> bool {
+        matches!(self.ended, Some(Ended::Lost(_)))
+    }
 }
 
 impl<'a> Conversation<'a> {
@@ -76,6 +118,7 @@ impl<'a> Conversation<'a> {
         contact: &Contact,
         options: &'a ReceiverOptions,
         clock: Arc<dyn Clock>,
+        gauges: StreamGauges,
     ) -> Result<Self> {
         let Contact {
             facts,
@@ -91,26 +134,50 @@ impl<'a> Conversation<'a> {
             Known::nothing()
         };
         // what was listed and cannot be put together from the beginning is received again
-        let known_end = known.end(at.start);
+        let before = Before {
+            start: at.start,
+            known: known.end(at.start).min(at.known),
+            pieces: contact.pieces,
+        };
+        let known = if before.known == before.start {
+            contact.known_of_parent().await?
+        } else {
+            known
+        };
+        let major = Major::ALL
+            .into_iter()
+            .find(|major| major.number() == facts.major);
+        let verifier = primed_verifier(contact).await?;
         let now = Instant::now();
-        let session_options = session_options(options, facts);
+        let session = Session::new(session_options(options, facts), before, now);
         Ok(Self {
-            session: Session::new(session_options, at.start, known_end.min(at.known), now),
-            verifier: primed_verifier(contact).await?,
-            major: Major::ALL
-                .into_iter()
-                .find(|major| major.number() == facts.major),
-            known,
-            segment_start: at.start,
-            segment: Vec::new(),
+            session,
+            intake: Some(Intake::new(
+                at.start,
+                at.timeline,
+                size,
+                major,
+                verifier,
+                known,
+            )),
+            gathered: Vec::new(),
+            gathered_bytes: 0,
+            lent_bytes: 0,
+            verifying: None,
+            reply_wanted: false,
             unstored_bytes: 0,
-            unverified_segment: None,
+            moments: VecDeque::new(),
             moment: None,
             tip: None,
+            tip_written_at: None,
+            shown: None,
+            warned_apply: false,
             heard_at: now,
+            silence_max: silence_max(facts),
             jobs: JoinSet::new(),
             options,
             clock,
+            gauges,
             repository: repository.clone(),
             size,
             timeline: at.timeline,
@@ -126,14 +193,17 @@ impl<'a> Conversation<'a> {
     ) -> Result<Ended> {
         self.hold_unless_whole();
         let mut stream = Some(stream);
-        let mut ended: Option<Ended> = None;
-        let mut stop_deadline: Option<Instant> = None;
+        let mut ending = Ending::default();
         let mut reading = true;
         loop {
+            self.verify_what_came()?;
+            if ending.ended.is_some() && !ending.told && self.is_all_verified() {
+                ending.told = true;
+                self.session.handle(Event::End, Instant::now());
+            }
+            self.store_what_is_due()?;
             while let Some(action) = self.session.poll_action() {
                 match action {
-                    Action::StorePiece(range) => self.store_piece(range)?,
-                    Action::StoreSegment(range) => self.store_segment(range)?,
                     Action::Report(flush) => {
                         if let Some(stream) = &mut stream {
                             stream.queue_status(self.status(flush));
@@ -142,81 +212,98 @@ impl<'a> Conversation<'a> {
                     Action::Disconnect => {
                         stream = None;
                         let why = "the server shuts down";
-                        ended.get_or_insert_with(|| Ended::Lost(why.to_owned()));
+                        ending
+                            .ended
+                            .get_or_insert_with(|| Ended::Lost(why.to_owned()));
                     }
                     Action::Finished => {
-                        let left = stop_deadline.map(|until| until - Instant::now());
+                        let left = ending.deadline.map(|until| until - Instant::now());
                         self.finish(stream, left).await?;
-                        return Ok(ended.unwrap_or(Ended::Stopped));
+                        return Ok(ending.ended.unwrap_or(Ended::Stopped));
                     }
                 }
             }
-            if matches!(ended, Some(Ended::Lost(_))) {
+            if ending.is_lost() {
                 stream = None;
             }
-            let was_reading = std::mem::replace(
-                &mut reading,
-                ended.is_none() && self.unstored_bytes < self.options.unstored_bytes_max,
-            );
+            self.show();
+            let was_reading = reading;
+            reading = ending.ended.is_none() && self.has_room();
             if reading && !was_reading {
                 // it was we who did not listen
                 self.heard_at = Instant::now();
             }
-            let mut deadline = self.session.deadline();
-            if reading {
-                deadline = deadline.min(self.heard_at + SILENCE_MAX);
-            }
-            let deadline = stop_deadline.map_or(deadline, |stop| stop.min(deadline));
+            let deadline = self.deadline(reading, &ending);
             tokio::select! {
                 event = pump(&mut stream, reading) => {
                     self.heard_at = Instant::now();
                     if let Some(reason) = self.heard(event)? {
-                        ended.get_or_insert(reason);
-                        self.session.handle(Event::End, Instant::now());
+                        ending.ended.get_or_insert(reason);
                     }
                 }
+                verified = joined(&mut self.verifying) => self.take_back(verified)?,
                 Some(done) = self.jobs.join_next() => self.job_done(done)?,
                 Some(asked) = moments.recv() => match asked {
-                    Asked::Moment(moment) => {
-                        self.moment = Some(moment);
-                        self.advance_tip();
-                    }
+                    Asked::Moment(moment) => self.keep_moment(moment),
+                    Asked::Standing(standing) => self.stands(&standing),
                     // the server shuts down, perhaps, and we do not read: it must not wait for a
                     // store that is slower than it should wait
-                    Asked::Lost if !reading && ended.is_none() => {
-                        ended = Some(Ended::Lost("the server closed its connections".to_owned()));
-                        self.session.handle(Event::End, Instant::now());
+                    Asked::Lost if !reading && ending.ended.is_none() => {
+                        let why = "the server closed its connections";
+                        ending.ended = Some(Ended::Lost(why.to_owned()));
                     }
                     Asked::Lost => {}
                 },
                 Ok(()) = whole.changed() => self.hold_unless_whole(),
-                () = stopped(&mut stop), if stop_deadline.is_none() => {
+                () = self.gauges.nudged() => {}
+                () = stopped(&mut stop), if ending.deadline.is_none() => {
                     tracing::info!("stopping: storing what was received");
-                    stop_deadline = Some(Instant::now() + self.options.stop_timeout);
-                    ended = Some(Ended::Stopped);
-                    self.session.handle(Event::End, Instant::now());
+                    self.gauges.update(|state| state.connection = Link::Stopping);
+                    ending.deadline = Some(Instant::now() + self.options.stop_timeout);
+                    ending.ended = Some(Ended::Stopped);
                 }
                 () = tokio::time::sleep_until(deadline.into()) => {
-                    let now = Instant::now();
-                    if stop_deadline.is_some_and(|stop| stop <= now) {
-                        return Err(Error::failure(format!(
-                            "stopped before everything was stored: first LSN not stored is {} \
-                             on timeline {}",
-                            self.session.progress().stored(),
-                            self.timeline
-                        ))
-                        .hint("the server still has it, and sends it again to the next stream"));
-                    }
-                    if reading && self.heard_at + SILENCE_MAX <= now {
-                        let why = format!("it was silent for {} s", SILENCE_MAX.as_secs());
-                        ended = Some(Ended::Lost(why));
-                        self.session.handle(Event::End, now);
-                        continue;
-                    }
-                    self.session.handle(Event::Deadline, now);
+                    self.deadline_passed(reading, &mut ending)?;
                 }
             }
         }
+    }
+
+    fn deadline(&self, reading: bool, ending: &Ending) -> Instant {
+        let mut deadline = self.session.deadline(self.intake.is_some());
+        if reading {
+            deadline = deadline.min(self.heard_at + self.silence_max);
+        }
+        ending.deadline.map_or(deadline, |stop| stop.min(deadline))
+    }
+
+    fn deadline_passed(&mut self, reading: bool, ending: &mut Ending) -> Result<()> {
+        let now = Instant::now();
+        if ending.deadline.is_some_and(|stop| stop <= now) {
+            return Err(Error::failure(format!(
+                "stopped before everything was stored: first LSN not stored is {} on timeline {}",
+                self.session.progress().stored(),
+                self.timeline
+            ))
+            .hint("the server still has it, and sends it again to the next stream"));
+        }
+        if reading && self.heard_at + self.silence_max <= now {
+            let why = format!("it was silent for {} s", self.silence_max.as_secs());
+            ending.ended = Some(Ended::Lost(why));
+            return Ok(());
+        }
+        self.session.handle(Event::Deadline, now);
+        Ok(())
+    }
+
+    /// Whether more WAL may be taken in. What is held is bounded, and a segment that is larger than
+    /// the bound is held all the same, but nothing besides.
+    fn has_room(&self) -> bool {
+        let received = self.session.progress().received();
+        let at_hand = received.bytes_since(self.size.start_of(received));
+        let held = self.unstored_bytes + at_hand + self.gathered_bytes + self.lent_bytes;
+        self.gathered_bytes < GATHERED_BYTES_MAX
+            && (self.unstored_bytes == 0 || held < self.options.unstored_bytes_max)
     }
 
     /// Where every repository must hold what is acknowledged, and one lacks something, the server
@@ -231,21 +318,35 @@ impl<'a> Conversation<'a> {
     /// Takes what the server sent. Says so where the conversation is over.
     fn heard(&mut self, event: Result<StreamEvent, StreamError>) -> Result<Option<Ended>> {
         match event {
-            Ok(StreamEvent::Wal { start, bytes, .. }) => {
-                for part in Segmenter::new(self.size).cut(start, &bytes) {
-                    self.take(part.range, part.bytes)?;
-                }
+            Ok(StreamEvent::Wal {
+                start,
+                bytes,
+                server_end,
+                ..
+            }) => {
+                let came = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+                self.gathered_bytes += came;
+                self.gathered.push((start, bytes));
+                let now = self.clock.now();
+                self.gauges.update(|state| {
+                    state.server_end = state.server_end.max(Some(server_end));
+                    state.received_at = Some(now);
+                    state.received_bytes += came;
+                });
                 Ok(None)
             }
             Ok(StreamEvent::Keepalive {
-                reply_requested, ..
+                reply_requested,
+                server_end,
+                ..
             }) => {
-                self.session.handle(
-                    Event::Keepalive {
-                        reply: reply_requested,
-                    },
-                    Instant::now(),
-                );
+                self.gauges
+                    .update(|state| state.server_end = state.server_end.max(Some(server_end)));
+                let reply = reply_requested;
+                self.session
+                    .handle(Event::Keepalive { reply }, Instant::now());
+                // answered at once; what came before it is stored at once too, when it is verified
+                self.reply_wanted |= reply && !self.is_all_verified();
                 Ok(None)
             }
             Ok(StreamEvent::TimelineEnd { next, at }) => {
@@ -262,102 +363,94 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// Takes a stretch of one segment: compares, verifies, keeps.
-    fn take(&mut self, range: WalRange, bytes: &[u8]) -> Result<()> {
-        self.compare_with_known(bytes)?;
-        let records = self.verifier.push(bytes);
-        self.note_minimal_wal(&records);
-        self.segment.extend_from_slice(bytes);
-        self.note_damage(range);
-        let shutdown = records
-            .last()
-            .is_some_and(|last| self.ends_with_shutdown(last, range.end));
-        let now = Instant::now();
-        self.session.handle(
-            Event::Wal {
-                end: range.end,
-                shutdown,
-            },
-            now,
-        );
-        // a full segment is handed to the store before the next one begins
-        if self.size.start_of(range.end) == range.end {
-            while let Some(action) = self.session.poll_action() {
-                match action {
-                    Action::StoreSegment(range) => self.store_segment(range)?,
-                    Action::StorePiece(range) => self.store_piece(range)?,
-                    // nothing else can wait here: actions are carried out after every event
-                    Action::Report(_) | Action::Disconnect | Action::Finished => {}
-                }
-            }
-        }
-        Ok(())
+    fn is_all_verified(&self) -> bool {
+        self.gathered.is_empty() && self.verifying.is_none()
     }
 
-    /// Compares what has come, and is at the end of `segment` now, with what is stored of it.
-    fn compare_with_known(&mut self, bytes: &[u8]) -> Result<()> {
-        if let Some(lsn) = self.known.differs(self.segment_start, &self.segment, bytes) {
-            return Err(Error::damaged(format!(
-                "two histories: this server's WAL differs from what is stored at {lsn} on \
-                 timeline {}",
-                self.timeline
-            ))
-            .hint(
+    /// Compares and verifies what has come: here where it is little, else on another thread.
+    fn verify_what_came(&mut self) -> Result<()> {
+        if self.gathered.is_empty() {
+            return Ok(());
+        }
+        let Some(mut intake) = self.intake.take() else {
+            return Ok(());
+        };
+        let came = std::mem::take(&mut self.gathered);
+        let bytes = std::mem::take(&mut self.gathered_bytes);
+        if bytes <= VERIFIED_HERE_BYTES {
+            let parts = intake.take_all(&came);
+            self.take_back((intake, parts))
+        } else {
+            self.lent_bytes = bytes;
+            self.verifying = Some(tokio::task::spawn_blocking(move || {
+                let parts = intake.take_all(&came);
+                (intake, parts)
+            }));
+            Ok(())
+        }
+    }
+
+    fn take_back(&mut self, (intake, parts): Verified) -> Result<()> {
+        self.intake = Some(intake);
+        self.lent_bytes = 0;
+        let parts = parts.map_err(|error| {
+            Error::damaged(error.to_string()).hint(
                 "the server was set back, or another one stored here: give this one its own \
                  --cluster name and take a backup",
-            ));
+            )
+        })?;
+        for part in parts {
+            for finding in &part.findings {
+                self.note_finding(*finding);
+            }
+            let event = Event::Wal {
+                end: part.end,
+                shutdown: part.shutdown,
+            };
+            self.session.handle(event, Instant::now());
+            if let Some(segment) = part.full {
+                self.store_segment(segment)?;
+            }
+        }
+        if std::mem::take(&mut self.reply_wanted) {
+            let reply = Event::Keepalive { reply: true };
+            self.session.handle(reply, Instant::now());
         }
         Ok(())
     }
 
-    fn note_damage(&mut self, range: WalRange) {
-        let Verdict::Unverified { from, reason } = self.verifier.verdict_for(range) else {
-            return;
-        };
-        if self.unverified_segment == Some(self.segment_start) {
-            return;
-        }
-        self.unverified_segment = Some(self.segment_start);
-        tracing::error!(
-            "WAL cannot be verified from {from} on timeline {}: {reason}; it is stored as it came. \
-             hint: take a backup now, and check the server's disk",
-            self.timeline
-        );
-        self.record_unusable(from, format!("it could not be verified: {reason}"));
-    }
-
-    /// A server that ran with `wal_level=minimal` left changes out of its WAL: recovery refuses to
-    /// go on there, so the window ends.
-    fn note_minimal_wal(&mut self, records: &[Record]) {
-        let Some(major) = self.major else { return };
-        for record in records
-            .iter()
-            .filter(|record| record.header.rmgr == wal::record::rmgr::XLOG)
-        {
-            if let Ok(Body::ParameterChange { wal_level: 0, .. }) = record.body(major) {
+    /// Says that WAL cannot be used, and notes that the window ends there, as it does at a hole.
+    fn note_finding(&mut self, finding: Finding) {
+        let (from, timeline) = (finding.from, self.timeline);
+        let reason = match finding.reason {
+            Unusable::Unverified(reason) => {
                 tracing::error!(
-                    "the server ran with wal_level=minimal from {} on: moments since then cannot be \
-                     restored. hint: take a backup now",
-                    record.start
+                    "WAL cannot be verified from {from} on timeline {timeline}: {reason}; it is \
+                     stored as it came. hint: take a backup now, and check the server's disk"
                 );
-                self.record_unusable(
-                    record.start,
-                    "the server ran with wal_level=minimal".to_owned(),
-                );
+                format!("it could not be verified: {reason}")
             }
-        }
-    }
-
-    /// Notes that the window ends there, as it does at a hole.
-    fn record_unusable(&mut self, from: Lsn, reason: String) {
+            Unusable::Minimal => {
+                tracing::error!(
+                    "the server ran with wal_level=minimal from {from} on: moments since then \
+                     cannot be restored. hint: take a backup now"
+                );
+                "the server ran with wal_level=minimal".to_owned()
+            }
+        };
         let hole = Hole {
-            timeline: self.timeline,
+            timeline,
             start: from,
             end: self.size.end_of(from),
             found_at: self.clock.now(),
             reason,
             unverified: true,
         };
+        let now = self.clock.now();
+        self.gauges.update(|state| {
+            state.holes += 1;
+            state.failed(now, hole.reason.clone());
+        });
         let repository = self.repository.clone();
         self.jobs.spawn(async move {
             if let Err(error) = repository.record_hole(&hole).await {
@@ -367,45 +460,49 @@ impl<'a> Conversation<'a> {
         });
     }
 
-    fn ends_with_shutdown(&self, last: &Record, end: Lsn) -> bool {
-        let checkpoint = self.major.and_then(|major| last.body(major).ok());
-        last.next >= end && matches!(checkpoint, Some(Body::Checkpoint { shutdown: true, .. }))
-    }
-
-    fn store_piece(&mut self, range: WalRange) -> Result<()> {
-        let segment = SegmentName::of(self.timeline, range.start, self.size);
-        let bytes = stretch(&self.segment, self.segment_start, range).ok_or_else(|| {
-            Error::failure(format!(
-                "no bytes at hand for {} to {}",
-                range.start, range.end
-            ))
-        })?;
-        let plain = bytes.to_vec();
-        self.store(ObjectName::Piece { segment, range }, range, plain);
+    /// Gives the store what the rules want it to have, if the bytes are here and not lent out.
+    fn store_what_is_due(&mut self) -> Result<()> {
+        let Some(intake) = &self.intake else {
+            return Ok(());
+        };
+        let mut due = Vec::new();
+        while let Some(store) = self.session.poll_store(Instant::now()) {
+            let (Store::Piece(range) | Store::Merged(range) | Store::Segment(range)) = store;
+            let checked = intake.stretch(range).ok_or_else(|| {
+                Error::failure(format!(
+                    "no bytes at hand for {} to {}",
+                    range.start, range.end
+                ))
+            })?;
+            due.push(checked);
+        }
+        for checked in due {
+            let range = checked.range();
+            let segment = SegmentName::of(self.timeline, range.start, self.size);
+            self.store(ObjectName::Piece { segment, range }, checked);
+        }
         Ok(())
     }
 
-    fn store_segment(&mut self, range: WalRange) -> Result<()> {
-        let plain = std::mem::take(&mut self.segment);
-        if range.start != self.segment_start || u64::try_from(plain.len()) != Ok(range.len_bytes())
-        {
+    fn store_segment(&mut self, checked: Checked<'static>) -> Result<()> {
+        let range = checked.range();
+        let due = self.session.poll_store(Instant::now());
+        if due != Some(Store::Segment(range)) {
             return Err(Error::failure(format!(
-                "no whole segment at hand at {}",
+                "a whole segment was not expected at {}: {due:?}",
                 range.start
             )));
         }
-        self.segment_start = range.end;
-        self.known = Known::nothing();
         let segment = SegmentName::of(self.timeline, range.start, self.size);
-        self.store(ObjectName::Segment(segment), range, plain);
+        self.store(ObjectName::Segment(segment), checked);
         Ok(())
     }
 
-    fn store(&mut self, name: ObjectName, range: WalRange, plain: Vec<u8>) {
-        self.unstored_bytes = self.unstored_bytes.saturating_add(range.len_bytes());
-        let checked = self.verifier.check(range, plain);
+    fn store(&mut self, name: ObjectName, checked: Checked<'static>) {
+        self.unstored_bytes += checked.range().len_bytes();
         let repository = self.repository.clone();
         let (timeline, size) = (self.timeline, self.size);
+        let (gauges, clock) = (self.gauges.clone(), Arc::clone(&self.clock));
         self.jobs.spawn(async move {
             let wal = repository.encode_wal(name, timeline, size, checked).await?;
             let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(15));
@@ -413,7 +510,9 @@ impl<'a> Conversation<'a> {
                 match repository.put_wal(&wal).await {
                     Ok(stored) => return Ok(JobDone::Stored(wal, stored)),
                     Err(error) if error.is_unreachable() => {
-                        tracing::warn!("cannot store WAL, trying again: {}", chain(&error));
+                        let why = chain(&error);
+                        tracing::warn!("cannot store WAL, trying again: {why}");
+                        gauges.update(|state| state.failed(clock.now(), why));
                         backoff.wait().await;
                     }
                     Err(error) => return Err(error),
@@ -435,53 +534,158 @@ impl<'a> Conversation<'a> {
             self.hold_unless_whole();
         }
         self.unstored_bytes = self.unstored_bytes.saturating_sub(range.len_bytes());
+        let merged = self.session.is_merge(range);
         self.session.handle(Event::Stored(range), Instant::now());
+        self.show_stored(&wal, merged);
         self.advance_tip();
-        let supersedes = match &wal.name {
-            ObjectName::Segment(segment) => Some(*segment),
-            ObjectName::Piece { segment, .. } if range.start == self.size.start_of(range.start) => {
-                Some(*segment)
-            }
-            _ => None,
-        };
-        if let Some(segment) = supersedes {
-            let repository = self.repository.clone();
-            self.jobs.spawn(async move {
-                match repository.remove_superseded_pieces(segment, &wal).await {
-                    Err(error) if error.is_unreachable() => {
-                        tracing::warn!("superseded pieces stay for now: {}", chain(&error));
-                        Ok(JobDone::Aside)
-                    }
-                    other => other.map(|()| JobDone::Aside),
-                }
-            });
-        }
+        self.remove_superseded(wal, merged);
         Ok(())
     }
 
-    /// Rewrites the tip once the position of the newest moment is stored.
-    fn advance_tip(&mut self) {
-        let stored = self.session.progress().stored();
-        let Some(moment) = self.moment else { return };
-        let reached = match moment.insert_lsn {
-            Some(lsn) => server::without_page_header(lsn, self.size) <= stored,
-            None => true,
-        };
-        if !reached || stored == Lsn::ZERO {
+    /// Removes the pieces that an acknowledged object covers.
+    fn remove_superseded(&mut self, wal: Arc<EncodedWal>, merged: bool) {
+        let range = wal.checked.range();
+        let (mut pieces, mut late) = (Vec::new(), Vec::new());
+        while let Some(Superseded { piece, by }) = self.session.poll_superseded() {
+            let name = self.piece_name(piece);
+            if by == range {
+                pieces.push(name);
+            } else {
+                // of a piece that came late
+                let segment = SegmentName::of(self.timeline, by.start, self.size);
+                late.push((name, ObjectName::Segment(segment)));
+            }
+        }
+        let is_segment = matches!(wal.name, ObjectName::Segment(_));
+        let from_start = range.start == self.size.start_of(range.start);
+        // pieces of other connections and of backups are looked for
+        let others = is_segment || (merged && from_start);
+        if !others && pieces.is_empty() && late.is_empty() {
             return;
         }
-        self.moment = None;
-        let moment = moment
+        let segment = SegmentName::of(self.timeline, range.start, self.size);
+        let (repository, gauges) = (self.repository.clone(), self.gauges.clone());
+        self.jobs.spawn(async move {
+            let removed = async {
+                let mut removed = repository.remove_pieces(&pieces, &wal).await?;
+                for (piece, by) in &late {
+                    removed += repository.remove_piece_covered(piece, by).await?;
+                }
+                if others {
+                    removed += repository.remove_superseded_pieces(segment, &wal).await?;
+                }
+                Ok(removed)
+            };
+            match removed.await {
+                Ok(removed) => gauges.update(|state| state.pieces_removed += removed),
+                Err(error) if RepositoryError::is_unreachable(&error) => {
+                    tracing::warn!("superseded pieces stay for now: {}", chain(&error));
+                }
+                Err(error) => return Err(error),
+            }
+            Ok(JobDone::Aside)
+        });
+    }
+
+    fn piece_name(&self, range: WalRange) -> ObjectName {
+        let segment = SegmentName::of(self.timeline, range.start, self.size);
+        ObjectName::Piece { segment, range }
+    }
+
+    /// Shows where the connection stands.
+    fn show(&mut self) {
+        self.gauges.beat();
+        let progress = self.session.progress();
+        let now = (progress.received(), progress.stored(), progress.reported());
+        if self.shown.replace(now) == Some(now) {
+            return;
+        }
+        self.gauges.update(|state| {
+            (state.received, state.stored) = (Some(now.0), Some(now.1));
+            state.reported = Some(now.2);
+        });
+    }
+
+    fn show_stored(&self, wal: &EncodedWal, merged: bool) {
+        let (now, bytes) = (self.clock.now(), wal.checked.range().len_bytes());
+        let is_segment = matches!(wal.name, ObjectName::Segment(_));
+        self.gauges.update(|state| {
+            state.stored_at = Some(now);
+            match (is_segment, merged) {
+                (true, _) => state.segments_stored += 1,
+                (false, true) => state.merges += 1,
+                (false, false) => state.pieces_stored += 1,
+            }
+            if !merged {
+                state.stored_bytes += bytes;
+            }
+        });
+    }
+
+    /// Takes note of whether the server waits for us, and of what it keeps for us.
+    fn stands(&mut self, standing: &Standing) {
+        let waits = standing.waits_for_us() || self.options.synchronous;
+        if waits != self.session.is_waited_for() {
+            let what = if waits { "wait" } else { "no longer wait" };
+            tracing::info!("commits on the server {what} for this stream");
+            self.session.handle(Event::Waited(waits), Instant::now());
+        }
+        if waits && standing.remote_apply && !std::mem::replace(&mut self.warned_apply, true) {
+            tracing::warn!(
+                "synchronous_commit is remote_apply, and an archiver applies nothing: commits that \
+                 ask for it wait for ever. hint: synchronous_commit = on"
+            );
+        }
+        self.gauges.update(|state| {
+            state.synchronous = waits;
+            state.slot_state.clone_from(&standing.slot_state);
+            state.retained_bytes = standing.retained_bytes;
+        });
+    }
+
+    /// Keeps a moment until its position is stored.
+    fn keep_moment(&mut self, moment: Moment) {
+        if self.moments.len() == MOMENTS_MAX {
+            // the newest gives way: the oldest will be reached first
+            self.moments.pop_back();
+        }
+        self.moments.push_back(moment);
+        self.advance_tip();
+    }
+
+    /// Rewrites the tip once the position of a newer moment is stored, and it is time.
+    fn advance_tip(&mut self) {
+        let stored = self.session.progress().stored();
+        if stored == Lsn::ZERO {
+            return;
+        }
+        while let Some(moment) = self.moments.front()
+            && moment
+                .insert_lsn
+                .is_none_or(|lsn| server::without_page_header(lsn, self.size) <= stored)
+        {
+            self.moment = self.moments.pop_front();
+        }
+        let Some(moment) = self.moment else { return };
+        let time = moment
             .insert_lsn
             .map(|_primary| moment.time - COMMIT_STAMP_ALLOWANCE);
+        if time.is_some() {
+            self.gauges.update(|state| state.moment = time);
+        }
+        let is_due = self
+            .tip_written_at
+            .is_none_or(|at| at.elapsed() >= self.options.tip_interval);
         let tip = Tip {
             lsn: stored,
             confirmed_at: self.clock.now(),
-            moment,
+            moment: time,
         };
-        if self.tip.as_ref().is_some_and(|last| last.lsn > tip.lsn) {
+        if !is_due || self.tip.as_ref().is_some_and(|last| last.lsn > tip.lsn) {
             return;
         }
+        self.moment = None;
+        self.tip_written_at = Some(Instant::now());
         self.tip = Some(tip.clone());
         let repository = self.repository.clone();
         let timeline = self.timeline;
@@ -534,7 +738,7 @@ impl<'a> Conversation<'a> {
             flush,
             apply: Lsn::ZERO,
             // a server that lives answers at once
-            reply_requested: self.heard_at.elapsed() >= SILENCE_MAX / 4,
+            reply_requested: self.heard_at.elapsed() >= self.silence_max / 4,
             now: PgTime::from_unix_micros(now.as_microsecond()),
         }
     }
@@ -553,6 +757,23 @@ async fn pump(stream: &mut Option<WalStream>, reading: bool) -> Result<StreamEve
     }
 }
 
+/// What was verified elsewhere.
+async fn joined(verifying: &mut Option<JoinHandle<Verified>>) -> Verified {
+    let Some(handle) = verifying else {
+        return std::future::pending().await;
+    };
+    let verified = handle.await;
+    *verifying = None;
+    verified.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
+fn silence_max(facts: &ServerFacts) -> Duration {
+    match facts.wal_sender_timeout_ms {
+        0 => SILENCE_MAX,
+        timeout => Duration::from_millis(timeout.saturating_mul(3)).min(SILENCE_MAX),
+    }
+}
+
 /// The rules' settings for this server.
 fn session_options(options: &ReceiverOptions, facts: &ServerFacts) -> SessionOptions {
     let quarter = match facts.wal_sender_timeout_ms {
@@ -562,8 +783,11 @@ fn session_options(options: &ReceiverOptions, facts: &ServerFacts) -> SessionOpt
     SessionOptions {
         segment_size: facts.segment_size,
         flush_interval: options.flush_interval,
+        piece_bytes: PIECE_BYTES,
         status_interval: quarter.min(STATUS_INTERVAL_MAX),
         shutdown_wait: options.shutdown_wait,
+        waited: options.synchronous,
+        spool_counts: false,
     }
 }
 

@@ -39,6 +39,20 @@ impl Known {
         }
     }
 
+    /// What of it lies before `end`, in a segment that begins at `start`.
+    pub(super) fn until(self, start: Lsn, end: Lsn) -> Self {
+        match self {
+            Self::Bytes(mut bytes) => {
+                bytes.truncate(usize::try_from(end.bytes_since(start)).unwrap_or(usize::MAX));
+                Self::Bytes(bytes)
+            }
+            Self::Digests(mut stretches) => {
+                stretches.retain(|(range, _)| range.end <= end);
+                Self::Digests(stretches)
+            }
+        }
+    }
+
     /// Where it ends, in a segment that begins at `start`.
     pub(super) fn end(&self, start: Lsn) -> Lsn {
         match self {
@@ -136,5 +150,12 @@ mod tests {
     fn a_gap_between_digests_ends_what_is_known() {
         let known = digests(&[0; 200], &[(0, 50), (60, 100)]);
         assert_eq!(known.end(START), START.saturating_add(50));
+    }
+
+    #[test]
+    fn what_a_parent_wrote_behind_the_fork_is_not_compared() {
+        let known = Known::Bytes(b"abcdef".to_vec()).until(START, START.saturating_add(4));
+        assert_eq!(known.differs(START, b"", b"abcdXY"), None);
+        assert!(known.differs(START, b"", b"abcX").is_some());
     }
 }

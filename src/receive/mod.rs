@@ -5,13 +5,17 @@
 mod contact;
 mod conversation;
 mod ended;
+mod intake;
 mod known;
 mod moments;
 mod options;
+pub mod pieces;
 pub mod progress;
 pub mod receiver;
 pub mod resume;
 pub mod session;
+pub mod state;
 
 pub use contact::store_history;
 pub use options::ReceiverOptions;
+pub use state::StreamGauges;

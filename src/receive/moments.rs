@@ -1,27 +1,49 @@
-//! The server's clock and end of WAL, asked for again and again beside the stream.
+//! The server's clock, its end of WAL and how it stands to us, asked for again and again beside the
+//! stream.
 
 use std::time::Duration;
 
-use replication::connection::Connection;
+use replication::connection::{Connection, QueryError};
 use replication::conninfo::ConnectionSettings;
 use tokio::sync::mpsc;
 
 use crate::error::chain;
-use crate::server::{self, Moment};
+use crate::server::{self, Moment, Standing};
 
 /// What came of asking.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Asked {
-    /// An answer.
+    /// The clock and the end of WAL.
     Moment(Moment),
+    /// Whether it waits for us, and what it keeps.
+    Standing(Standing),
     /// The connection is gone; it is made again.
     Lost,
+}
+
+/// What the server is asked about.
+#[derive(Debug)]
+pub(super) struct Asking {
+    /// Leads to the server that streams.
+    pub(super) settings: ConnectionSettings,
+    /// Its process that streams.
+    pub(super) pid: Option<u32>,
+    /// The slot that is streamed from.
+    pub(super) slot: Option<String>,
+}
+
+impl Asking {
+    async fn ask(&self, sql: &mut Connection) -> Result<[Asked; 2], QueryError> {
+        let moment = server::read_moment(sql).await?;
+        let standing = server::read_standing(sql, self.pid, self.slot.as_deref()).await?;
+        Ok([Asked::Standing(standing), Asked::Moment(moment)])
+    }
 }
 
 /// Asks at each `interval` until nobody listens.
 pub(super) async fn ask(
     sql: Connection,
-    settings: ConnectionSettings,
+    asking: Asking,
     interval: Duration,
     moments: mpsc::Sender<Asked>,
 ) {
@@ -33,7 +55,7 @@ pub(super) async fn ask(
         ticks.tick().await;
         let mut connection = match sql.take() {
             Some(connection) => connection,
-            None => match server::connect_sql(&settings).await {
+            None => match server::connect_sql(&asking.settings).await {
                 Ok(connection) => connection,
                 Err(error) => {
                     tracing::debug!("cannot ask for the server's clock: {error}");
@@ -41,10 +63,10 @@ pub(super) async fn ask(
                 }
             },
         };
-        let asked = match server::read_moment(&mut connection).await {
-            Ok(moment) => {
+        let asked = match asking.ask(&mut connection).await {
+            Ok(answers) => {
                 sql = Some(connection);
-                Asked::Moment(moment)
+                answers.to_vec()
             }
             Err(error) => {
                 if !std::mem::replace(&mut warned, true) {
@@ -54,11 +76,13 @@ pub(super) async fn ask(
                         chain(&error)
                     );
                 }
-                Asked::Lost
+                vec![Asked::Lost]
             }
         };
-        if moments.send(asked).await.is_err() {
-            return;
+        for asked in asked {
+            if moments.send(asked).await.is_err() {
+                return;
+            }
         }
     }
 }

@@ -15,8 +15,13 @@ pub struct ReceiverOptions {
     pub shutdown_wait: Duration,
     /// How long a stop may take.
     pub stop_timeout: Duration,
-    /// How much WAL may be held in memory for the store, besides one segment; in bytes.
+    /// How much WAL may be held in memory, in bytes; a segment that is larger is held all the same.
+    /// What it is compressed to comes on top.
     pub unstored_bytes_max: u64,
+    /// Store each commit as soon as it comes, without asking the server whether it waits for us.
+    pub synchronous: bool,
+    /// Stop where WAL is missing that the server no longer has, instead of going on behind it.
+    pub strict: bool,
     /// Take the cluster's name for a system that is new under it.
     pub new_system: bool,
 }
@@ -29,7 +34,9 @@ impl Default for ReceiverOptions {
             tip_interval: Duration::from_secs(10),
             shutdown_wait: Duration::from_secs(1),
             stop_timeout: Duration::from_secs(30),
-            unstored_bytes_max: 128 << 20,
+            unstored_bytes_max: 96 << 20,
+            synchronous: false,
+            strict: false,
             new_system: false,
         }
     }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use wal::{Lsn, WalRange};
 
-/// Positions of one connection on one timeline: received >= stored >= reported.
+/// Positions of one connection on one timeline: received >= spooled >= stored, and nothing is
+/// reported that is not stored, or spooled where that is what counts.
 ///
 /// What the repository held before this connection counts as stored only once the server has sent
 /// it again, and it was found equal: a server believes any flush position, and releases commits
@@ -12,29 +13,71 @@ use wal::{Lsn, WalRange};
 #[derive(Debug)]
 pub struct Progress {
     received: Lsn,
-    stored: Lsn,
+    /// Acknowledged by the repository.
+    stored: Front,
+    /// Acknowledged by the repository or by the spool.
+    spooled: Front,
     reported: Lsn,
-    /// Acknowledged stretches that do not begin at or before `stored` yet.
-    acknowledged: BTreeMap<Lsn, Lsn>,
     /// The end of what was stored before this connection.
     known: Lsn,
+    /// Whether the server is told what only the spool has.
+    spool_counts: bool,
     /// A repository lacks some of what is stored: the report stands still until it is filled up.
     held: bool,
+}
+
+/// Everything before a position was acknowledged, and some stretches behind it.
+#[derive(Debug)]
+struct Front {
+    position: Lsn,
+    /// Acknowledged stretches that do not begin at or before the position yet.
+    ahead: BTreeMap<Lsn, Lsn>,
+}
+
+impl Front {
+    fn new(start: Lsn, known: Lsn) -> Self {
+        let mut ahead = BTreeMap::new();
+        if known > start {
+            ahead.insert(start, known);
+        }
+        Self {
+            position: start,
+            ahead,
+        }
+    }
+
+    fn add(&mut self, range: WalRange) {
+        let end = self.ahead.entry(range.start).or_insert(range.end);
+        *end = (*end).max(range.end);
+    }
+
+    /// Moves on over what is acknowledged, as far as `received`: what the server has not sent on
+    /// this connection is not acknowledged to it.
+    fn advance(&mut self, received: Lsn) {
+        while let Some(first) = self.ahead.first_entry() {
+            let (start, end) = (*first.key(), *first.get());
+            if start > self.position {
+                break;
+            }
+            self.position = self.position.max(end.min(received));
+            if end > received {
+                break;
+            }
+            first.remove();
+        }
+    }
 }
 
 impl Progress {
     /// A connection that begins at `start`, with `[start, known)` in the repository already.
     pub fn new(start: Lsn, known: Lsn) -> Self {
-        let mut acknowledged = BTreeMap::new();
-        if known > start {
-            acknowledged.insert(start, known);
-        }
         Self {
             received: start,
-            stored: start,
+            stored: Front::new(start, known),
+            spooled: Front::new(start, known),
             reported: Lsn::ZERO,
-            acknowledged,
             known,
+            spool_counts: false,
             held: false,
         }
     }
@@ -44,9 +87,15 @@ impl Progress {
         self.received
     }
 
-    /// Everything between the connection's start and this is received and acknowledged.
+    /// Everything between the connection's start and this is received and in the repository.
     pub fn stored(&self) -> Lsn {
-        self.stored
+        self.stored.position
+    }
+
+    /// Everything between the connection's start and this is received, and in the repository or in
+    /// the spool.
+    pub fn spooled(&self) -> Lsn {
+        self.spooled.position
     }
 
     /// What the server was last told.
@@ -62,8 +111,13 @@ impl Progress {
 
     /// The repository has acknowledged a stretch.
     pub fn acknowledged(&mut self, range: WalRange) {
-        let end = self.acknowledged.entry(range.start).or_insert(range.end);
-        *end = (*end).max(range.end);
+        self.stored.add(range);
+        self.in_spool(range);
+    }
+
+    /// The spool has acknowledged a stretch.
+    pub fn in_spool(&mut self, range: WalRange) {
+        self.spooled.add(range);
         self.advance();
     }
 
@@ -71,10 +125,21 @@ impl Progress {
     /// sent again.
     pub fn report(&mut self) -> Lsn {
         if self.received >= self.known && !self.held {
-            self.reported = self.stored;
-            assert!(self.received >= self.stored && self.stored >= self.reported);
+            let durable = if self.spool_counts {
+                self.spooled()
+            } else {
+                self.stored()
+            };
+            self.reported = self.reported.max(durable);
+            assert!(self.received >= self.spooled() && self.spooled() >= self.stored());
+            assert!(self.spooled() >= self.reported);
         }
         self.reported
+    }
+
+    /// Whether the server is told from now on what only the spool has.
+    pub fn count_spool(&mut self, counts: bool) {
+        self.spool_counts = counts;
     }
 
     /// Holds the report where it stands, or lets it go on.
@@ -83,16 +148,9 @@ impl Progress {
     }
 
     fn advance(&mut self) {
-        if self.received < self.known {
-            return;
-        }
-        while let Some((&start, &end)) = self.acknowledged.first_key_value() {
-            if start > self.stored {
-                break;
-            }
-            self.acknowledged.pop_first();
-            // what the server has not sent on this connection is not acknowledged to it
-            self.stored = self.stored.max(end.min(self.received));
+        if self.received >= self.known {
+            self.stored.advance(self.received);
+            self.spooled.advance(self.received);
         }
     }
 }
@@ -150,5 +208,32 @@ mod tests {
         progress.received_to(Lsn::new(150));
         progress.acknowledged(range(100, 300));
         assert_eq!(progress.report(), Lsn::new(150));
+    }
+
+    /// What the repository holds beyond what has come is not forgotten.
+    #[test]
+    fn what_was_acknowledged_beyond_what_has_come_counts_when_it_comes() {
+        let mut progress = Progress::new(Lsn::new(100), Lsn::new(100));
+        progress.received_to(Lsn::new(150));
+        progress.acknowledged(range(100, 300));
+        progress.received_to(Lsn::new(250));
+        assert_eq!(progress.report(), Lsn::new(250));
+    }
+
+    #[test]
+    fn the_spool_is_reported_only_where_it_counts() {
+        let mut progress = Progress::new(Lsn::new(100), Lsn::new(100));
+        progress.received_to(Lsn::new(300));
+        progress.acknowledged(range(100, 150));
+        progress.in_spool(range(150, 200));
+        assert_eq!(progress.report(), Lsn::new(150));
+        progress.count_spool(true);
+        assert_eq!(progress.report(), Lsn::new(200));
+        // a synchronous standby now: what was said is not taken back
+        progress.count_spool(false);
+        progress.in_spool(range(200, 250));
+        assert_eq!(progress.report(), Lsn::new(200));
+        progress.acknowledged(range(150, 230));
+        assert_eq!(progress.report(), Lsn::new(230));
     }
 }

@@ -8,16 +8,20 @@ use replication::stream::{Started, WalStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::contact::Contact;
+use super::contact::{Begin, Contact};
 use super::conversation::Conversation;
 use super::ended::{Ended, stopped, stream_failed};
-use super::moments::{self, Asked};
+use super::moments::{self, Asked, Asking};
 use super::options::ReceiverOptions;
+use super::state::{Connection, StreamGauges};
 use crate::clock::Clock;
 use crate::error::{Kind, Result};
 use crate::repository::Repository;
 use crate::repository::destination::{Destination, OpenDestination};
 use crate::retry::Backoff;
+
+/// How often the server is asked whether it waits for us, and for its clock.
+const ASK_INTERVAL: Duration = Duration::from_millis(2500);
 
 /// Receives the WAL of one cluster until it is stopped.
 pub struct Receiver {
@@ -25,22 +29,25 @@ pub struct Receiver {
     destination: OpenDestination,
     options: ReceiverOptions,
     clock: Arc<dyn Clock>,
+    gauges: StreamGauges,
     mending: OnceLock<Mending>,
 }
 
 impl Receiver {
-    /// A receiver for the server behind `settings`.
+    /// A receiver for the server behind `settings`, which shows its state in `gauges`.
     pub fn new(
         settings: ConnectionSettings,
         destination: &Destination,
         options: ReceiverOptions,
         clock: Arc<dyn Clock>,
+        gauges: StreamGauges,
     ) -> Result<Self> {
         Ok(Self {
             settings,
             destination: destination.open(true, &clock)?,
             options,
             clock,
+            gauges,
             mending: OnceLock::new(),
         })
     }
@@ -50,25 +57,33 @@ impl Receiver {
     pub async fn run(self, mut stop: watch::Receiver<bool>) -> Result<()> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
         let mut met = false;
-        let mut removed = false;
+        let mut from = Begin::Compared;
         loop {
-            let outcome = self.once(removed, &mut met, stop.clone()).await;
-            removed = false;
+            self.gauges
+                .update(|state| state.connection = Connection::Connecting);
+            let outcome = self.once(from, &mut met, stop.clone()).await;
+            let was = std::mem::replace(&mut from, Begin::Compared);
             match outcome {
                 Ok((Ended::Stopped, _)) => return Ok(()),
-                Ok((Ended::NextTimeline, _)) => {}
-                Ok((Ended::Removed, _)) => removed = true,
+                // this server was compared, and its next timeline begins where that ended
+                Ok((Ended::NextTimeline, _)) => from = Begin::Needed,
+                Ok((Ended::Removed, _)) if was == Begin::Compared => from = Begin::Needed,
+                Ok((Ended::Removed, _)) => from = Begin::Available,
                 Ok((Ended::Lost(reason), lasted)) => {
                     tracing::warn!("lost the server, trying again: {reason}");
+                    self.failed(&reason);
                     if lasted > Duration::from_secs(30) {
                         backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
                     }
                 }
                 Err(error) if met && error.kind() == Kind::Unreachable => {
                     tracing::warn!("{}", error.message());
+                    self.failed(error.message());
                 }
                 Err(error) => return Err(error),
             }
+            self.gauges
+                .update(|state| state.connection = Connection::Waiting);
             tokio::select! {
                 () = backoff.wait() => {}
                 () = stopped(&mut stop) => return Ok(()),
@@ -76,15 +91,23 @@ impl Receiver {
         }
     }
 
+    fn failed(&self, reason: &str) {
+        let now = self.clock.now();
+        self.gauges.update(|state| {
+            state.reconnects += 1;
+            state.failed(now, reason);
+        });
+    }
+
     async fn once(
         &self,
-        removed: bool,
+        from: Begin,
         met: &mut bool,
         stop: watch::Receiver<bool>,
     ) -> Result<(Ended, Duration)> {
         let since = Instant::now();
         let mut asked = stop.clone();
-        let preparing = self.prepare(removed, met);
+        let preparing = self.prepare(from, met);
         let prepared = tokio::select! {
             prepared = preparing => prepared?,
             () = stopped(&mut asked) => return Ok((Ended::Stopped, Duration::ZERO)),
@@ -107,15 +130,19 @@ impl Receiver {
     }
 
     /// Meets the server and begins to stream; or says why there is nothing to stream.
-    async fn prepare(&self, removed: bool, met: &mut bool) -> Result<Result<Prepared<'_>, Ended>> {
+    async fn prepare(&self, from: Begin, met: &mut bool) -> Result<Result<Prepared<'_>, Ended>> {
         let mut contact =
-            Contact::make(&self.settings, &self.destination, &self.options, *met).await?;
+            Contact::make(&self.settings, &self.destination, &self.options, *met, from).await?;
         *met = true;
-        if removed {
+        if from == Begin::Available {
+            if self.options.strict {
+                return Err(contact.removed());
+            }
             contact.skip_removed(self.clock.as_ref()).await?;
         }
         let clock = Arc::clone(&self.clock);
-        let conversation = Conversation::new(&contact, &self.options, clock).await?;
+        let gauges = self.gauges.clone();
+        let conversation = Conversation::new(&contact, &self.options, clock, gauges).await?;
         let whole = self
             .mending
             .get_or_init(|| Mending::begin(&contact.repository));
@@ -128,6 +155,12 @@ impl Receiver {
             ..
         } = contact;
         let slot = self.options.slot.as_deref();
+        let asking = Asking {
+            settings,
+            pid: replication.backend_pid(),
+            slot: self.options.slot.clone(),
+        };
+        let server = replication.described().to_owned();
         let started = replication
             .start_replication(slot, at.start, at.timeline)
             .await;
@@ -138,8 +171,14 @@ impl Receiver {
         };
         tracing::info!("streaming from {} on timeline {}", at.start, at.timeline);
         let (asked, moments) = mpsc::channel(1);
-        let interval = self.options.tip_interval;
-        let asking = tokio::spawn(moments::ask(sql, settings, interval, asked));
+        let interval = self.options.tip_interval.min(ASK_INTERVAL);
+        let asking = tokio::spawn(moments::ask(sql, asking, interval, asked));
+        self.gauges.update(|state| {
+            state.connection = Connection::Streaming;
+            state.server = Some(server);
+            state.slot.clone_from(&self.options.slot);
+            state.timeline = Some(at.timeline);
+        });
         Ok(Ok(Prepared {
             conversation,
             stream,

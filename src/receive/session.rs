@@ -1,19 +1,23 @@
 //! The rules of one connection on one timeline: events and the time in, actions out. Pure.
 //!
 //! The caller hands over what happened with [`Session::handle`], carries out what
-//! [`Session::poll_action`] returns until that is empty, and comes back with [`Event::Deadline`]
-//! when [`Session::deadline`] has passed.
+//! [`Session::poll_action`] and [`Session::poll_superseded`] return until they are empty, asks [`Session::poll_store`] what is to be
+//! stored when it has the bytes at hand, and comes back with [`Event::Deadline`] when
+//! [`Session::deadline`] has passed.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use wal::{Lsn, SegmentSize, WalRange};
 
+use super::pieces::{MERGED_TOGETHER, Pieces, Superseded};
 use super::progress::Progress;
 
-/// After so many pieces of one segment the next one is stored from the segment's beginning, so
-/// that a segment that takes days to fill does not leave thousands of them.
-const PIECES_MAX: u32 = 32;
+/// So many pieces are under way at most while the server waits for us.
+const PIECES_UNDER_WAY_MAX: usize = 32;
+/// While the server waits for us, one more piece is given to the store for each of these that the
+/// last one took: writes to a distant store overlap, and those to a disk gather what comes meanwhile.
+const PIECE_EVERY: Duration = Duration::from_millis(2);
 
 /// What the rules need to know.
 #[derive(Debug, Clone)]
@@ -22,10 +26,27 @@ pub struct SessionOptions {
     pub segment_size: SegmentSize,
     /// How long received WAL waits for more before it is stored.
     pub flush_interval: Duration,
+    /// How many bytes of WAL are received before they are stored without waiting longer.
+    pub piece_bytes: u64,
     /// How often the server hears from us at least.
     pub status_interval: Duration,
     /// How long a server that shuts down waits for its last WAL to be stored.
     pub shutdown_wait: Duration,
+    /// Whether the server waits for us, as far as is known when the connection begins.
+    pub waited: bool,
+    /// Whether the server is told what only the spool has, while it does not wait for us.
+    pub spool_counts: bool,
+}
+
+/// What is stored of the segment that a connection begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Before {
+    /// Its start: where the connection begins.
+    pub start: Lsn,
+    /// `[start, known)` is stored.
+    pub known: Lsn,
+    /// In so many pieces.
+    pub pieces: usize,
 }
 
 /// What can happen.
@@ -43,21 +64,32 @@ pub enum Event {
         /// Whether it wants an answer at once.
         reply: bool,
     },
+    /// Commits wait for us on the server, or do no longer.
+    Waited(bool),
     /// The repository has acknowledged a stretch.
     Stored(WalRange),
+    /// The repository cannot be reached, and the spool has acknowledged a stretch.
+    Spooled(WalRange),
     /// [`Session::deadline`] has passed.
     Deadline,
     /// No more WAL will come: asked to stop, the connection is gone, or the timeline has ended.
     End,
 }
 
-/// What is to be done.
+/// What is to be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Store {
+    /// This stretch of the segment at hand.
+    Piece(WalRange),
+    /// The whole segment that has just been filled.
+    Segment(WalRange),
+    /// This stretch of the segment at hand, which is in pieces already; nothing waits for it.
+    Merged(WalRange),
+}
+
+/// What else is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Store this stretch of the segment at hand.
-    StorePiece(WalRange),
-    /// Store the whole segment that has just been filled.
-    StoreSegment(WalRange),
     /// Tell the server how far WAL is durable.
     Report(Lsn),
     /// Close the connection: the server shuts down, and our store is slower than it should wait.
@@ -82,30 +114,47 @@ enum Phase {
 pub struct Session {
     options: SessionOptions,
     progress: Progress,
+    pieces: Pieces,
+    before: Before,
+    /// A segment that is full, and was not given to the store yet.
+    full: Option<WalRange>,
     /// Everything before this is stored or was given to the store.
     given: Lsn,
-    piece_in_flight: Option<WalRange>,
-    /// Pieces of the segment at hand since one was stored from its beginning.
-    pieces: u32,
+    /// What was received up to here is to be stored without waiting for more.
+    wanted: Lsn,
+    waited: bool,
+    /// When the pieces under way were given to the store.
+    given_at: VecDeque<(WalRange, Instant)>,
+    /// How long the last piece took.
+    piece_took: Duration,
     /// When what waits is stored.
     flush_at: Option<Instant>,
     status_at: Instant,
     phase: Phase,
     actions: VecDeque<Action>,
+    superseded: VecDeque<Superseded>,
 }
 
 impl Session {
-    /// A connection that begins at `start` (a segment's start), with `[start, known)` stored.
-    pub fn new(options: SessionOptions, start: Lsn, known: Lsn, now: Instant) -> Self {
+    /// A connection that begins at a segment's start.
+    pub fn new(options: SessionOptions, before: Before, now: Instant) -> Self {
+        let mut progress = Progress::new(before.start, before.known);
+        progress.count_spool(options.spool_counts && !options.waited);
         Self {
-            progress: Progress::new(start, known),
-            given: known.max(start),
-            piece_in_flight: None,
-            pieces: 0,
+            progress,
+            pieces: Pieces::new(options.segment_size),
+            before,
+            full: None,
+            given: before.known.max(before.start),
+            wanted: before.start,
+            waited: options.waited,
+            given_at: VecDeque::new(),
+            piece_took: Duration::ZERO,
             flush_at: None,
             status_at: now + options.status_interval,
             phase: Phase::Streaming,
             actions: VecDeque::new(),
+            superseded: VecDeque::new(),
             options,
         }
     }
@@ -113,6 +162,11 @@ impl Session {
     /// Where the connection stands.
     pub fn progress(&self) -> &Progress {
         &self.progress
+    }
+
+    /// Whether the server waits for us.
+    pub fn is_waited_for(&self) -> bool {
+        self.waited
     }
 
     /// Holds what the server is told where it stands, or lets it go on and says so at once.
@@ -135,16 +189,27 @@ impl Session {
             Event::Keepalive { reply } => {
                 if reply {
                     // the server waits for what it has sent: store it now, answer at once
-                    self.store_piece();
+                    self.want();
                     self.report(now);
                 }
             }
-            Event::Stored(range) => self.stored(range, now),
+            Event::Waited(waited) => self.wait_for_us(waited),
+            Event::Stored(range) => {
+                let superseded = self.pieces.acknowledged(range);
+                self.superseded.extend(superseded);
+                self.progress.acknowledged(range);
+                self.settled(range, now);
+            }
+            Event::Spooled(range) => {
+                self.pieces.spooled(range);
+                self.progress.in_spool(range);
+                self.settled(range, now);
+            }
             Event::Deadline => self.deadline_passed(now),
             Event::End => {
                 if self.phase != Phase::Over {
                     self.phase = Phase::Ending;
-                    self.store_piece();
+                    self.want();
                     self.finish_if_stored();
                 }
             }
@@ -156,10 +221,40 @@ impl Session {
         self.actions.pop_front()
     }
 
-    /// When to come back with [`Event::Deadline`] at the latest.
-    pub fn deadline(&self) -> Instant {
+    /// The next piece to remove: what covers it is acknowledged.
+    pub fn poll_superseded(&mut self) -> Option<Superseded> {
+        self.superseded.pop_front()
+    }
+
+    /// Whether this stretch is being stored to take the place of pieces.
+    pub fn is_merge(&self, range: WalRange) -> bool {
+        self.pieces.is_merge(range)
+    }
+
+    /// The next stretch to store. It is of the segment that ends with, or holds, the last byte that
+    /// [`Event::Wal`] told of; what is given here has to be stored, however long that takes.
+    pub fn poll_store(&mut self, now: Instant) -> Option<Store> {
+        if let Some(segment) = self.full.take() {
+            return Some(Store::Segment(segment));
+        }
+        if let Some(piece) = self.due_piece(now) {
+            self.pieces.given(piece);
+            self.given_at.push_back((piece, now));
+            self.given = piece.end;
+            self.flush_at = None;
+            return Some(Store::Piece(piece));
+        }
+        let merge = self.merge_of_what_was_there();
+        merge
+            .or_else(|| self.pieces.next_merge())
+            .map(Store::Merged)
+    }
+
+    /// When to come back with [`Event::Deadline`] at the latest; `may_store` says whether what is
+    /// to be stored then could be.
+    pub fn deadline(&self, may_store: bool) -> Instant {
         let mut earliest = self.status_at;
-        if let Some(flush_at) = self.flush_at.filter(|_| self.piece_in_flight.is_none()) {
+        if let Some(flush_at) = self.flush_at.filter(|_| may_store && self.may_give_piece()) {
             earliest = earliest.min(flush_at);
         }
         if let Phase::ServerStops { until } = self.phase
@@ -171,24 +266,30 @@ impl Session {
     }
 
     fn wal(&mut self, end: Lsn, shutdown: bool, now: Instant) {
+        assert!(
+            self.full.is_none(),
+            "poll_store was not asked for a full segment"
+        );
         self.progress.received_to(end);
-        let segment_start = self
-            .options
-            .segment_size
-            .start_of(Lsn::new(end.as_u64().saturating_sub(1)));
-        if self.options.segment_size.start_of(end) == end {
-            self.actions.push_back(Action::StoreSegment(WalRange {
-                start: segment_start,
-                end,
-            }));
+        let size = self.options.segment_size;
+        if size.start_of(end) == end {
+            let segment = size.range_of(Lsn::new(end.as_u64().saturating_sub(1)));
+            self.pieces.segment_given(segment);
+            self.full = Some(segment);
             self.given = self.given.max(end);
             self.flush_at = None;
-            self.pieces = 0;
-        } else if self.given < end && self.flush_at.is_none() {
-            self.flush_at = Some(now + self.options.flush_interval);
+        } else if self.given < end {
+            self.flush_at
+                .get_or_insert(now + self.options.flush_interval);
+            if end.bytes_since(self.given) >= self.options.piece_bytes {
+                self.want();
+            }
+        }
+        if self.waited || self.phase == Phase::Ending {
+            self.want();
         }
         if shutdown {
-            self.store_piece();
+            self.want();
             self.phase = Phase::ServerStops {
                 until: now + self.options.shutdown_wait,
             };
@@ -198,63 +299,96 @@ impl Session {
         }
     }
 
-    fn stored(&mut self, range: WalRange, now: Instant) {
-        if self.piece_in_flight == Some(range) {
-            self.piece_in_flight = None;
+    fn wait_for_us(&mut self, waited: bool) {
+        self.waited = waited;
+        let spool_counts = self.options.spool_counts && !waited;
+        self.progress.count_spool(spool_counts);
+        if waited {
+            self.want();
         }
-        self.progress.acknowledged(range);
+    }
+
+    /// A stretch is safe, in the repository or in the spool.
+    fn settled(&mut self, range: WalRange, now: Instant) {
+        if let Some(at) = self.given_at.iter().position(|(given, _)| *given == range)
+            && let Some((_, given_at)) = self.given_at.remove(at)
+        {
+            self.piece_took = now.saturating_duration_since(given_at);
+        }
         self.report(now);
-        let urgent = self.phase != Phase::Streaming;
-        if urgent || self.flush_at.is_some_and(|at| at <= now) {
-            self.store_piece();
+        if self.phase != Phase::Streaming || self.waited {
+            self.want();
         }
         self.leave_if_server_stops(now);
         self.finish_if_stored();
     }
 
     fn deadline_passed(&mut self, now: Instant) {
-        if self.flush_at.is_some_and(|at| at <= now) {
-            self.store_piece();
-        }
         if self.status_at <= now {
             self.report(now);
         }
         self.leave_if_server_stops(now);
     }
 
-    /// Gives what waits to the store, one piece at a time: what comes meanwhile gathers for the
-    /// next one, so a slow store gets larger pieces instead of more.
-    fn store_piece(&mut self) {
+    /// What has been received is to be stored without waiting for more.
+    fn want(&mut self) {
+        self.wanted = self.progress.received();
+    }
+
+    /// What waits to be stored, if it need not wait longer.
+    fn due_piece(&self, now: Instant) -> Option<WalRange> {
         let received = self.progress.received();
-        if self.piece_in_flight.is_some() || self.given >= received {
-            return;
+        let due = self.given < self.wanted || self.flush_at.is_some_and(|at| at <= now);
+        if !due || self.given >= received || !self.may_give_piece() {
+            return None;
         }
         let segment_start = self.options.segment_size.start_of(received);
-        let merge = self.pieces >= PIECES_MAX;
-        let start = if merge {
-            segment_start
-        } else {
-            self.given.max(segment_start)
-        };
-        self.pieces = if merge { 1 } else { self.pieces + 1 };
-        let range = WalRange {
-            start,
+        Some(WalRange {
+            start: self.given.max(segment_start),
             end: received,
+        })
+    }
+
+    /// Whether the store is given another piece now. What comes meanwhile gathers for the next one,
+    /// so a slow store gets larger pieces instead of more, unless the server waits for us.
+    fn may_give_piece(&self) -> bool {
+        let more = if self.waited {
+            self.piece_took.as_nanos() / PIECE_EVERY.as_nanos()
+        } else {
+            0
         };
-        self.piece_in_flight = Some(range);
-        self.given = received;
-        self.flush_at = None;
-        self.actions.push_back(Action::StorePiece(range));
+        let most = usize::try_from(more).map_or(PIECES_UNDER_WAY_MAX, |more| {
+            (more + 1).min(PIECES_UNDER_WAY_MAX)
+        });
+        self.pieces.under_way() < most
+    }
+
+    /// What earlier connections left of the first segment in many pieces becomes one, once the
+    /// server has sent it again.
+    fn merge_of_what_was_there(&mut self) -> Option<WalRange> {
+        let Before {
+            start,
+            known,
+            pieces,
+        } = self.before;
+        let received = self.progress.received();
+        let at_hand = received >= known && received < self.options.segment_size.end_of(start);
+        if pieces <= MERGED_TOGETHER || !at_hand {
+            return None;
+        }
+        let range = WalRange { start, end: known };
+        self.pieces.merge_given(range).then(|| {
+            self.before.pieces = 1;
+            range
+        })
     }
 
     fn report(&mut self, now: Instant) {
+        self.status_at = now + self.options.status_interval;
+        // while it ends nobody is told any more, and nobody need be woken for it
         if matches!(self.phase, Phase::Streaming | Phase::ServerStops { .. }) {
-            self.status_at = now + self.options.status_interval;
             self.actions
                 .push_back(Action::Report(self.progress.report()));
-        } else {
-            // nobody is told any more, and nobody need be woken for it
-            self.status_at = now + self.options.status_interval;
         }
     }
 
@@ -273,8 +407,8 @@ impl Session {
     fn finish_if_stored(&mut self) {
         // given, not stored: what was stored before this connection needs no second copy
         let all_given = self.given >= self.progress.received();
-        let settled = self.piece_in_flight.is_none()
-            && (self.progress.stored() >= self.progress.received() || self.resending());
+        let settled = self.pieces.under_way() == 0
+            && (self.progress.spooled() >= self.progress.received() || self.resending());
         if self.phase == Phase::Ending && all_given && settled {
             self.phase = Phase::Over;
             self.actions.push_back(Action::Finished);
@@ -297,10 +431,18 @@ mod tests {
         let options = SessionOptions {
             segment_size: SegmentSize::from_bytes(MIB).unwrap(),
             flush_interval: Duration::from_secs(1),
+            piece_bytes: 64 * MIB,
             status_interval: Duration::from_secs(10),
             shutdown_wait: Duration::from_secs(1),
+            waited: false,
+            spool_counts: false,
         };
-        Session::new(options, Lsn::new(start), Lsn::new(known), now)
+        let before = Before {
+            start: Lsn::new(start),
+            known: Lsn::new(known),
+            pieces: 1,
+        };
+        Session::new(options, before, now)
     }
 
     fn range(start: u64, end: u64) -> WalRange {
@@ -317,8 +459,21 @@ mod tests {
         }
     }
 
-    fn actions(session: &mut Session) -> Vec<Action> {
-        std::iter::from_fn(|| session.poll_action()).collect()
+    /// What is stored, and then what else is done.
+    fn done(session: &mut Session, now: Instant) -> (Vec<Store>, Vec<Action>) {
+        let stores = std::iter::from_fn(|| session.poll_store(now)).collect();
+        (
+            stores,
+            std::iter::from_fn(|| session.poll_action()).collect(),
+        )
+    }
+
+    fn report(lsn: u64) -> Action {
+        Action::Report(Lsn::new(lsn))
+    }
+
+    fn piece(start: u64, end: u64) -> Store {
+        Store::Piece(range(start, end))
     }
 
     #[test]
@@ -326,13 +481,23 @@ mod tests {
         let now = Instant::now();
         let mut session = session(MIB, MIB, now);
         session.handle(wal(MIB + 100), now);
-        assert_eq!(actions(&mut session), []);
-        assert_eq!(session.deadline(), now + Duration::from_secs(1));
-        session.handle(Event::Deadline, now + Duration::from_secs(1));
+        assert_eq!(done(&mut session, now), (vec![], vec![]));
+        let later = now + Duration::from_secs(1);
+        assert_eq!(session.deadline(true), later);
+        session.handle(Event::Deadline, later);
         assert_eq!(
-            actions(&mut session),
-            [Action::StorePiece(range(MIB, MIB + 100))]
+            done(&mut session, later),
+            (vec![piece(MIB, MIB + 100)], vec![])
         );
+    }
+
+    /// A loop that is woken for what it cannot do yet would never sleep.
+    #[test]
+    fn nobody_is_woken_to_store_what_is_not_at_hand() {
+        let now = Instant::now();
+        let mut session = session(MIB, MIB, now);
+        session.handle(wal(MIB + 100), now);
+        assert_eq!(session.deadline(false), now + Duration::from_secs(10));
     }
 
     #[test]
@@ -343,14 +508,11 @@ mod tests {
         session.handle(wal(MIB + 100), now);
         session.handle(Event::Keepalive { reply: true }, now);
         assert_eq!(
-            actions(&mut session),
-            [
-                Action::StorePiece(range(MIB, MIB + 100)),
-                Action::Report(Lsn::new(MIB))
-            ]
+            done(&mut session, now),
+            (vec![piece(MIB, MIB + 100)], vec![report(MIB)])
         );
         session.handle(Event::Stored(range(MIB, MIB + 100)), now);
-        assert_eq!(actions(&mut session), [Action::Report(Lsn::new(MIB + 100))]);
+        assert_eq!(done(&mut session, now), (vec![], vec![report(MIB + 100)]));
     }
 
     #[test]
@@ -359,45 +521,117 @@ mod tests {
         let later = now + Duration::from_secs(1);
         let mut session = session(MIB, MIB, now);
         session.handle(wal(MIB + 100), now);
-        session.handle(Event::Deadline, later);
+        assert_eq!(done(&mut session, later).0, [piece(MIB, MIB + 100)]);
         session.handle(wal(MIB + 200), later);
         session.handle(wal(MIB + 300), later);
-        session.handle(Event::Deadline, later + Duration::from_secs(2));
+        let late = later + Duration::from_secs(2);
+        session.handle(Event::Deadline, late);
+        assert_eq!(done(&mut session, late), (vec![], vec![]));
+        session.handle(Event::Stored(range(MIB, MIB + 100)), late);
         assert_eq!(
-            actions(&mut session),
-            [Action::StorePiece(range(MIB, MIB + 100))]
-        );
-        session.handle(
-            Event::Stored(range(MIB, MIB + 100)),
-            later + Duration::from_secs(2),
-        );
-        assert_eq!(
-            actions(&mut session),
-            [
-                Action::Report(Lsn::new(MIB + 100)),
-                Action::StorePiece(range(MIB + 100, MIB + 300))
-            ]
+            done(&mut session, late),
+            (vec![piece(MIB + 100, MIB + 300)], vec![report(MIB + 100)])
         );
     }
 
     #[test]
-    fn many_pieces_of_one_segment_are_merged() {
+    fn many_pieces_of_one_segment_are_merged_and_go() {
         let now = Instant::now();
         let mut session = session(MIB, MIB, now);
-        for n in 1..=u64::from(PIECES_MAX) + 1 {
+        for n in 1..=u64::try_from(MERGED_TOGETHER).unwrap() {
             session.handle(wal(MIB + n * 10), now);
             session.handle(Event::Keepalive { reply: true }, now);
-            let Some(Action::StorePiece(piece)) = session.poll_action() else {
-                panic!("no piece")
-            };
-            let merged = n > u64::from(PIECES_MAX);
-            assert_eq!(
-                piece.start.as_u64(),
-                if merged { MIB } else { MIB + (n - 1) * 10 }
-            );
-            session.handle(Event::Stored(piece), now);
-            actions(&mut session);
+            let (start, end) = (MIB + (n - 1) * 10, MIB + n * 10);
+            assert_eq!(done(&mut session, now).0, [piece(start, end)]);
+            session.handle(Event::Stored(range(start, end)), now);
         }
+        let merged = range(MIB, MIB + 160);
+        assert_eq!(done(&mut session, now).0, [Store::Merged(merged)]);
+        session.handle(Event::Stored(merged), now);
+        assert_eq!(done(&mut session, now).0, []);
+        let gone: Vec<_> = std::iter::from_fn(|| session.poll_superseded()).collect();
+        assert_eq!(gone.len(), MERGED_TOGETHER);
+        assert!(gone.iter().all(|gone| gone.by == merged), "{gone:?}");
+    }
+
+    #[test]
+    fn what_many_connections_left_in_pieces_is_merged() {
+        let now = Instant::now();
+        let mut session = session(MIB, MIB + 500, now);
+        session.before.pieces = MERGED_TOGETHER + 1;
+        session.handle(wal(MIB + 499), now);
+        assert_eq!(done(&mut session, now).0, []);
+        session.handle(wal(MIB + 510), now);
+        let merge = Store::Merged(range(MIB, MIB + 500));
+        assert_eq!(done(&mut session, now).0, [merge]);
+        session.handle(wal(MIB + 520), now);
+        assert_eq!(done(&mut session, now).0, []);
+    }
+
+    #[test]
+    fn what_a_server_waits_for_is_stored_at_once() {
+        let now = Instant::now();
+        let mut session = session(MIB, MIB, now);
+        session.handle(wal(MIB + 100), now);
+        session.handle(Event::Waited(true), now);
+        assert_eq!(done(&mut session, now).0, [piece(MIB, MIB + 100)]);
+        // a fast store: what comes meanwhile gathers
+        session.handle(wal(MIB + 200), now);
+        assert_eq!(done(&mut session, now).0, []);
+        let took = now + PIECE_EVERY * 2;
+        session.handle(Event::Stored(range(MIB, MIB + 100)), took);
+        let second = piece(MIB + 100, MIB + 200);
+        assert_eq!(
+            done(&mut session, took),
+            (vec![second], vec![report(MIB + 100)])
+        );
+        // a distant one: writes overlap
+        session.handle(wal(MIB + 300), took);
+        assert_eq!(done(&mut session, took).0, [piece(MIB + 200, MIB + 300)]);
+        // acknowledged out of order, reported in order
+        session.handle(Event::Stored(range(MIB + 200, MIB + 300)), took);
+        assert_eq!(done(&mut session, took).1, [report(MIB + 100)]);
+        session.handle(Event::Stored(range(MIB + 100, MIB + 200)), took);
+        assert_eq!(done(&mut session, took).1, [report(MIB + 300)]);
+    }
+
+    #[test]
+    fn enough_bytes_are_stored_before_the_flush_interval_has_passed() {
+        let now = Instant::now();
+        let mut session = session(MIB, MIB, now);
+        session.options.piece_bytes = 1000;
+        session.handle(wal(MIB + 999), now);
+        assert_eq!(done(&mut session, now).0, []);
+        session.handle(wal(MIB + 1000), now);
+        assert_eq!(done(&mut session, now).0, [piece(MIB, MIB + 1000)]);
+    }
+
+    #[test]
+    fn what_is_in_the_spool_is_not_reported_but_lets_a_stop_end() {
+        let now = Instant::now();
+        let mut session = session(MIB, MIB, now);
+        session.handle(wal(MIB + 100), now);
+        session.handle(Event::Keepalive { reply: true }, now);
+        done(&mut session, now);
+        session.handle(Event::Spooled(range(MIB, MIB + 100)), now);
+        assert_eq!(done(&mut session, now), (vec![], vec![report(MIB)]));
+        session.handle(Event::End, now);
+        assert_eq!(done(&mut session, now).1, [Action::Finished]);
+    }
+
+    #[test]
+    fn a_server_that_waits_for_us_is_not_told_what_only_the_spool_has() {
+        let now = Instant::now();
+        let mut session = session(MIB, MIB, now);
+        session.options.spool_counts = true;
+        session.handle(Event::Waited(true), now);
+        session.handle(wal(MIB + 100), now);
+        done(&mut session, now);
+        session.handle(Event::Spooled(range(MIB, MIB + 100)), now);
+        assert_eq!(done(&mut session, now).1, [report(MIB)]);
+        session.handle(Event::Waited(false), now);
+        session.handle(Event::Keepalive { reply: true }, now);
+        assert_eq!(done(&mut session, now).1, [report(MIB + 100)]);
     }
 
     #[test]
@@ -406,12 +640,13 @@ mod tests {
         let mut session = session(MIB, MIB, now);
         session.handle(wal(MIB + 100), now);
         session.handle(wal(2 * MIB), now);
+        let segment = range(MIB, 2 * MIB);
         assert_eq!(
-            actions(&mut session),
-            [Action::StoreSegment(range(MIB, 2 * MIB))]
+            done(&mut session, now),
+            (vec![Store::Segment(segment)], vec![])
         );
-        session.handle(Event::Stored(range(MIB, 2 * MIB)), now);
-        assert_eq!(actions(&mut session), [Action::Report(Lsn::new(2 * MIB))]);
+        session.handle(Event::Stored(segment), now);
+        assert_eq!(done(&mut session, now).1, [report(2 * MIB)]);
     }
 
     #[test]
@@ -421,11 +656,11 @@ mod tests {
         session.handle(wal(MIB + 100), now);
         session.handle(Event::End, now);
         assert_eq!(
-            actions(&mut session),
-            [Action::StorePiece(range(MIB, MIB + 100))]
+            done(&mut session, now),
+            (vec![piece(MIB, MIB + 100)], vec![])
         );
         session.handle(Event::Stored(range(MIB, MIB + 100)), now);
-        assert_eq!(actions(&mut session), [Action::Finished]);
+        assert_eq!(done(&mut session, now), (vec![], vec![Action::Finished]));
     }
 
     #[test]
@@ -436,8 +671,8 @@ mod tests {
         session.handle(Event::Keepalive { reply: true }, now);
         session.handle(Event::End, now);
         assert_eq!(
-            actions(&mut session),
-            [Action::Report(Lsn::ZERO), Action::Finished]
+            done(&mut session, now),
+            (vec![], vec![report(0), Action::Finished])
         );
     }
 
@@ -454,11 +689,12 @@ mod tests {
             },
             now,
         );
+        done(&mut session, now);
         session.handle(Event::Stored(range(MIB, MIB + 100)), now);
-        assert!(!actions(&mut session).contains(&Action::Disconnect));
-        let later = session.deadline() + Duration::from_mins(1);
+        assert!(!done(&mut session, now).1.contains(&Action::Disconnect));
+        let later = session.deadline(true) + Duration::from_mins(1);
         session.handle(Event::Deadline, later);
-        let actions = actions(&mut session);
+        let (_, actions) = done(&mut session, later);
         let end = [Action::Disconnect, Action::Finished];
         assert!(actions.ends_with(&end), "{actions:?}");
     }
@@ -472,7 +708,8 @@ mod tests {
         session.handle(Event::End, now);
         let mut at = now;
         for _ in 0..3 {
-            let next = session.deadline();
+            done(&mut session, at);
+            let next = session.deadline(true);
             assert!(next > at, "woken at once");
             session.handle(Event::Deadline, next);
             at = next;
@@ -491,15 +728,15 @@ mod tests {
             now,
         );
         assert_eq!(
-            actions(&mut session),
-            [Action::StorePiece(range(MIB, MIB + 100))]
+            done(&mut session, now),
+            (vec![piece(MIB, MIB + 100)], vec![])
         );
         session.handle(Event::Deadline, now + Duration::from_secs(1));
-        assert_eq!(actions(&mut session), [Action::Disconnect]);
+        assert_eq!(done(&mut session, now).1, [Action::Disconnect]);
         session.handle(
             Event::Stored(range(MIB, MIB + 100)),
             now + Duration::from_secs(9),
         );
-        assert_eq!(actions(&mut session), [Action::Finished]);
+        assert_eq!(done(&mut session, now).1, [Action::Finished]);
     }
 }

@@ -487,7 +487,8 @@ impl Member {
         &self,
         segment: SegmentName,
         by: &EncodedWal,
-    ) -> Result<()> {
+    ) -> Result<u64> {
+        let mut removed = 0;
         let (start, plain) = (by.checked.range().start, by.checked.bytes());
         for name in self.pieces_of(segment).await? {
             if name == by.name {
@@ -513,8 +514,9 @@ impl Member {
                 });
             }
             self.store()?.delete(&name.path()).await?;
+            removed += 1;
         }
-        Ok(())
+        Ok(removed)
     }
 
     pub(super) async fn pieces_of(&self, segment: SegmentName) -> Result<Vec<ObjectName>> {

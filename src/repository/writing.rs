@@ -294,19 +294,50 @@ impl Repository {
 
     /// Removes those pieces of a segment whose bytes `by` holds, where that is acknowledged.
     ///
-    /// A piece that differs is left, and is an error: it is another history.
+    /// They are looked for, whoever stored them. A piece that differs is left, and is an error: it is
+    /// another history. Gives how many were removed.
     pub async fn remove_superseded_pieces(
         &self,
         segment: SegmentName,
         by: &EncodedWal,
-    ) -> Result<()> {
-        let held_by = by.holders();
-        for (number, member) in self.members.iter().enumerate() {
-            if held_by.contains(&number) {
-                member.remove_superseded_pieces(segment, by).await?;
+    ) -> Result<u64> {
+        let mut removed = 0;
+        for member in self.holders(by) {
+            removed += member.remove_superseded_pieces(segment, by).await?;
+        }
+        Ok(removed)
+    }
+
+    /// Removes pieces that this process stored and `by` covers, where that is acknowledged. Gives
+    /// how many.
+    pub async fn remove_pieces(&self, pieces: &[ObjectName], by: &EncodedWal) -> Result<u64> {
+        for member in self.holders(by) {
+            let store = member.store()?;
+            let removals = pieces.iter().map(ObjectName::path);
+            let removed = join_all(removals.map(async |path| store.delete(&path).await)).await;
+            removed.into_iter().collect::<Result<Vec<()>, _>>()?;
+        }
+        Ok(u64::try_from(pieces.len()).unwrap_or(u64::MAX))
+    }
+
+    /// Removes a piece that this process stored, wherever `by`, which it stored too and which covers
+    /// it, is. Gives how many were removed.
+    pub async fn remove_piece_covered(&self, piece: &ObjectName, by: &ObjectName) -> Result<u64> {
+        for member in &self.members {
+            match member.trailer(by).await {
+                Ok(_) => member.store()?.delete(&piece.path()).await?,
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(1)
+    }
+
+    /// The places that have acknowledged an object.
+    fn holders(&self, wal: &EncodedWal) -> impl Iterator<Item = &Member> {
+        let held_by = wal.holders();
+        let numbered = self.members.iter().enumerate();
+        numbered.filter_map(move |(number, member)| held_by.contains(&number).then_some(member))
     }
 }
 

@@ -5,7 +5,7 @@
 
 use jiff::Timestamp;
 use replication::connect::{ConnectError, Purpose, connect};
-use replication::connection::{Connection, QueryError};
+use replication::connection::{Connection, QueryError, literal};
 use replication::conninfo::{ConnectionSettings, Environment};
 use replication::slots::SlotError;
 use wal::{Lsn, SegmentName, SegmentSize, TimelineId};
@@ -229,6 +229,57 @@ pub async fn read_moment(sql: &mut Connection) -> Result<Moment, QueryError> {
         ),
     };
     Ok(Moment { time, insert_lsn })
+}
+
+/// How a server stands to a stream.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Standing {
+    /// `sync_state` in `pg_stat_replication`; `None` where the server does not show the stream.
+    pub sync_state: Option<String>,
+    /// `wal_status` of the slot in `pg_replication_slots`.
+    pub slot_state: Option<String>,
+    /// WAL that the server keeps for the slot, in bytes.
+    pub retained_bytes: Option<u64>,
+    /// Whether commits ask for more than an archiver can give, unless they say otherwise.
+    pub remote_apply: bool,
+}
+
+impl Standing {
+    /// Whether a commit may be waiting for the stream.
+    pub fn waits_for_us(&self) -> bool {
+        matches!(self.sync_state.as_deref(), Some("sync" | "quorum"))
+    }
+}
+
+/// Asks how the server stands to the stream that its process `pid` serves, from `slot`.
+pub async fn read_standing(
+    sql: &mut Connection,
+    pid: Option<u32>,
+    slot: Option<&str>,
+) -> Result<Standing, QueryError> {
+    let pid = pid.map_or_else(|| "NULL".to_owned(), |pid| pid.to_string());
+    let slot = slot.map_or_else(|| "NULL".to_owned(), literal);
+    let query = format!(
+        "SELECT (SELECT sync_state FROM pg_catalog.pg_stat_replication WHERE pid = {pid}), s.wal_status, \
+         pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() \
+         ELSE pg_current_wal_lsn() END, s.restart_lsn)::bigint, current_setting('synchronous_commit') \
+         FROM (SELECT 1) AS one LEFT JOIN pg_catalog.pg_replication_slots AS s ON s.slot_name = {slot}"
+    );
+    let mut result = sql.query(&query).await?;
+    let row = result.rows.pop().unwrap_or_default();
+    let Ok([sync_state, slot_state, retained, synchronous_commit]) =
+        <[Option<String>; 4]>::try_from(row)
+    else {
+        let (place, missing) = ("a query of pg_stat_replication", "a column");
+        return Err(QueryError::Incomplete { place, missing });
+    };
+    Ok(Standing {
+        sync_state,
+        slot_state,
+        // a standby may have received less than the slot says
+        retained_bytes: retained.map(|bytes| bytes.parse().unwrap_or(0)),
+        remote_apply: synchronous_commit.as_deref() == Some("remote_apply"),
+    })
 }
 
 /// The oldest segment of a timeline that the server still has, where it lets us look

@@ -6,6 +6,7 @@ use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::error::Result;
+use crate::receive::StreamGauges;
 use crate::receive::receiver::Receiver;
 use crate::server;
 
@@ -24,7 +25,8 @@ pub async fn stream(
     stop: watch::Receiver<bool>,
 ) -> Result<()> {
     let settings = server::resolve(conninfo)?;
-    Receiver::new(settings, destination, options, clock)?
+    let gauges = StreamGauges::default();
+    Receiver::new(settings, destination, options, clock, gauges)?
         .run(stop)
         .await
 }

@@ -248,8 +248,8 @@ async fn put(
         };
         let before = pieces(world);
         match repository.remove_superseded_pieces(segment, &wal).await {
-            Ok(()) if pieces(world) < before => world.count(Seen::PieceRemoved),
-            Ok(()) => {}
+            Ok(_) if pieces(world) < before => world.count(Seen::PieceRemoved),
+            Ok(_) => {}
             Err(RepositoryError::Conflict { .. }) if is_contested => {
                 world.count(Seen::ConflictRefused);
             }

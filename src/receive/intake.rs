@@ -1,0 +1,183 @@
+//! What has come of the segment at hand: compared with what is stored, verified, and kept until it
+//! is stored. It waits for nothing, and is lent to another thread where there is much to verify.
+
+use bytes::Bytes;
+use wal::{
+    Body, Checked, Lsn, Major, Record, SegmentSize, Segmenter, TimelineId, Verdict, Verifier,
+    WalDamage, WalRange,
+};
+
+use super::known::Known;
+use crate::repository::stretch;
+
+/// The WAL of one connection, from the beginning of the segment at hand on.
+#[derive(Debug)]
+pub(super) struct Intake {
+    size: SegmentSize,
+    timeline: TimelineId,
+    major: Option<Major>,
+    verifier: Verifier,
+    /// What was stored of the first segment before this connection.
+    known: Known,
+    segment: Vec<u8>,
+    segment_start: Lsn,
+    /// The last segment in which something could not be verified.
+    unverified_segment: Option<Lsn>,
+}
+
+/// A stretch of one segment that was taken in.
+#[derive(Debug)]
+pub(super) struct Part {
+    /// Its end.
+    pub(super) end: Lsn,
+    /// Whether its last record is a shutdown checkpoint, and nothing follows.
+    pub(super) shutdown: bool,
+    /// The segment, if this filled it.
+    pub(super) full: Option<Checked<'static>>,
+    /// What is wrong with it.
+    pub(super) findings: Vec<Finding>,
+}
+
+/// WAL that is stored as it came, and that no restore can use.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Finding {
+    /// From here on.
+    pub(super) from: Lsn,
+    /// Why.
+    pub(super) reason: Unusable,
+}
+
+/// Why WAL cannot be used.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Unusable {
+    /// It is damaged.
+    Unverified(WalDamage),
+    /// `wal_level=minimal` left changes out of it: recovery refuses to go on there.
+    Minimal,
+}
+
+/// The server sends other bytes than those that are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "two histories: this server's WAL differs from what is stored at {at} on timeline {timeline}"
+)]
+pub(super) struct TwoHistories {
+    /// The first byte that differs; of a stretch that is known by its digest, its start.
+    pub(super) at: Lsn,
+    /// On this timeline.
+    pub(super) timeline: TimelineId,
+}
+
+impl Intake {
+    /// Takes in what comes from `start`, a segment's beginning, of which `known` is stored.
+    /// `verifier` has seen what comes before, or nothing.
+    pub(super) fn new(
+        start: Lsn,
+        timeline: TimelineId,
+        size: SegmentSize,
+        major: Option<Major>,
+        verifier: Verifier,
+        known: Known,
+    ) -> Self {
+        Self {
+            size,
+            timeline,
+            major,
+            verifier,
+            known,
+            segment: Vec::new(),
+            segment_start: start,
+            unverified_segment: None,
+        }
+    }
+
+    /// Takes in stretches that follow on what was taken in before.
+    pub(super) fn take_all(&mut self, came: &[(Lsn, Bytes)]) -> Result<Vec<Part>, TwoHistories> {
+        let mut parts: Vec<Part> = Vec::new();
+        for (start, bytes) in came {
+            for stretch in Segmenter::new(self.size).cut(*start, bytes) {
+                let mut part = self.take(stretch.range, stretch.bytes)?;
+                // within a segment only the end counts
+                if let Some(before) = parts.pop_if(|before| before.full.is_none()) {
+                    part.findings.splice(0..0, before.findings);
+                }
+                parts.push(part);
+            }
+        }
+        Ok(parts)
+    }
+
+    /// A stretch of the segment at hand; `None` if it is not at hand.
+    pub(super) fn stretch(&self, range: WalRange) -> Option<Checked<'static>> {
+        let bytes = stretch(&self.segment, self.segment_start, range)?;
+        Some(self.verifier.check(range, bytes.to_vec()))
+    }
+
+    fn take(&mut self, range: WalRange, bytes: &[u8]) -> Result<Part, TwoHistories> {
+        if let Some(at) = self.known.differs(self.segment_start, &self.segment, bytes) {
+            let timeline = self.timeline;
+            return Err(TwoHistories { at, timeline });
+        }
+        let records = self.verifier.push(bytes);
+        let mut findings = self.minimal_wal(&records);
+        if self.segment.capacity() == 0 {
+            let whole = usize::try_from(self.size.bytes()).unwrap_or(usize::MAX);
+            self.segment.reserve_exact(whole);
+        }
+        self.segment.extend_from_slice(bytes);
+        findings.extend(self.damage(range));
+        let shutdown = records
+            .last()
+            .is_some_and(|last| self.ends_with_shutdown(last, range.end));
+        let full = (self.size.start_of(range.end) == range.end).then(|| self.take_segment());
+        Ok(Part {
+            end: range.end,
+            shutdown,
+            full,
+            findings,
+        })
+    }
+
+    fn take_segment(&mut self) -> Checked<'static> {
+        let range = self.size.range_of(self.segment_start);
+        let plain = std::mem::take(&mut self.segment);
+        self.segment_start = range.end;
+        self.known = Known::nothing();
+        self.verifier.check(range, plain)
+    }
+
+    fn damage(&mut self, range: WalRange) -> Option<Finding> {
+        let Verdict::Unverified { from, reason } = self.verifier.verdict_for(range) else {
+            return None;
+        };
+        let said = self.unverified_segment.replace(self.segment_start) == Some(self.segment_start);
+        (!said).then_some(Finding {
+            from,
+            reason: Unusable::Unverified(reason),
+        })
+    }
+
+    fn minimal_wal(&self, records: &[Record]) -> Vec<Finding> {
+        let Some(major) = self.major else {
+            return Vec::new();
+        };
+        let of_xlog = |record: &&Record| record.header.rmgr == wal::record::rmgr::XLOG;
+        let minimal = |record: &&Record| {
+            matches!(
+                record.body(major),
+                Ok(Body::ParameterChange { wal_level: 0, .. })
+            )
+        };
+        let found = records.iter().filter(of_xlog).filter(minimal);
+        let finding = |record: &Record| Finding {
+            from: record.start,
+            reason: Unusable::Minimal,
+        };
+        found.map(finding).collect()
+    }
+
+    fn ends_with_shutdown(&self, last: &Record, end: Lsn) -> bool {
+        let checkpoint = self.major.and_then(|major| last.body(major).ok());
+        last.next >= end && matches!(checkpoint, Some(Body::Checkpoint { shutdown: true, .. }))
+    }
+}

@@ -1,0 +1,340 @@
+//! Which pieces of a segment are merged, and which may go. Pure.
+//!
+//! A piece may go only once another object that covers all of it is acknowledged (DESIGN.md,
+//! invariant 5). What other programs stored is not known here: that is looked for in the repository
+//! when the whole segment is there.
+
+use wal::{Lsn, SegmentSize, WalRange};
+
+/// So many adjacent pieces are merged into one, and so many of those into a larger one: every byte
+/// is stored again once a level, and few pieces are left of a segment that takes days to fill.
+pub(super) const MERGED_TOGETHER: usize = 16;
+
+/// A piece that may go, and the object that covers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Superseded {
+    /// The piece.
+    pub piece: WalRange,
+    /// What is acknowledged and covers it.
+    pub by: WalRange,
+}
+
+#[derive(Debug)]
+struct Piece {
+    range: WalRange,
+    /// How often its bytes have been merged.
+    level: u32,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    UnderWay,
+    /// Safe, and not in the repository yet.
+    Spooled,
+    Acknowledged,
+}
+
+/// The pieces that this connection stored, in segments that are not settled.
+#[derive(Debug)]
+pub struct Pieces {
+    size: SegmentSize,
+    given: Vec<Piece>,
+    /// What is being stored to take the place of others.
+    merging: Option<WalRange>,
+    /// Segments that are acknowledged while a piece of theirs is still under way.
+    covers: Vec<WalRange>,
+    /// Segments before this were given to the store as a whole: their pieces are not merged.
+    settled_before: Lsn,
+}
+
+impl Pieces {
+    /// None yet, of segments of this size.
+    pub fn new(size: SegmentSize) -> Self {
+        Self {
+            size,
+            given: Vec::new(),
+            merging: None,
+            covers: Vec::new(),
+            settled_before: Lsn::ZERO,
+        }
+    }
+
+    /// How many were given to the store that neither it nor the spool has acknowledged, merged ones
+    /// aside.
+    pub fn under_way(&self) -> usize {
+        let under_way = |piece: &&Piece| piece.state == State::UnderWay;
+        self.given.iter().filter(under_way).count()
+    }
+
+    /// Whether this is being stored to take the place of others.
+    pub fn is_merge(&self, range: WalRange) -> bool {
+        self.merging == Some(range)
+    }
+
+    /// A piece was given to the store.
+    pub fn given(&mut self, range: WalRange) {
+        self.given.push(Piece {
+            range,
+            level: 0,
+            state: State::UnderWay,
+        });
+    }
+
+    /// A whole segment was given to the store.
+    pub fn segment_given(&mut self, segment: WalRange) {
+        self.settled_before = self.settled_before.max(segment.end);
+    }
+
+    /// A merge that is not of pieces given here: of what earlier connections left in the segment.
+    /// `false` while another is under way.
+    pub fn merge_given(&mut self, range: WalRange) -> bool {
+        let free = self.merging.is_none();
+        if free {
+            self.merging = Some(range);
+        }
+        free
+    }
+
+    /// What is to be merged now, if anything is.
+    pub fn next_merge(&mut self) -> Option<WalRange> {
+        if self.merging.is_some() {
+            return None;
+        }
+        self.given.sort_by_key(|piece| piece.range.start);
+        let mut run: Option<(WalRange, u32, usize)> = None;
+        for piece in &self.given {
+            if piece.state != State::Acknowledged || piece.range.start < self.settled_before {
+                run = None;
+                continue;
+            }
+            run = match run {
+                Some((range, level, count))
+                    if level == piece.level && range.end == piece.range.start =>
+                {
+                    let range = WalRange {
+                        start: range.start,
+                        end: piece.range.end,
+                    };
+                    Some((range, level, count + 1))
+                }
+                _ => Some((piece.range, piece.level, 1)),
+            };
+            if let Some((range, _, MERGED_TOGETHER)) = run {
+                self.merging = Some(range);
+                return self.merging;
+            }
+        }
+        None
+    }
+
+    /// The spool has taken it: that supersedes nothing.
+    pub fn spooled(&mut self, range: WalRange) {
+        let is_it = |piece: &&mut Piece| piece.range == range && piece.state == State::UnderWay;
+        if let Some(piece) = self.given.iter_mut().find(is_it) {
+            piece.state = State::Spooled;
+        }
+    }
+
+    /// The repository has acknowledged a piece, a merged one or a segment: what may go now.
+    pub fn acknowledged(&mut self, range: WalRange) -> Vec<Superseded> {
+        if self.merging == Some(range) {
+            self.merging = None;
+            let level = self.within(range).map(|piece| piece.level).max();
+            let mut superseded = self.take_acknowledged(range);
+            self.given.push(Piece {
+                range,
+                level: level.map_or(1, |level| level + 1),
+                state: State::Acknowledged,
+            });
+            superseded.extend(self.late(range));
+            return superseded;
+        }
+        if let Some(piece) = self.given.iter_mut().find(|piece| piece.range == range) {
+            piece.state = State::Acknowledged;
+            return self.late(range);
+        }
+        // said twice, or not of this connection
+        if !self.is_segment(range) {
+            return Vec::new();
+        }
+        let superseded = self.take_acknowledged(range);
+        self.covers.push(range);
+        self.forget_covers();
+        superseded
+    }
+
+    /// What goes of a piece that is acknowledged when its segment already is.
+    fn late(&mut self, range: WalRange) -> Vec<Superseded> {
+        let cover = self.covers.iter().find(|cover| covers(**cover, range));
+        let Some(by) = cover.copied() else {
+            return Vec::new();
+        };
+        let superseded = self.take_acknowledged(by);
+        self.forget_covers();
+        superseded
+    }
+
+    fn is_segment(&self, range: WalRange) -> bool {
+        self.size.start_of(range.start) == range.start && range.len_bytes() == self.size.bytes()
+    }
+
+    fn within(&self, range: WalRange) -> impl Iterator<Item = &Piece> {
+        self.given
+            .iter()
+            .filter(move |piece| covers(range, piece.range))
+    }
+
+    fn take_acknowledged(&mut self, by: WalRange) -> Vec<Superseded> {
+        let gone =
+            |piece: &mut Piece| piece.state == State::Acknowledged && covers(by, piece.range);
+        self.given
+            .extract_if(.., gone)
+            .map(|piece| Superseded {
+                piece: piece.range,
+                by,
+            })
+            .collect()
+    }
+
+    fn forget_covers(&mut self) {
+        let (pieces, merging) = (&self.given, self.merging);
+        self.covers.retain(|cover| {
+            let under_way = |range| covers(*cover, range);
+            pieces.iter().any(|piece| under_way(piece.range)) || merging.is_some_and(under_way)
+        });
+    }
+}
+
+fn covers(by: WalRange, range: WalRange) -> bool {
+    by.start <= range.start && range.end <= by.end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEGMENT: u64 = 1 << 20;
+
+    fn pieces() -> Pieces {
+        Pieces::new(SegmentSize::from_bytes(SEGMENT).unwrap())
+    }
+
+    fn range(start: u64, end: u64) -> WalRange {
+        WalRange {
+            start: Lsn::new(start),
+            end: Lsn::new(end),
+        }
+    }
+
+    fn superseded(pieces: &[(u64, u64)], by: WalRange) -> Vec<Superseded> {
+        let pieces = pieces.iter().map(|&(start, end)| range(start, end));
+        pieces.map(|piece| Superseded { piece, by }).collect()
+    }
+
+    /// Pieces of ten bytes each, given and acknowledged.
+    fn stored(count: u64) -> Pieces {
+        let mut pieces = pieces();
+        for number in 0..count {
+            let piece = range(number * 10, number * 10 + 10);
+            pieces.given(piece);
+            assert_eq!(pieces.acknowledged(piece), []);
+        }
+        pieces
+    }
+
+    #[test]
+    fn sixteen_adjacent_pieces_are_merged_and_go_once_that_is_acknowledged() {
+        assert_eq!(stored(15).next_merge(), None);
+        let mut pieces = stored(16);
+        let merged = range(0, 160);
+        assert_eq!(pieces.next_merge(), Some(merged));
+        // one at a time
+        assert_eq!(pieces.next_merge(), None);
+        let gone: Vec<_> = (0..16).map(|n| (n * 10, n * 10 + 10)).collect();
+        assert_eq!(pieces.acknowledged(merged), superseded(&gone, merged));
+        assert_eq!(pieces.next_merge(), None);
+    }
+
+    #[test]
+    fn merged_pieces_are_merged_again() {
+        let mut pieces = pieces();
+        let mut merges = Vec::new();
+        for number in 0..256 {
+            let piece = range(number * 10, number * 10 + 10);
+            pieces.given(piece);
+            pieces.acknowledged(piece);
+            while let Some(merged) = pieces.next_merge() {
+                pieces.acknowledged(merged);
+                merges.push(merged);
+            }
+        }
+        assert_eq!(merges.len(), 17);
+        assert_eq!(merges.last(), Some(&range(0, 2560)));
+        assert_eq!(pieces.given.len(), 1);
+    }
+
+    /// A piece that is not stored must not be taken for one that is.
+    #[test]
+    fn what_is_not_acknowledged_is_not_merged() {
+        let mut pieces = stored(15);
+        pieces.given(range(150, 160));
+        assert_eq!(pieces.next_merge(), None);
+        pieces.acknowledged(range(150, 160));
+        assert_eq!(pieces.next_merge(), Some(range(0, 160)));
+    }
+
+    #[test]
+    fn a_piece_that_is_acknowledged_later_than_its_segment_goes_then() {
+        let mut pieces = stored(1);
+        let late = range(10, 20);
+        pieces.given(late);
+        let segment = range(0, SEGMENT);
+        pieces.segment_given(segment);
+        assert_eq!(
+            pieces.acknowledged(segment),
+            superseded(&[(0, 10)], segment)
+        );
+        assert_eq!(pieces.acknowledged(late), superseded(&[(10, 20)], segment));
+        assert!(pieces.given.is_empty() && pieces.covers.is_empty());
+    }
+
+    #[test]
+    fn a_merge_that_is_acknowledged_later_than_its_segment_goes_too() {
+        let mut pieces = stored(16);
+        let merged = pieces.next_merge().unwrap();
+        let segment = range(0, SEGMENT);
+        pieces.segment_given(segment);
+        assert_eq!(pieces.acknowledged(segment).len(), 16);
+        assert_eq!(
+            pieces.acknowledged(merged),
+            superseded(&[(0, 160)], segment)
+        );
+        assert!(pieces.covers.is_empty());
+    }
+
+    #[test]
+    fn a_segment_that_is_given_as_a_whole_is_not_merged_any_more() {
+        let mut pieces = stored(16);
+        pieces.segment_given(range(0, SEGMENT));
+        assert_eq!(pieces.next_merge(), None);
+    }
+
+    /// The same said twice must not make a piece supersede itself.
+    #[test]
+    fn nothing_goes_when_the_same_is_acknowledged_twice() {
+        let mut pieces = stored(2);
+        assert_eq!(pieces.acknowledged(range(0, 10)), []);
+        assert_eq!(pieces.acknowledged(range(0, 20)), []);
+    }
+
+    #[test]
+    fn the_spool_supersedes_nothing() {
+        let mut pieces = stored(15);
+        pieces.given(range(150, 160));
+        pieces.spooled(range(150, 160));
+        assert_eq!((pieces.under_way(), pieces.next_merge()), (0, None));
+        pieces.acknowledged(range(150, 160));
+        assert_eq!(pieces.next_merge(), Some(range(0, 160)));
+    }
+}

@@ -1,0 +1,268 @@
+//! What a stream shows of itself: written by the receiver, read by metrics and the service manager.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::{Notify, watch};
+use wal::{Lsn, TimelineId};
+
+/// The state of one stream as it is now. Pure data; positions are on `timeline`, byte counts begin
+/// with the process.
+///
+/// `received >= stored >= reported` while connected; each is as far as this connection has come.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StreamState {
+    /// Whether there is a server to receive from.
+    pub connection: Connection,
+    /// The server that is, or was last, connected: `host:port`.
+    pub server: Option<String>,
+    /// The replication slot; `None` without one.
+    pub slot: Option<String>,
+    /// What the server says of the slot: `wal_status` of `pg_replication_slots`, or why there is
+    /// none.
+    pub slot_state: Option<String>,
+    /// WAL that the server keeps for the slot, in bytes.
+    pub retained_bytes: Option<u64>,
+    /// The timeline that is received.
+    pub timeline: Option<TimelineId>,
+    /// The end of what was received, exclusive.
+    pub received: Option<Lsn>,
+    /// The end of what is durable in the repository, exclusive.
+    pub stored: Option<Lsn>,
+    /// What the server was last told.
+    pub reported: Option<Lsn>,
+    /// The end of WAL as the server last said it, in a message of WAL or a keepalive.
+    pub server_end: Option<Lsn>,
+    /// When WAL was last received.
+    pub received_at: Option<Timestamp>,
+    /// When the repository last acknowledged WAL.
+    pub stored_at: Option<Timestamp>,
+    /// The newest moment that is known to be restorable, given a backup.
+    pub moment: Option<Timestamp>,
+    /// Whether commits on the server wait for this stream.
+    pub synchronous: bool,
+    /// Plain WAL received, in bytes; what was sent twice counts twice.
+    pub received_bytes: u64,
+    /// Plain WAL that the repository has acknowledged, in bytes; merged pieces count once.
+    pub stored_bytes: u64,
+    /// Complete segments stored.
+    pub segments_stored: u64,
+    /// Pieces stored, merged ones left out.
+    pub pieces_stored: u64,
+    /// Pieces stored to take the place of smaller ones.
+    pub merges: u64,
+    /// Pieces removed because another object covers them.
+    pub pieces_removed: u64,
+    /// Holes that this process found.
+    pub holes: u64,
+    /// How often the stream began again after it had been lost.
+    pub reconnects: u64,
+    /// What is in the spool and not in the repository, in bytes as stored.
+    pub spool_bytes: u64,
+    /// The same, in objects.
+    pub spool_objects: u64,
+    /// What last went wrong, also where it is over.
+    pub last_error: Option<StreamFailure>,
+}
+
+/// Whether there is a server to receive from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Connection {
+    /// It is being met: connecting, reading what is stored, comparing.
+    #[default]
+    Connecting,
+    /// WAL comes as the server writes it.
+    Streaming,
+    /// It was lost, and is met again after a wait.
+    Waiting,
+    /// The stream was asked to end, and stores what it has.
+    Stopping,
+    /// It is over.
+    Stopped,
+}
+
+/// Something that went wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamFailure {
+    /// When.
+    pub at: Timestamp,
+    /// What was said of it.
+    pub message: String,
+}
+
+impl Connection {
+    /// Every value.
+    pub const ALL: [Self; 5] = [
+        Self::Connecting,
+        Self::Streaming,
+        Self::Waiting,
+        Self::Stopping,
+        Self::Stopped,
+    ];
+
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Streaming => "streaming",
+            Self::Waiting => "waiting",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+impl StreamState {
+    /// WAL that the server is known to have and the repository has not, in bytes.
+    pub fn lag_bytes(&self) -> Option<u64> {
+        let (end, stored) = (self.server_end?, self.stored?);
+        Some(if end > stored {
+            end.bytes_since(stored)
+        } else {
+            0
+        })
+    }
+
+    /// How much time would be lost if the server were lost at `now`: zero while everything that it
+    /// has sent is stored, the age of the newest restorable moment otherwise, as when it cannot be
+    /// heard. `None` where no moment is known.
+    pub fn lag(&self, now: Timestamp) -> Option<SignedDuration> {
+        if self.connection == Connection::Streaming && self.lag_bytes() == Some(0) {
+            return Some(SignedDuration::ZERO);
+        }
+        Some(now.duration_since(self.moment?).max(SignedDuration::ZERO))
+    }
+
+    /// Notes what went wrong.
+    pub fn failed(&mut self, at: Timestamp, message: impl Into<String>) {
+        let message = message.into();
+        self.last_error = Some(StreamFailure { at, message });
+    }
+}
+
+/// The one state of a stream, shared by those who write and those who read it.
+#[derive(Debug, Clone, Default)]
+pub struct StreamGauges {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    state: watch::Sender<StreamState>,
+    beats: AtomicU64,
+    nudge: Notify,
+}
+
+impl Default for Inner {
+    fn default() -> Self {
+        Self {
+            state: watch::Sender::new(StreamState::default()),
+            beats: AtomicU64::new(0),
+            nudge: Notify::new(),
+        }
+    }
+}
+
+impl StreamGauges {
+    /// Changes the state; `change` must not call this again.
+    pub fn update(&self, change: impl FnOnce(&mut StreamState)) {
+        self.inner.state.send_modify(change);
+    }
+
+    /// The state as it is now.
+    pub fn read(&self) -> StreamState {
+        self.inner.state.borrow().clone()
+    }
+
+    /// Tells of every change from now on.
+    pub fn subscribe(&self) -> watch::Receiver<StreamState> {
+        self.inner.state.subscribe()
+    }
+
+    /// The receiver's loop has turned once.
+    pub fn beat(&self) {
+        self.inner.beats.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often the loop has turned.
+    pub fn beats(&self) -> u64 {
+        self.inner.beats.load(Ordering::Relaxed)
+    }
+
+    /// Asks the loop to turn once, though it has nothing to do.
+    pub fn nudge(&self) {
+        self.inner.nudge.notify_one();
+    }
+
+    /// Returns once the loop is asked to turn: for the loop alone. Nothing is lost when this is
+    /// dropped.
+    pub async fn nudged(&self) {
+        self.inner.nudge.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(seconds).unwrap()
+    }
+
+    fn state(stored: u64, server_end: u64) -> StreamState {
+        StreamState {
+            connection: Connection::Streaming,
+            stored: Some(Lsn::new(stored)),
+            server_end: Some(Lsn::new(server_end)),
+            moment: Some(at(100)),
+            ..StreamState::default()
+        }
+    }
+
+    #[test]
+    fn nothing_is_behind_on_an_idle_server() {
+        // an alarm at night because nobody writes is an alarm that is switched off
+        let state = state(500, 500);
+        assert_eq!(state.lag_bytes(), Some(0));
+        assert_eq!(state.lag(at(100_000)), Some(SignedDuration::ZERO));
+    }
+
+    #[test]
+    fn what_is_not_stored_ages_from_the_newest_restorable_moment() {
+        let state = state(500, 700);
+        assert_eq!(state.lag_bytes(), Some(200));
+        assert_eq!(state.lag(at(130)), Some(SignedDuration::from_secs(30)));
+        // the server's clock is ahead of ours
+        assert_eq!(state.lag(at(90)), Some(SignedDuration::ZERO));
+    }
+
+    #[test]
+    fn a_server_that_is_not_heard_may_have_written_more() {
+        // "no lag" for as long as the network is down
+        for connection in [Connection::Connecting, Connection::Waiting] {
+            let state = StreamState {
+                connection,
+                ..state(500, 500)
+            };
+            assert_eq!(state.lag(at(130)), Some(SignedDuration::from_secs(30)));
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_shown_as_nothing() {
+        let nothing = StreamState::default();
+        assert_eq!((nothing.lag_bytes(), nothing.lag(at(1))), (None, None));
+        // stored by another connection, and the server says less
+        assert_eq!(state(700, 500).lag_bytes(), Some(0));
+    }
+
+    #[tokio::test]
+    async fn a_nudge_waits_for_a_loop_that_is_busy() {
+        let gauges = StreamGauges::default();
+        gauges.nudge();
+        gauges.nudged().await;
+        gauges.clone().beat();
+        assert_eq!(gauges.beats(), 1);
+    }
+}
