@@ -10,6 +10,11 @@ pub(crate) fn rounds(otherwise: u64) -> u32 {
     u32::try_from(setting("ANYWHEN_SOAK_ROUNDS", otherwise)).unwrap()
 }
 
+/// How often a story repeats what a soak does `full` times: a tenth of that otherwise.
+pub(crate) fn tenth_of(full: u32) -> u32 {
+    if rounds(0) == 0 { full / 10 } else { full }
+}
+
 pub(crate) struct Chance {
     state: u64,
 }

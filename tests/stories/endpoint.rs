@@ -73,6 +73,14 @@ impl Endpoint {
         running.end("the killed endpoint");
     }
 
+    /// Stops it where it is, or lets it go on: connections stay, and nobody answers.
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.running
+            .as_ref()
+            .expect("a running endpoint")
+            .signal(signal);
+    }
+
     /// `http://127.0.0.1:PORT`.
     pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)

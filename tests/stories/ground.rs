@@ -20,14 +20,25 @@ pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Waits until `done` says so, and fails the story with `what` after [`PATIENCE`].
 #[track_caller]
-pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    eventually_some(what, || done().then_some(()));
+pub(crate) fn eventually(what: &str, done: impl FnMut() -> bool) {
+    eventually_within(PATIENCE, what, done);
+}
+
+/// As [`eventually`], for what may take longer, or must not take so long.
+#[track_caller]
+pub(crate) fn eventually_within(patience: Duration, what: &str, mut done: impl FnMut() -> bool) {
+    some_within(patience, what, || done().then_some(()));
 }
 
 /// As [`eventually`], for a condition that yields something.
 #[track_caller]
-pub(crate) fn eventually_some<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+pub(crate) fn eventually_some<T>(what: &str, poll: impl FnMut() -> Option<T>) -> T {
+    some_within(PATIENCE, what, poll)
+}
+
+#[track_caller]
+fn some_within<T>(patience: Duration, what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(found) = poll() {
             return found;
@@ -35,7 +46,7 @@ pub(crate) fn eventually_some<T>(what: &str, mut poll: impl FnMut() -> Option<T>
         assert!(
             Instant::now() < deadline,
             "waited {} s in vain: {what}",
-            PATIENCE.as_secs()
+            patience.as_secs()
         );
         pause();
     }
@@ -45,7 +56,7 @@ pub(crate) fn eventually_some<T>(what: &str, mut poll: impl FnMut() -> Option<T>
     clippy::disallowed_methods,
     reason = "the pause between two looks at something observable, bounded by a deadline"
 )]
-fn pause() {
+pub(crate) fn pause() {
     std::thread::sleep(Duration::from_millis(20));
 }
 

@@ -129,6 +129,94 @@ pub(crate) fn assert_equal_to_server(system_dir: &Path, data: &Path) -> usize {
     stored.len()
 }
 
+/// How much of what is stored was compared.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Compared {
+    pub(crate) segments: usize,
+    pub(crate) pieces: usize,
+}
+
+/// Compares every stored segment and every piece with the file of that name of one of the servers in
+/// `datas`, which have what they wrote.
+#[track_caller]
+pub(crate) fn assert_wal_of(system_dir: &Path, datas: &[&Path], segment_mib: u64) -> Compared {
+    let mut compared = Compared::default();
+    for path in files_below(&system_dir.join("wal")) {
+        let Some(stretch) = Stretch::of(&path, segment_mib << 20) else {
+            continue;
+        };
+        let copy = unpacked(&path);
+        let places = datas
+            .iter()
+            .map(|data| data.join("pg_wal").join(&stretch.segment));
+        let originals: Vec<Vec<u8>> = places.filter_map(|place| fs::read(place).ok()).collect();
+        let shown = path.display();
+        assert!(
+            !originals.is_empty(),
+            "no server has the segment of {shown}"
+        );
+        let differ: Vec<Option<usize>> = originals
+            .iter()
+            .map(|original| stretch.differs(&copy, original))
+            .collect();
+        assert!(
+            differ.contains(&None),
+            "{shown} is no server's WAL; the first bytes that differ: {differ:?}"
+        );
+        if stretch.is_piece {
+            compared.pieces += 1;
+        } else {
+            compared.segments += 1;
+        }
+    }
+    compared
+}
+
+/// Which bytes of which segment an object holds.
+struct Stretch {
+    segment: String,
+    start: usize,
+    end: usize,
+    is_piece: bool,
+}
+
+impl Stretch {
+    /// None where the object is no WAL.
+    fn of(object: &Path, segment_bytes: u64) -> Option<Self> {
+        let name = object.file_name()?.to_str()?;
+        if is_segment_name(name) {
+            return Some(Self {
+                segment: name.to_owned(),
+                start: 0,
+                end: usize::try_from(segment_bytes).unwrap(),
+                is_piece: false,
+            });
+        }
+        let folder = object.parent()?.file_name()?.to_str()?;
+        let segment = folder.strip_suffix(".pieces")?;
+        let (start, end) = name.split_once('-')?;
+        let lsn = |text: &str| u64::from_str_radix(text, 16).ok();
+        let base = (lsn(&segment[8..16])? << 32) + lsn(&segment[16..])? * segment_bytes;
+        let within = |text: &str| usize::try_from(lsn(text)?.checked_sub(base)?).ok();
+        Some(Self {
+            segment: segment.to_owned(),
+            start: within(start)?,
+            end: within(end)?,
+            is_piece: true,
+        })
+    }
+
+    /// The first byte that differs from the whole segment of a server, in the segment.
+    fn differs(&self, copy: &[u8], original: &[u8]) -> Option<usize> {
+        let original = original.get(self.start..self.end).unwrap_or_default();
+        if copy.len() != original.len() {
+            return Some(self.start + copy.len().min(original.len()));
+        }
+        let differs = copy.iter().zip(original).position(|(a, b)| a != b);
+        differs.map(|at| self.start + at)
+    }
+}
+
 /// Asserts that segment follows segment, on one timeline.
 #[track_caller]
 pub(crate) fn assert_no_gap(system_dir: &Path, segment_mib: u64) {

@@ -150,6 +150,32 @@ impl Record {
             .store_all(&self.server);
     }
 
+    /// The server's process for the stream, while it streams.
+    #[track_caller]
+    pub(crate) fn stream_pid(&self) -> Option<String> {
+        let pid = self.server.value(
+            "select coalesce(max(pid)::text, '') from pg_stat_replication where state = 'streaming'
+             and application_name <> 'walreceiver'",
+        );
+        (!pid.is_empty()).then_some(pid)
+    }
+
+    /// How much the server has written and the stream not stored.
+    #[track_caller]
+    pub(crate) fn lag_bytes(&self) -> u64 {
+        let lag = self.server.value(
+            "select min(pg_current_wal_flush_lsn() - flush_lsn)::bigint from pg_stat_replication",
+        );
+        lag.parse().unwrap()
+    }
+
+    /// Lets time pass, by the server's clock, for something that is drawn by lot or must not happen.
+    #[track_caller]
+    pub(crate) fn wait_ms(&self, wait_ms: u64) {
+        self.server
+            .execute(&format!("select pg_sleep({wait_ms} / 1000.0)"));
+    }
+
     #[track_caller]
     pub(crate) fn stop_stream(&mut self) {
         self.stream.take().expect("a running stream").stop();

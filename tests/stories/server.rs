@@ -9,7 +9,8 @@ use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use postgres::{Client, NoTls};
-use rustix::process::Signal;
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::ground::{
     Environment, Ground, PATIENCE, Programs, Running, command, eventually, lock, shared_folder,
@@ -192,6 +193,26 @@ impl Server {
         asked.elapsed()
     }
 
+    /// What a power cut does: the server and all its children are killed.
+    #[track_caller]
+    pub(crate) fn kill9(&mut self) {
+        let mut running = self.running.take().expect("a running server");
+        // it cannot start another child while we look
+        running.signal(Signal::STOP);
+        let children = children_of(running.child.id());
+        for child in &children {
+            let killed = kill_process(*child, Signal::KILL);
+            assert!(matches!(killed, Ok(()) | Err(Errno::SRCH)), "{killed:?}");
+        }
+        running.signal(Signal::KILL);
+        running.end("the killed server");
+        eventually("its children are gone", || {
+            children
+                .iter()
+                .all(|child| parent_of(child.as_raw_pid()).is_none())
+        });
+    }
+
     pub(crate) fn conninfo(&self) -> String {
         format!(
             "host={} port={} user=postgres dbname=postgres",
@@ -217,15 +238,21 @@ impl Server {
     }
 
     fn try_sql(&self, database: &str) -> Result<Client, postgres::Error> {
-        postgres::Config::new()
+        self.client().dbname(database).connect(NoTls)
+    }
+
+    /// How a client of the stories' own connects, to the database `postgres`.
+    pub(crate) fn client(&self) -> postgres::Config {
+        let mut client = postgres::Config::new();
+        client
             .host_path(&self.socket_dir)
             .port(self.port())
             .user("postgres")
-            .dbname(database)
+            .dbname("postgres")
             .connect_timeout(Duration::from_secs(10))
             // a query that waits for a lock fails its story instead of holding up the run
-            .options("-c statement_timeout=45s")
-            .connect(NoTls)
+            .options("-c statement_timeout=45s");
+        client
     }
 
     /// One value, as text.
@@ -286,6 +313,26 @@ impl Drop for Server {
             running.end("the server at the end of its story");
         }
     }
+}
+
+/// The processes whose parent is `parent`.
+fn children_of(parent: u32) -> Vec<Pid> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| parent_of(*pid) == Some(parent))
+        .filter_map(Pid::from_raw)
+        .collect()
+}
+
+/// The parent of a process; none when the process has ended.
+fn parent_of(pid: i32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // the name of the program stands in brackets, and may have blanks
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    let state = fields.next()?;
+    let parent = fields.next()?.parse().ok()?;
+    (state != "Z").then_some(parent)
 }
 
 /// One value, as text.
