@@ -279,6 +279,15 @@ impl Server {
         );
     }
 
+    /// Makes a primary of a standby.
+    #[track_caller]
+    pub(crate) fn promote(&self) {
+        if let Err(error) = self.sql().batch_execute("select pg_promote(false)") {
+            panic!("no promotion: {error:?}; the server's log:\n{}", self.log());
+        }
+        self.wait_until_promoted();
+    }
+
     /// Waits until recovery is over.
     #[track_caller]
     pub(crate) fn wait_until_promoted(&self) {
