@@ -3,6 +3,7 @@
 //! PostgreSQL takes any exit code up to 125 for "the archive ends here" and promotes, so that 1 is
 //! said of what is known not to be stored, and of nothing else.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ const FILL_LIMIT: Duration = Duration::from_secs(5);
 const RETRY_LIMIT: Duration = Duration::from_secs(20);
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(4);
+/// What PostgreSQL has every segment restored as (xlogrecovery.c, `XLogFileRead`).
+const RESTORED_NAME: &str = "RECOVERYXLOG";
 /// Makes `wal-fetch` panic, to test that this does not look like the end of WAL.
 const TEST_PANIC: &str = "ANYWHEN_TEST_PANIC";
 
@@ -138,7 +141,7 @@ async fn fetch(
     };
     let bytes = match name {
         WalFileName::Segment(segment) => {
-            let fetched = fetch_segment(&repository, segment, request.timeline).await;
+            let fetched = fetch_segment(&repository, segment, request).await;
             match fetched {
                 Err(error) if request.is_beyond(&repository, segment).await? => {
                     if error.kind() == Kind::Unreachable {
@@ -177,6 +180,16 @@ async fn fetch(
 }
 
 impl FetchRequest {
+    /// The file that the server itself has of the segment that it asks for, or would have.
+    ///
+    /// Known where PostgreSQL reads on after this request: it asks for each segment under one name,
+    /// beside its own ones (xlogarchive.c, `RestoreArchivedFile`). A recovery with an end is none
+    /// that follows.
+    fn own_file(&self) -> Option<PathBuf> {
+        let is_servers = self.dest.file_name() == Some(OsStr::new(RESTORED_NAME));
+        (is_servers && self.until.is_none()).then(|| self.dest.with_file_name(&self.name))
+    }
+
     /// Whether recovery ends before the segment begins.
     async fn is_beyond(&self, repository: &Repository, segment: SegmentName) -> Result<bool> {
         let Some(until) = self.until else {
@@ -217,9 +230,9 @@ async fn fetch_file(repository: &Repository, name: &ObjectName) -> Result<Option
 async fn fetch_segment(
     repository: &Repository,
     segment: SegmentName,
-    timeline: Option<TimelineId>,
+    request: &FetchRequest,
 ) -> Result<Option<Vec<u8>>> {
-    let Some(branch) = branch_of(repository, timeline).await? else {
+    let Some(branch) = branch_of(repository, request.timeline).await? else {
         return Ok(None);
     };
     let reach = branch.reach(segment.timeline);
@@ -244,7 +257,11 @@ async fn fetch_segment(
     let Some(start) = segment.start(stored.size) else {
         return Ok(None);
     };
-    give(&branch, segment, start, stored).map_err(|hole| {
+    // behind a fork the server's own file may hold what the branch left
+    let is_last = stored.wal.is_some() && segment.timeline == branch.timeline();
+    let own = request.own_file().filter(|_| is_last);
+    let has_itself = own.is_some_and(|own| begins_with(&own, &stored.bytes));
+    let given = give(&branch, segment, start, stored).map_err(|hole| {
         Error::not_found(format!(
             "WAL is missing though more of the branch is stored: {hole}"
         ))
@@ -252,7 +269,17 @@ async fn fetch_segment(
             "{} is a hole: restore to a point before it, or from a backup behind it",
             repository.locate(&ObjectName::Segment(segment))
         ))
-    })
+    })?;
+    Ok(given.filter(|_| !has_itself))
+}
+
+/// Whether the server's own file has all that is stored of a segment that is not complete.
+///
+/// It may go on behind that, where a standby received more than was stored when its primary died. What
+/// is fetched takes the place of it, and a server that is promoted reads its last record once more
+/// (xlogrecovery.c, `FinishWalRecovery`): it would PANIC where that is gone.
+fn begins_with(own: &Path, stored: &[u8]) -> bool {
+    std::fs::read(own).is_ok_and(|own| own.starts_with(stored))
 }
 
 /// The branch that recovery goes along; `None` where nothing at all is stored.

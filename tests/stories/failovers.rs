@@ -249,6 +249,25 @@ fn commit_waiting(server: &Server, id: u32, until: impl FnOnce()) {
     client.join().unwrap();
 }
 
+/// When a primary dies, its standby has more than any archive. What it asks the archive for must not take
+/// the place of what it has: it would lose commits, or not survive its promotion.
+#[test]
+fn a_standby_that_has_more_than_is_stored_keeps_it_when_it_is_promoted() {
+    let mut record = record_of_small_segments().begin();
+    let standby = standby_of(&record, &record.server, "second");
+    record.insert(1);
+    record.store_all();
+    record.stream.take().unwrap().kill9();
+    // beyond the page that the repository has the beginning of
+    for row in 2..=40 {
+        record.insert(row);
+    }
+    follow(&record.server, &standby);
+    record.server.kill9();
+    standby.promote();
+    assert_eq!(standby.value("select max(id) from moments"), "40");
+}
+
 /// A stream from a standby spares the primary. The standby becomes the primary under load, after a crash
 /// of the old one, and clients and stream go on.
 #[test]
