@@ -2,7 +2,6 @@
 //! know which of them were acknowledged.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -117,15 +116,18 @@ pub(crate) fn ids(server: &Server) -> BTreeSet<u32> {
 pub(crate) fn assert_restored(record: &Record, acknowledged: &BTreeSet<u32>) {
     let target = record.target("latest");
     record.anywhen.restore(&target, &[]);
-    assert_holds(record, &target, acknowledged);
+    assert_verified(&target);
+    let mut restored = start_restored(&record.ground, &target, End::Promoted);
+    assert_has(&restored, acknowledged);
+    let halves = "select (select sum(balance) from accounts) - (select count(*) from history)";
+    assert_eq!(restored.value(halves), "0", "half a transaction");
+    restored.stop(Shutdown::Fast);
 }
 
-/// Asserts the same of a directory that was restored.
+/// Asserts that a server has every transaction that was acknowledged.
 #[track_caller]
-pub(crate) fn assert_holds(record: &Record, target: &Path, acknowledged: &BTreeSet<u32>) {
-    assert_verified(target);
-    let mut restored = start_restored(&record.ground, target, End::Promoted);
-    let found = ids(&restored);
+pub(crate) fn assert_has(server: &Server, acknowledged: &BTreeSet<u32>) {
+    let found = ids(server);
     let lost: Vec<&u32> = acknowledged.difference(&found).collect();
     assert!(
         lost.is_empty(),
@@ -133,7 +135,4 @@ pub(crate) fn assert_holds(record: &Record, target: &Path, acknowledged: &BTreeS
         lost.len(),
         acknowledged.len()
     );
-    let halves = "select (select sum(balance) from accounts) - (select count(*) from history)";
-    assert_eq!(restored.value(halves), "0", "half a transaction");
-    restored.stop(Shutdown::Fast);
 }

@@ -140,6 +140,10 @@ impl Server {
         &self.data
     }
 
+    pub(crate) fn socket_dir(&self) -> &Path {
+        &self.socket_dir
+    }
+
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.log.with_extension("stderr")).unwrap_or_default()
     }

@@ -1,0 +1,108 @@
+//! Promise 2 at its hardest: commits that waited for the repository, and the repository alone is left.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use crate::anywhen::install;
+use crate::chance::{Chance, tenth_of};
+use crate::ground::{Running, command, eventually};
+use crate::judge::{End, assert_verified, start_restored};
+use crate::load::assert_has;
+use crate::record::Record;
+use crate::server::{Options, Shutdown};
+
+/// So many commits are acknowledged at least, in each round.
+const COMMITS: u64 = 300;
+
+/// A client in another process tree is told that its commit is durable. Server and archiver are killed,
+/// the server's disk is gone, and the archiver's too: whoever has the repository has the commit.
+#[test]
+fn no_acknowledged_commit_is_missing_once_only_the_repository_is_left() {
+    let mut chance = Chance::new();
+    for _ in 0..tenth_of(10) {
+        let mut record = synchronous();
+        let log = record.ground.path("acknowledged");
+        let mut client = start_client(&record, &log);
+        let wanted = usize::try_from(COMMITS + chance.below(100)).unwrap();
+        eventually("enough is acknowledged", || {
+            assert!(client.ended().is_none(), "{}", client.stderr());
+            record.stream.as_mut().unwrap().assert_running();
+            acknowledged(&log).len() >= wanted
+        });
+        let stream = record.stream.take().unwrap();
+        if chance.below(2) == 0 {
+            stream.kill9();
+            record.wait_ms(chance.below(50));
+            record.server.kill9();
+        } else {
+            record.server.kill9();
+            stream.kill9();
+        }
+        client.end("the client whose server is gone");
+        fs::remove_dir_all(record.server.data()).unwrap();
+        fs::remove_dir_all(record.ground.path("state")).unwrap();
+        record.ground.make_dir("state", 0o700);
+
+        let target = record.target("latest");
+        record.anywhen.restore(&target, &[]);
+        assert_verified(&target);
+        let mut restored = start_restored(&record.ground, &target, End::Promoted);
+        assert_has(&restored, &acknowledged(&log));
+        restored.stop(Shutdown::Fast);
+    }
+}
+
+/// A server whose commits wait for the stream, with a backup.
+fn synchronous() -> Record {
+    let mut record = Record::of_server(&Options {
+        wal_segment_mib: 1,
+        // what is killed for good leaves no shared memory behind
+        settings: "dynamic_shared_memory_type = mmap\n".to_owned(),
+        ..Options::default()
+    });
+    record
+        .server
+        .execute("create table history (id int primary key, note text)");
+    let arguments = ["--flush-interval", "20ms"];
+    record.stream = Some(record.anywhen.stream_with(&record.server, &arguments));
+    record.anywhen.backup(&record.server);
+    record
+        .server
+        .execute("alter system set synchronous_standby_names = '*'");
+    record.server.execute("select pg_reload_conf()");
+    let sync = "select count(*) from pg_stat_replication where sync_state = 'sync'";
+    eventually("the stream is a synchronous standby", || {
+        record.server.value(sync) == "1"
+    });
+    record
+}
+
+/// Starts `tests/commit_client` in a process group of its own.
+fn start_client(record: &Record, log: &Path) -> Running {
+    static PROGRAM: OnceLock<std::path::PathBuf> = OnceLock::new();
+    let program = PROGRAM.get_or_init(|| {
+        let built =
+            Path::new(env!("CARGO_BIN_EXE_anywhen")).with_file_name("examples/commit_client");
+        let shown = built.display();
+        assert!(built.exists(), "{shown} is not built: run ./check");
+        install(&built, "commit_client")
+    });
+    let mut client = command(program);
+    client
+        .arg("--socket-dir")
+        .arg(record.server.socket_dir())
+        .arg("--log")
+        .arg(log)
+        .process_group(0);
+    Running::start(client, record.ground.path("client"))
+}
+
+/// What the client was told is durable: the whole lines of its log.
+fn acknowledged(log: &Path) -> BTreeSet<u32> {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    whole.lines().map(|id| id.parse().unwrap()).collect()
+}
