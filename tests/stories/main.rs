@@ -41,6 +41,7 @@ mod outages;
 mod places;
 mod power_cuts;
 mod shutdowns;
+mod slot_positions;
 mod slots;
 mod splits;
 mod stalls;
