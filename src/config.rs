@@ -159,6 +159,8 @@ pub struct ClusterSettings {
     pub flush_interval: Option<Duration>,
     /// The replication slot.
     pub slot: String,
+    /// Where the stream's metrics are read: `host:port`.
+    pub metrics: Option<String>,
 }
 
 impl Settings {
@@ -479,6 +481,7 @@ fn check_cluster(
             .transpose()
             .map_err(Error::usage)?,
         slot,
+        metrics: table.metrics.clone(),
     })
 }
 

@@ -206,6 +206,9 @@ pub(super) struct StreamArgs {
     #[arg(long, env = "ANYWHEN_MEMORY_MAX", value_parser = parse_bytes, value_name = "SIZE",
           default_value = "96MiB")]
     pub(super) memory_max: u64,
+    /// Serve Prometheus metrics here, such as 127.0.0.1:9187; port 0 is any that is free
+    #[arg(long, env = "ANYWHEN_METRICS", value_name = "ADDR")]
+    pub(super) metrics: Option<String>,
     /// This server is new under the cluster's name, and that is meant
     #[arg(long, env = "ANYWHEN_NEW_SYSTEM")]
     pub(super) new_system: bool,

@@ -20,7 +20,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{ClusterSettings, GivenSettings, RepositorySettings, Settings, handed_over};
 use crate::error::{Error, Result, io};
 use crate::restore::{self, Environment, RestoreCommand, RestoreOptions, Target, TargetAction};
-use crate::service::{self, ReceiverOptions};
+use crate::service::{self, ReceiverOptions, WatchOptions};
 use crate::setup;
 use crate::status::{self, BackupDone, BackupRow, Shown};
 
@@ -55,12 +55,16 @@ pub(super) async fn stream(global: &Global, args: StreamArgs, stop: Stop) -> Res
     if let Some(interval) = args.flush_interval.or(cluster.flush_interval) {
         options.flush_interval = interval;
     }
+    let watched = WatchOptions {
+        metrics: args.metrics.or_else(|| cluster.metrics.clone()),
+    };
     let clock = Arc::new(SystemClock);
     let conninfo = cluster.connection.as_deref();
     service::stream(
         conninfo,
         &impatient_destination(cluster),
         options,
+        watched,
         clock,
         stop,
     )

@@ -53,6 +53,7 @@ pub(super) struct ClusterTable {
     pub(super) connection: Option<String>,
     pub(super) flush_interval: Option<String>,
     pub(super) slot: Option<String>,
+    pub(super) metrics: Option<String>,
 }
 
 /// What a key holds.
@@ -101,6 +102,7 @@ const CLUSTER_KEYS: Keys = &[
     ("connection", Wanted::Text),
     ("flush_interval", Wanted::Duration),
     ("slot", Wanted::Text),
+    ("metrics", Wanted::Text),
 ];
 
 impl Wanted {

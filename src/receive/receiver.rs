@@ -52,6 +52,11 @@ impl Receiver {
         })
     }
 
+    /// Where it is stored.
+    pub fn destination(&self) -> &OpenDestination {
+        &self.destination
+    }
+
     /// Receives until `stop` says so. The first contact must succeed; later ones are tried again
     /// for as long as the server or the repository is only unreachable.
     pub async fn run(self, mut stop: watch::Receiver<bool>) -> Result<()> {

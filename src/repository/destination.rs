@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::layout::ClusterName;
 use super::place::Place;
-use super::store::StoreError;
+use super::store::{StoreError, Traffic};
 use super::{
     Acknowledge, PlaceSettings, Repository, RepositoryError, ServerIdentity, clusters_in, list_of,
     systems_in,
@@ -94,6 +94,19 @@ impl Destination {
 }
 
 impl OpenDestination {
+    /// The cluster's name.
+    pub fn cluster(&self) -> &ClusterName {
+        &self.cluster
+    }
+
+    /// What each place was asked by this process, with the place's name in settings.
+    pub fn traffic(&self) -> Vec<(String, Traffic)> {
+        let places = self.places.iter();
+        places
+            .map(|place| (place.settings().name.clone(), place.traffic()))
+            .collect()
+    }
+
     /// The repository of a server, which writes.
     ///
     /// Places are prepared at first contact; what this process has met and is not there any more is

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::Result;
 use super::keys::{Encryption, EncryptionSettings};
 use super::layout::ObjectName;
-use super::store::{Store, StoreOptions};
+use super::store::{Store, StoreOptions, Traffic};
 use crate::clock::Clock;
 
 /// So many objects may be on their way to a place that is not waited for; they are held in memory.
@@ -113,6 +113,13 @@ impl Place {
         let clock = Arc::clone(&self.clock);
         let encryption = Encryption::new(&self.settings.encryption, &store, clock)?;
         Ok(opened.insert(Opened { store, encryption }).clone())
+    }
+
+    /// What was asked of it by this process; nothing where it was never opened.
+    pub(super) fn traffic(&self) -> Traffic {
+        let opened = lock(&self.opened);
+        let store = opened.as_ref().map(|opened| &opened.store);
+        store.map(Store::traffic).unwrap_or_default()
     }
 
     /// Notes that it could not be asked; whether that is news.

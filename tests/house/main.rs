@@ -22,7 +22,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("config", &["error"]),
     (
         "service",
-        &["receive", "repository", "server", "clock", "error"],
+        &["receive", "repository", "server", "clock", "retry", "error"],
     ),
     (
         "setup",
@@ -56,7 +56,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("container", &[]),
     ("replication", &["wal"]),
     ("root:cli", &["wal"]),
-    ("root:service", &[]),
+    ("root:service", &["wal"]),
     ("root:setup", &["replication", "wal"]),
     (
         "root:backup",

@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::fault::Fault;
+use super::traffic::{Meter, Request};
 
 /// A line slower than this is taken for dead: it could not keep up with any server's WAL.
 const SLOWEST_BYTES_PER_SECOND: u64 = 64 << 10;
@@ -42,6 +43,7 @@ pub(super) struct Bounded {
     permits: Arc<Semaphore>,
     silence: Duration,
     attributes: Attributes,
+    meter: Meter,
     /// Whether "the last bytes" can be asked for without knowing the size.
     has_suffixes: bool,
 }
@@ -69,6 +71,7 @@ impl Bounded {
             permits: Arc::new(Semaphore::new(concurrency.clamp(1, Semaphore::MAX_PERMITS))),
             silence,
             attributes: Attributes::default(),
+            meter: Meter::default(),
             has_suffixes: true,
         }
     }
@@ -96,6 +99,11 @@ impl Bounded {
         self
     }
 
+    /// What is counted of all that is asked of it.
+    pub(super) fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
     /// Whether objects can be uploaded in parts.
     pub(super) fn has_parts(&self) -> bool {
         self.parts.is_some()
@@ -109,13 +117,19 @@ impl Bounded {
             attributes: self.attributes.clone(),
             ..PutOptions::default()
         };
+        let length = bytes.len();
         let put = self.objects.put_opts(path, bytes.into(), options);
-        self.within(bound, put).await.map(|_| ())
+        let put = self.within(Request::Put, bound, put).await;
+        if matches!(put, Ok(_) | Err(Fault::Exists)) {
+            self.meter.written(length);
+        }
+        put.map(|_| ())
     }
 
     /// Whether there is such an object.
     pub(super) async fn exists(&self, path: &Path) -> Result<bool> {
-        match self.within(self.silence, self.objects.head(path)).await {
+        let head = self.objects.head(path);
+        match self.within(Request::Head, self.silence, head).await {
             Ok(_) => Ok(true),
             Err(Fault::NotFound) => Ok(false),
             Err(fault) => Err(fault),
@@ -134,10 +148,8 @@ impl Bounded {
 
     /// Objects are written once, so the size does not change in between.
     async fn read_end(&self, path: &Path, length: u64) -> Result<Body> {
-        let size = self
-            .within(self.silence, self.objects.head(path))
-            .await?
-            .size;
+        let head = self.objects.head(path);
+        let size = self.within(Request::Head, self.silence, head).await?.size;
         if size == 0 || length == 0 {
             return Ok(Body {
                 bytes: Bytes::new(),
@@ -150,6 +162,13 @@ impl Bounded {
 
     async fn read_now(&self, path: &Path, range: Option<GetRange>) -> Result<Body> {
         let _permit = self.permit().await?;
+        let read = self.read_once(path, range);
+        let body = self.meter.counted(Request::Get, read).await?;
+        self.meter.read(body.bytes.len());
+        Ok(body)
+    }
+
+    async fn read_once(&self, path: &Path, range: Option<GetRange>) -> Result<Body> {
         let options = GetOptions {
             range,
             ..GetOptions::default()
@@ -204,6 +223,12 @@ impl Bounded {
     /// Every object below a prefix, in no order.
     pub(super) async fn list(&self, prefix: &Path) -> Result<Vec<ObjectMeta>> {
         let _permit = self.permit().await?;
+        self.meter
+            .counted(Request::List, self.list_once(prefix))
+            .await
+    }
+
+    async fn list_once(&self, prefix: &Path) -> Result<Vec<ObjectMeta>> {
         let mut stream = self.objects.list(Some(prefix));
         let mut found = Vec::new();
         loop {
@@ -219,13 +244,14 @@ impl Bounded {
     pub(super) async fn entries(&self, prefix: &Path) -> Result<ListResult> {
         // pages of a thousand; a folder of ours holds a few of them
         let bound = self.silence.saturating_mul(4);
-        self.within(bound, self.objects.list_with_delimiter(Some(prefix)))
-            .await
+        let list = self.objects.list_with_delimiter(Some(prefix));
+        self.within(Request::List, bound, list).await
     }
 
     /// Deletes an object that may not be there.
     pub(super) async fn delete(&self, path: &Path) -> Result<()> {
-        match self.within(self.silence, self.objects.delete(path)).await {
+        let delete = self.objects.delete(path);
+        match self.within(Request::Delete, self.silence, delete).await {
             Ok(()) | Err(Fault::NotFound) => Ok(()),
             Err(fault) => Err(fault),
         }
@@ -238,7 +264,7 @@ impl Bounded {
             ..PutMultipartOptions::default()
         };
         let begun = self.parts()?.create_multipart_opts(path, options);
-        self.within(self.silence, begun).await
+        self.within(Request::Part, self.silence, begun).await
     }
 
     /// Uploads one part.
@@ -250,8 +276,11 @@ impl Bounded {
         bytes: Bytes,
     ) -> Result<PartId> {
         let bound = self.transfer(bytes.len());
+        let length = bytes.len();
         let put = self.parts()?.put_part(path, id, index, bytes.into());
-        self.within(bound, put).await
+        let part = self.within(Request::Part, bound, put).await?;
+        self.meter.written(length);
+        Ok(part)
     }
 
     /// Makes the object out of its parts.
@@ -264,13 +293,15 @@ impl Bounded {
         // a store may take minutes to put thousands of parts together
         let bound = self.silence.saturating_mul(10);
         let completed = self.parts()?.complete_multipart(path, id, parts);
-        self.within(bound, completed).await.map(|_| ())
+        self.within(Request::Part, bound, completed)
+            .await
+            .map(|_| ())
     }
 
     /// Gives an upload up, so that its parts cost nothing.
     pub(super) async fn abort_upload(&self, path: &Path, id: &MultipartId) -> Result<()> {
         let aborted = self.parts()?.abort_multipart(path, id);
-        self.within(self.silence, aborted).await
+        self.within(Request::Part, self.silence, aborted).await
     }
 
     fn parts(&self) -> Result<&dyn MultipartStore> {
@@ -284,11 +315,13 @@ impl Bounded {
 
     async fn within<T>(
         &self,
+        kind: Request,
         bound: Duration,
         request: impl Future<Output = object_store::Result<T>>,
     ) -> Result<T> {
         let _permit = self.permit().await?;
-        self.in_time(bound, request).await
+        let attempt = self.in_time(bound, request);
+        self.meter.counted(kind, attempt).await
     }
 
     async fn in_time<T>(

@@ -22,6 +22,7 @@ mod retrying;
 mod rules;
 #[cfg(test)]
 mod scripted;
+mod traffic;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -40,6 +41,7 @@ use fault::{Fault, Place};
 use local::Local;
 pub use options::StoreOptions;
 use retrying::Retrying;
+pub use traffic::{Outcome, Request, Traffic};
 
 /// A disk may be busy for long, and a network folder's server away: only a hung one is given up.
 const LOCAL_SILENCE: Duration = Duration::from_mins(10);
@@ -145,7 +147,7 @@ impl Store {
                 let local = Arc::new(local);
                 let objects: Arc<dyn ObjectStore> = Arc::<Local>::clone(&local);
                 let client = Bounded::new(objects, options.concurrency, LOCAL_SILENCE);
-                let retrying = Retrying::new(Duration::ZERO);
+                let retrying = Retrying::new(Duration::ZERO, client.meter().clone());
                 let names = Names {
                     url: options.url.clone(),
                     address: shown,
@@ -170,7 +172,8 @@ impl Store {
                 };
                 let base =
                     Path::parse(&prefix).map_err(|error| StoreError::url(error.to_string()))?;
-                let retrying = Retrying::new(options.retry_budget);
+                let meter = cloud.client.meter().clone();
+                let retrying = Retrying::new(options.retry_budget, meter);
                 Ok(Self::new(cloud.client, retrying, base, names))
             }
         }
@@ -185,7 +188,7 @@ impl Store {
             bucket_word: "bucket",
             credentials: "no credentials".to_owned(),
         };
-        let retrying = Retrying::new(options.retry_budget);
+        let retrying = Retrying::new(options.retry_budget, client.meter().clone());
         Self::new(client, retrying, Path::default(), names)
     }
 
@@ -219,6 +222,11 @@ impl Store {
     /// The repository's address, the same however its URL was written.
     pub fn address(&self) -> &str {
         &self.names.address
+    }
+
+    /// What was asked of it so far, by all stores that come from the same opening.
+    pub fn traffic(&self) -> Traffic {
+        self.client.meter().traffic()
     }
 
     /// Where `path` is, for messages.

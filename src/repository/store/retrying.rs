@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::fault::Fault;
+use super::traffic::Meter;
 use crate::retry::{Attempts, Policy};
 
 /// The first wait; a store that is only busy has it behind itself by then.
@@ -27,6 +28,7 @@ const QUIET_AFTER: Duration = Duration::from_secs(5);
 pub(super) struct Retrying {
     policy: Policy,
     log: Arc<Mutex<Log>>,
+    meter: Meter,
 }
 
 /// When the next line may be written: many requests fail at a time when a store is away.
@@ -37,8 +39,8 @@ struct Log {
 }
 
 impl Retrying {
-    /// Tries for `budget`; zero: one attempt.
-    pub(super) fn new(budget: Duration) -> Self {
+    /// Tries for `budget`; zero: one attempt. What is tried again is counted by `meter`.
+    pub(super) fn new(budget: Duration, meter: Meter) -> Self {
         Self {
             policy: Policy {
                 first: FIRST_WAIT,
@@ -49,6 +51,7 @@ impl Retrying {
                 next: Instant::now(),
                 quiet: QUIET_FIRST,
             })),
+            meter,
         }
     }
 
@@ -88,6 +91,7 @@ impl Retrying {
                         say(doing, path, &attempts, &reason);
                     }
                     attempts.wait(retry_after).await;
+                    self.meter.retried();
                 }
                 Err(fault) => return Err(after(fault, &attempts)),
             }

@@ -25,7 +25,8 @@ fn store_with(scripted: &Arc<Scripted>, budget: Duration) -> Store {
         bucket_word: "bucket",
         credentials: "profile x".to_owned(),
     };
-    Store::new(client, Retrying::new(budget), super::Path::default(), names)
+    let retrying = Retrying::new(budget, client.meter().clone());
+    Store::new(client, retrying, super::Path::default(), names)
 }
 
 fn store(scripted: &Arc<Scripted>) -> Store {
