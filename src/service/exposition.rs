@@ -382,7 +382,7 @@ mod tests {
     fn full() -> StreamState {
         let mut state = StreamState {
             connection: Connection::Streaming,
-            server: Some("db1:5432".to_owned()),
+            server: Some("host=db1 port=5432".to_owned()),
             slot: Some("anywhen_main".to_owned()),
             slot_state: Some("reserved".to_owned()),
             retained_bytes: Some(16_777_216),
@@ -452,6 +452,27 @@ mod tests {
                 assert!(samples.insert(series), "{series} twice");
             }
         }
+    }
+
+    #[test]
+    fn the_document_lists_every_metric_and_no_other() {
+        let document = include_str!("../../docs/metrics.md");
+        let types = GOLDEN
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE "));
+        let shown: Vec<String> = types
+            .map(|line| {
+                let (name, kind) = line.split_once(' ').unwrap();
+                format!("| `{name}` | {kind} |")
+            })
+            .collect();
+        let rows = document
+            .lines()
+            .filter(|line| line.starts_with("| `anywhen_"));
+        let listed: Vec<String> = rows
+            .map(|row| row.split_inclusive('|').take(3).collect())
+            .collect();
+        assert_eq!(listed, shown);
     }
 
     #[test]

@@ -157,3 +157,57 @@ fn response(status: StatusCode, kind: HeaderValue, text: String) -> Response<Ful
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::repository::destination::Destination;
+
+    async fn scrape(address: SocketAddr) -> String {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+        socket.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    /// Clients that connect and say nothing would otherwise keep every scrape away for ever, and
+    /// hold the descriptors that the stream needs.
+    #[tokio::test(start_paused = true)]
+    async fn clients_that_say_nothing_are_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let destination = Destination::local(folder.path(), "main");
+        let endpoint = Endpoint::bind("127.0.0.1:0").await.unwrap();
+        let address = endpoint.address();
+        let serving = tokio::spawn(endpoint.serve(Source {
+            gauges: StreamGauges::default(),
+            destination: destination.open(true, &clock).unwrap(),
+            clock,
+        }));
+        let mut silent = Vec::new();
+        for _ in 0..CONNECTIONS_MAX {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let before = tokio::time::Instant::now();
+        let answer = scrape(address).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(answer.contains("\nanywhen_stream_state{cluster=\"main\""));
+        assert!(before.elapsed() >= HEADER_TIMEOUT, "more at a time");
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn an_address_that_cannot_be_listened_on_is_wrong_usage() {
+        let taken = Endpoint::bind("127.0.0.1:0").await.unwrap();
+        for address in [&taken.address().to_string(), "127.0.0.1", "203.0.113.1:0"] {
+            let error = Endpoint::bind(address).await.unwrap_err();
+            assert_eq!(error.kind(), crate::error::Kind::Usage, "{error}");
+            assert!(error.hint_text().is_some() && error.message().contains(address));
+        }
+    }
+}

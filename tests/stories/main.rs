@@ -37,6 +37,7 @@ mod interface;
 mod kills;
 mod layout;
 mod networks;
+mod metrics;
 mod outages;
 mod places;
 mod power_cuts;
