@@ -166,7 +166,7 @@ fn the_service_manager_is_told_when_the_stream_begins_lives_and_ends() {
         let mut command = stream_command(&record, &[]);
         command
             .env("NOTIFY_SOCKET", &variable)
-            .env("WATCHDOG_USEC", "400000");
+            .env("WATCHDOG_USEC", "100000");
         let mut running = record.anywhen.launch(command);
         let mut heard = vec![];
         hear(&socket, &mut heard, |message| message == "READY=1");
@@ -175,9 +175,9 @@ fn the_service_manager_is_told_when_the_stream_begins_lives_and_ends() {
                 && message.contains(", lag 0 B")
         });
         // an idle loop, which has something to do a few times in ten seconds, turns as often as it is
-        // watched: five times in a second
+        // watched: twenty times in a second
         let since = Instant::now();
-        for _ in 0..10 {
+        for _ in 0..60 {
             hear(&socket, &mut heard, |message| message == "WATCHDOG=1");
         }
         assert!(since.elapsed() < Duration::from_secs(15), "{heard:?}");
