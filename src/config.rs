@@ -303,7 +303,7 @@ fn repository_at(name: &str, url: &str) -> RepositorySettings {
     RepositorySettings {
         name: name.to_owned(),
         url: url.to_owned(),
-        wal_level: 2,
+        wal_level: 1,
         backup_level: 3,
         ..RepositorySettings::default()
     }

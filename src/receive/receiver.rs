@@ -59,7 +59,14 @@ impl Receiver {
 
     /// Receives until `stop` says so. The first contact must succeed; later ones are tried again
     /// for as long as the server or the repository is only unreachable.
-    pub async fn run(self, mut stop: watch::Receiver<bool>) -> Result<()> {
+    pub async fn run(self, stop: watch::Receiver<bool>) -> Result<()> {
+        let outcome = self.run_until(stop).await;
+        self.gauges
+            .update(|state| state.connection = Connection::Stopped);
+        outcome
+    }
+
+    async fn run_until(&self, mut stop: watch::Receiver<bool>) -> Result<()> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
         let mut met = false;
         let mut from = Begin::Compared;

@@ -43,7 +43,7 @@ impl Destination {
         let place = PlaceSettings {
             name: "local".to_owned(),
             store: super::store::StoreOptions::at(folder.to_string_lossy()),
-            wal_level: 2,
+            wal_level: 1,
             backup_level: 3,
             encryption: super::keys::EncryptionSettings::default(),
         };

@@ -22,7 +22,7 @@ pub mod walk;
 pub mod windows;
 mod writing;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -74,7 +74,7 @@ pub struct EncodedWal {
     pub checked: Checked<'static>,
     timeline: TimelineId,
     size: SegmentSize,
-    digest: String,
+    digest: OnceLock<String>,
     /// For each place, as it is encoded there; `None` where it was away.
     objects: Mutex<Vec<Option<Bytes>>>,
     /// The places that have acknowledged it, by number.

@@ -3,7 +3,7 @@
 //! Writes go to every place. One that is away falls behind, and is filled up by
 //! [`Repository::mend`]; at least one must take what is written.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,6 +26,8 @@ use super::{
     json_of, to_value,
 };
 
+/// So little is encoded where it is: another thread would take longer to wake than to encode it.
+const ENCODED_HERE_BYTES: usize = 64 << 10;
 /// Where everything must be everywhere, a place that is so much slower than another is no longer
 /// waited for: what comes next goes on to the faster one.
 const SLOWER_AT_MOST: Duration = Duration::from_secs(10);
@@ -124,14 +126,12 @@ impl Repository {
         size: SegmentSize,
         checked: Checked<'static>,
     ) -> Result<Arc<EncodedWal>> {
-        let digested = blocking(move || (container::digest(checked.bytes()), checked));
-        let (digest, checked) = digested.await;
         let wal = Arc::new(EncodedWal {
             name,
             timeline,
             size,
             checked,
-            digest,
+            digest: OnceLock::new(),
             objects: Mutex::new(vec![None; self.members.len()]),
             held_by: Mutex::default(),
         });
@@ -170,8 +170,12 @@ impl Repository {
         if recipes.is_empty() {
             return Ok(());
         }
-        let shared = Arc::clone(wal);
-        let encoded = blocking(move || encode_each(recipes, &shared.checked)).await;
+        let encoded = if wal.checked.bytes().len() <= ENCODED_HERE_BYTES {
+            encode_each(recipes, wal)
+        } else {
+            let shared = Arc::clone(wal);
+            blocking(move || encode_each(recipes, &shared)).await
+        };
         let encoded = encoded.map_err(|error| self.first().damaged(&wal.name, &error))?;
         for (number, object) in encoded {
             wal.set_object(number, object);
@@ -197,7 +201,7 @@ impl Repository {
             let (member, wal) = (member.clone(), Arc::clone(wal));
             // not given up when another place has been faster
             let write = tokio::spawn(async move {
-                let written = member.create_object(&wal.name, object, &wal.digest).await;
+                let written = member.create_object(&wal.name, object, wal.digest()).await;
                 if written.is_ok() {
                     wal.is_held_by(number);
                 }
@@ -447,6 +451,12 @@ impl EncodedWal {
         recipe
     }
 
+    /// Of the plain bytes; known since they were first encoded.
+    pub(super) fn digest(&self) -> &str {
+        self.digest
+            .get_or_init(|| container::digest(self.checked.bytes()))
+    }
+
     fn object(&self, number: usize) -> Option<Bytes> {
         let objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
         objects.get(number).cloned().flatten()
@@ -596,10 +606,10 @@ async fn take_the_rest(
 /// The objects for each place, by its number; places with the same recipe share one.
 fn encode_each(
     recipes: Vec<(usize, Recipe, i32)>,
-    checked: &Checked<'_>,
+    wal: &EncodedWal,
 ) -> std::result::Result<Vec<(usize, Bytes)>, container::Error> {
     let mut facts = serde_json::Map::new();
-    facts.insert("wal".to_owned(), to_value(&wal_facts(checked)));
+    facts.insert("wal".to_owned(), to_value(&wal_facts(&wal.checked)));
     let mut plain_objects: Vec<(i32, Bytes)> = Vec::new();
     let mut objects = Vec::with_capacity(recipes.len());
     for (number, Recipe { header, key }, level) in recipes {
@@ -609,7 +619,10 @@ fn encode_each(
             continue;
         }
         let facts = facts.clone();
-        let object = container::encode(&header, checked.bytes(), facts, level, key.as_ref())?;
+        let plain = wal.checked.bytes();
+        let (object, trailer) =
+            container::encode_with_trailer(&header, plain, facts, level, key.as_ref())?;
+        wal.digest.get_or_init(|| trailer.digest);
         let object = Bytes::from(object);
         if key.is_none() {
             plain_objects.push((level, object.clone()));

@@ -1,4 +1,4 @@
-//! Where a stream begins: what PostgreSQL's own tests ask of pg_receivewal (020_pg_receivewal.pl), asked
+//! Where a stream begins: what PostgreSQL's own tests ask of `pg_receivewal` (`020_pg_receivewal.pl`), asked
 //! of `stream`.
 
 use crate::judge::{End, restored_moments};

@@ -76,7 +76,7 @@ impl Model {
 
     /// The places that take it have acknowledged it.
     pub(super) fn follows(&mut self, wal: &Arc<EncodedWal>) {
-        let key = (wal.name.clone(), wal.digest.clone());
+        let key = (wal.name.clone(), wal.digest().to_owned());
         let held = self.held.entry(key).or_default();
         held.places.extend(holders(wal));
         held.wal = Some(Arc::clone(wal));
@@ -107,7 +107,7 @@ impl Model {
     /// The writer is told that it is stored.
     pub(super) fn is_told(&mut self, wal: &EncodedWal) {
         self.hear();
-        let key = (wal.name.clone(), wal.digest.clone());
+        let key = (wal.name.clone(), wal.digest().to_owned());
         if let Some(held) = self.held.get_mut(&key) {
             held.told = Some(held.places.len());
         }
@@ -235,7 +235,7 @@ impl Model {
 
     /// Whether a place holds all there is to hold of one acknowledged object.
     pub(super) fn holds(&self, place: usize, wal: &EncodedWal) -> bool {
-        self.is_kept(place, &wal.name, &wal.digest).is_ok()
+        self.is_kept(place, &wal.name, wal.digest()).is_ok()
     }
 
     /// Nothing that was acknowledged is lost where it was acknowledged; nothing was done to a store
