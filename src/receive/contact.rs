@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 use replication::connection::Connection;
 use replication::conninfo::ConnectionSettings;
 use replication::slots::{SlotState, read_slot, reserve_slot};
-use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
+use wal::{Lsn, SegmentName, TimelineHistory, TimelineId};
 
-use super::known::Known;
 use super::options::ReceiverOptions;
 use super::resume::{ResumeAt, floor, resume_at, skip_removed};
 use crate::clock::Clock;
@@ -25,17 +24,6 @@ use crate::server::{self, ServerFacts};
 /// missed yet: it is waited for this long.
 const SLOT_WAIT: Duration = Duration::from_secs(90);
 
-/// Where a stream begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Begin {
-    /// A segment earlier than is needed, where nothing else could be compared.
-    Compared,
-    /// Where what is stored ends.
-    Needed,
-    /// At the first WAL that the server still has, where it removed what is needed.
-    Available,
-}
-
 /// A server that was met: connections, what it said, and where to go on.
 pub(super) struct Contact {
     pub(super) replication: Connection,
@@ -47,7 +35,7 @@ pub(super) struct Contact {
     pub(super) at: ResumeAt,
     /// In so many pieces the segment is stored that begins there.
     pub(super) pieces: usize,
-    branch: TimelineHistory,
+    pub(super) branch: TimelineHistory,
     /// From here on the slot keeps WAL.
     kept: Option<Lsn>,
 }
@@ -60,7 +48,6 @@ impl Contact {
         destination: &OpenDestination,
         options: &ReceiverOptions,
         met: bool,
-        from: Begin,
     ) -> Result<Self> {
         let mut replication = server::connect_replication(settings).await?;
         let facts = ServerFacts::read(&mut replication).await?;
@@ -95,47 +82,22 @@ impl Contact {
             );
         }
         let branch = store_histories(&mut replication, &repository, facts.timeline).await?;
-        let (needed, pieces) = resume(&repository, &branch, &facts, kept).await?;
-        let back = if from == Begin::Compared && needed.known == needed.start {
-            segment_before(&repository, &branch, needed, facts.segment_size).await?
-        } else {
-            None
-        };
+        let (at, pieces) = resume(&repository, &branch, &facts, kept).await?;
         Ok(Self {
             replication,
             sql,
             settings,
             facts,
             repository,
-            at: back.unwrap_or(needed),
+            at,
             pieces,
             branch,
             kept,
         })
     }
 
-    /// What is stored of the timeline's parent in the segment where it left it, up to there: the
-    /// server has sent it once, and has to send the same again.
-    pub(super) async fn known_of_parent(&self) -> Result<Known> {
-        let size = self.facts.segment_size;
-        let parts = self.branch.parts();
-        let own = parts
-            .iter()
-            .position(|part| part.timeline == self.at.timeline);
-        let parent = own.and_then(|own| parts.get(own.checked_sub(1)?));
-        let Some((parent, fork)) = parent.and_then(|part| Some((part.timeline, part.end?))) else {
-            return Ok(Known::nothing());
-        };
-        if size.start_of(fork) != self.at.start {
-            return Ok(Known::nothing());
-        }
-        let segment = SegmentName::of(parent, self.at.start, size);
-        let known = Known::of(&self.repository, segment, size).await?;
-        Ok(known.until(self.at.start, fork))
-    }
-
     /// Why a strict stream does not go on where the server removed WAL.
-    pub(super) fn removed(&self) -> Error {
+    fn removed(&self) -> Error {
         Error::failure(format!(
             "the server no longer has WAL from {} on timeline {}, and this stream is strict",
             self.at.known, self.at.timeline
@@ -145,8 +107,9 @@ impl Contact {
         )
     }
 
-    /// Notes the holes that removed WAL leaves, and goes on behind them.
-    pub(super) async fn skip_removed(&mut self, clock: &dyn Clock) -> Result<()> {
+    /// Notes the holes that removed WAL leaves, and goes on behind them, or stops there where that is
+    /// asked for. Gives how many there are.
+    pub(super) async fn skip_removed(&mut self, strict: bool, clock: &dyn Clock) -> Result<usize> {
         let size = self.facts.segment_size;
         let oldest = server::oldest_segment(&mut self.sql, self.facts.timeline).await;
         let oldest = oldest.and_then(|segment| segment.start(size));
@@ -162,6 +125,10 @@ impl Contact {
             ))
             .hint("take a backup: it begins a new window"));
         };
+        if strict && !holes.is_empty() {
+            return Err(self.removed());
+        }
+        let count = holes.len();
         for (timeline, range) in holes {
             tracing::error!(
                 "the server removed WAL that is not stored: timeline {timeline}, {} to {}. hint: \
@@ -180,7 +147,7 @@ impl Contact {
             self.repository.record_hole(&hole).await?;
         }
         self.at = next;
-        Ok(())
+        Ok(count)
     }
 }
 
@@ -220,45 +187,11 @@ async fn resume(
     for catalog in repository.wal_catalogs().await? {
         let behind = from(&catalog)?;
         let is_earlier = (behind.timeline, behind.start) < (at.timeline, at.start);
-        if is_earlier && behind.start >= kept {
+        if is_earlier && behind.known >= kept {
             at = behind;
         }
     }
     Ok((at, pieces(&at)))
-}
-
-/// The whole segment before the one that is `needed`, where that is stored and nothing of the
-/// needed one is: else a server with another history, a copy of the data directory, say, would go
-/// on behind ours unnoticed.
-async fn segment_before(
-    repository: &Repository,
-    branch: &TimelineHistory,
-    needed: ResumeAt,
-    size: SegmentSize,
-) -> Result<Option<ResumeAt>> {
-    let start = size.start_of(needed.start.saturating_sub(1));
-    if start == needed.start {
-        return Ok(None);
-    }
-    let timeline = branch.timeline_at(start);
-    let catalog = repository.wal_catalog().await?;
-    let holds = |timeline, start| {
-        let segment = SegmentName::of(timeline, start, size);
-        let stored = catalog.timelines.get(&timeline);
-        stored.is_some_and(|stored| {
-            stored.segments.contains(&segment)
-                || (start == needed.start && stored.pieces.contains_key(&segment))
-        })
-    };
-    // what the parent has of this segment is compared already
-    let parent_has_some = timeline != needed.timeline && holds(timeline, needed.start);
-    Ok(
-        (holds(timeline, start) && !parent_has_some).then_some(ResumeAt {
-            timeline,
-            start,
-            known: needed.start,
-        }),
-    )
 }
 
 /// The slot that is wanted.

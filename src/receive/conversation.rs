@@ -127,22 +127,12 @@ impl<'a> Conversation<'a> {
             ..
         } = contact;
         let size = facts.segment_size;
-        let segment = SegmentName::of(at.timeline, at.start, size);
-        let known = if at.known > at.start {
-            Known::of(repository, segment, size).await?
-        } else {
-            Known::nothing()
-        };
+        let known = Known::of(repository, &contact.branch, *at, size).await?;
         // what was listed and cannot be put together from the beginning is received again
         let before = Before {
             start: at.start,
             known: known.end(at.start).min(at.known),
             pieces: contact.pieces,
-        };
-        let known = if before.known == before.start {
-            contact.known_of_parent().await?
-        } else {
-            known
         };
         let major = Major::ALL
             .into_iter()

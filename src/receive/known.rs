@@ -1,12 +1,78 @@
 //! What is stored of a segment before a connection sends it again.
 
-use wal::{Lsn, SegmentName, SegmentSize, WalRange};
+use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, WalRange};
 
+use super::resume::ResumeAt;
+use crate::error::chain;
 use crate::repository::{Repository, RepositoryError, digest};
 
 /// What is stored of the segment at hand, from its beginning on without a break.
 #[derive(Debug)]
-pub(super) enum Known {
+pub(super) struct Known {
+    own: Content,
+    /// What the timelines that it came from hold of the same segment, up to where the branch left
+    /// them: another server's past shows itself there.
+    ancestors: Vec<Content>,
+}
+
+impl Known {
+    /// Nothing is stored.
+    pub(super) fn nothing() -> Self {
+        Self {
+            own: Content::nothing(),
+            ancestors: Vec::new(),
+        }
+    }
+
+    /// What is stored of the segment that begins at `at.start`, on a branch.
+    pub(super) async fn of(
+        repository: &Repository,
+        branch: &TimelineHistory,
+        at: ResumeAt,
+        size: SegmentSize,
+    ) -> Result<Self, RepositoryError> {
+        let own = if at.known > at.start {
+            let segment = SegmentName::of(at.timeline, at.start, size);
+            Content::of(repository, segment, size).await?
+        } else {
+            Content::nothing()
+        };
+        let mut ancestors = Vec::new();
+        let parts = branch.parts().into_iter();
+        for part in parts.take_while(|part| part.timeline != at.timeline) {
+            let Some(fork) = part.end.filter(|fork| *fork > at.start) else {
+                continue;
+            };
+            let segment = SegmentName::of(part.timeline, at.start, size);
+            match Content::of(repository, segment, size).await {
+                Ok(content) => ancestors.push(content.until(at.start, fork)),
+                Err(error) if error.is_unreachable() => return Err(error),
+                // the stream goes on: this server's WAL is none the worse for it
+                Err(error) => tracing::warn!(
+                    "what is stored of the timeline before is not compared: {}",
+                    chain(&error)
+                ),
+            }
+        }
+        Ok(Self { own, ancestors })
+    }
+
+    /// Where what its own timeline holds ends, in a segment that begins at `start`.
+    pub(super) fn end(&self, start: Lsn) -> Lsn {
+        self.own.end(start)
+    }
+
+    /// Where the server's WAL is found to differ: `came` has come of the segment that begins at
+    /// `start`, and `bytes` follow. Of a stretch, its start.
+    pub(super) fn differs(&self, start: Lsn, came: &[u8], bytes: &[u8]) -> Option<Lsn> {
+        let mut all = self.ancestors.iter().chain([&self.own]);
+        all.find_map(|content| content.differs(start, came, bytes))
+    }
+}
+
+/// What one timeline holds of a segment.
+#[derive(Debug)]
+enum Content {
     /// The bytes.
     Bytes(Vec<u8>),
     /// Stretches with the digests of their bytes, sorted: an archiver that cannot read what it
@@ -14,14 +80,12 @@ pub(super) enum Known {
     Digests(Vec<(WalRange, String)>),
 }
 
-impl Known {
-    /// Nothing is stored.
-    pub(super) fn nothing() -> Self {
+impl Content {
+    fn nothing() -> Self {
         Self::Bytes(Vec::new())
     }
 
-    /// What is stored of `segment`.
-    pub(super) async fn of(
+    async fn of(
         repository: &Repository,
         segment: SegmentName,
         size: SegmentSize,
@@ -40,21 +104,18 @@ impl Known {
     }
 
     /// What of it lies before `end`, in a segment that begins at `start`.
-    pub(super) fn until(self, start: Lsn, end: Lsn) -> Self {
-        match self {
-            Self::Bytes(mut bytes) => {
+    fn until(mut self, start: Lsn, end: Lsn) -> Self {
+        match &mut self {
+            Self::Bytes(bytes) => {
                 bytes.truncate(usize::try_from(end.bytes_since(start)).unwrap_or(usize::MAX));
-                Self::Bytes(bytes)
             }
-            Self::Digests(mut stretches) => {
-                stretches.retain(|(range, _)| range.end <= end);
-                Self::Digests(stretches)
-            }
+            Self::Digests(stretches) => stretches.retain(|(range, _)| range.end <= end),
         }
+        self
     }
 
     /// Where it ends, in a segment that begins at `start`.
-    pub(super) fn end(&self, start: Lsn) -> Lsn {
+    fn end(&self, start: Lsn) -> Lsn {
         match self {
             Self::Bytes(bytes) => {
                 start.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX))
@@ -71,7 +132,7 @@ impl Known {
 
     /// Where the server's WAL is found to differ: `came` has come of the segment that begins at
     /// `start`, and `bytes` follow. Of a stretch, its start.
-    pub(super) fn differs(&self, start: Lsn, came: &[u8], bytes: &[u8]) -> Option<Lsn> {
+    fn differs(&self, start: Lsn, came: &[u8], bytes: &[u8]) -> Option<Lsn> {
         let offset = |lsn: Lsn| usize::try_from(lsn.bytes_since(start)).unwrap_or(usize::MAX);
         match self {
             Self::Bytes(known) => {
@@ -109,7 +170,7 @@ mod tests {
 
     const START: Lsn = Lsn::new(1 << 24);
 
-    fn digests(content: &[u8], stretches: &[(u64, u64)]) -> Known {
+    fn digests(content: &[u8], stretches: &[(u64, u64)]) -> Content {
         let place = |at: u64| usize::try_from(at).unwrap();
         let stretch = |&(from, to): &(u64, u64)| {
             let range = WalRange {
@@ -118,7 +179,7 @@ mod tests {
             };
             (range, digest(&content[place(from)..place(to)]))
         };
-        Known::Digests(stretches.iter().map(stretch).collect())
+        Content::Digests(stretches.iter().map(stretch).collect())
     }
 
     #[test]
@@ -138,7 +199,7 @@ mod tests {
         }
         // what is not all there yet cannot be judged
         assert_eq!(known.differs(START, &[], &other[..149]), None);
-        let bytes = Known::Bytes(content.clone());
+        let bytes = Content::Bytes(content.clone());
         let (came, rest) = other.split_at(100);
         assert_eq!(
             bytes.differs(START, came, rest),
@@ -153,9 +214,26 @@ mod tests {
     }
 
     #[test]
-    fn what_a_parent_wrote_behind_the_fork_is_not_compared() {
-        let known = Known::Bytes(b"abcdef".to_vec()).until(START, START.saturating_add(4));
-        assert_eq!(known.differs(START, b"", b"abcdXY"), None);
-        assert!(known.differs(START, b"", b"abcX").is_some());
+    fn what_lies_behind_the_fork_is_not_compared() {
+        let content: Vec<u8> = (0..200_u8).collect();
+        let fork = START.saturating_add(120);
+        let known = |ancestor: Content| Known {
+            own: Content::nothing(),
+            ancestors: vec![ancestor.until(START, fork)],
+        };
+        let mut abandoned = content.clone();
+        abandoned[120] ^= 1;
+        let mut other = content.clone();
+        other[119] ^= 1;
+        let at_119 = START.saturating_add(119);
+        let bytes = known(Content::Bytes(abandoned.clone()));
+        assert_eq!(bytes.differs(START, &[], &content), None);
+        assert_eq!(bytes.differs(START, &[], &other), Some(at_119));
+        // nothing of its own is stored
+        assert_eq!(bytes.end(START), START);
+        let digests = known(digests(&abandoned, &[(0, 100), (100, 120), (100, 200)]));
+        assert_eq!(digests.differs(START, &[], &content), None);
+        let found = digests.differs(START, &[], &other);
+        assert_eq!(found, Some(START.saturating_add(100)));
     }
 }

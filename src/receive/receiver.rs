@@ -8,7 +8,7 @@ use replication::stream::{Started, WalStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::contact::{Begin, Contact};
+use super::contact::Contact;
 use super::conversation::Conversation;
 use super::ended::{Ended, stopped, stream_failed};
 use super::moments::{self, Asked, Asking};
@@ -69,18 +69,16 @@ impl Receiver {
     async fn run_until(&self, mut stop: watch::Receiver<bool>) -> Result<()> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
         let mut met = false;
-        let mut from = Begin::Compared;
+        let mut removed = false;
         loop {
             self.gauges
                 .update(|state| state.connection = Connection::Connecting);
-            let outcome = self.once(from, &mut met, stop.clone()).await;
-            let was = std::mem::replace(&mut from, Begin::Compared);
+            let outcome = self.once(removed, &mut met, stop.clone()).await;
+            removed = false;
             match outcome {
                 Ok((Ended::Stopped, _)) => return Ok(()),
-                // this server was compared, and its next timeline begins where that ended
-                Ok((Ended::NextTimeline, _)) => from = Begin::Needed,
-                Ok((Ended::Removed, _)) if was == Begin::Compared => from = Begin::Needed,
-                Ok((Ended::Removed, _)) => from = Begin::Available,
+                Ok((Ended::NextTimeline, _)) => {}
+                Ok((Ended::Removed, _)) => removed = true,
                 Ok((Ended::Lost(reason), lasted)) => {
                     tracing::warn!("lost the server, trying again: {reason}");
                     self.failed(&reason);
@@ -113,13 +111,13 @@ impl Receiver {
 
     async fn once(
         &self,
-        from: Begin,
+        removed: bool,
         met: &mut bool,
         stop: watch::Receiver<bool>,
     ) -> Result<(Ended, Duration)> {
         let since = Instant::now();
         let mut asked = stop.clone();
-        let preparing = self.prepare(from, met);
+        let preparing = self.prepare(removed, met);
         let prepared = tokio::select! {
             prepared = preparing => prepared?,
             () = stopped(&mut asked) => return Ok((Ended::Stopped, Duration::ZERO)),
@@ -142,15 +140,15 @@ impl Receiver {
     }
 
     /// Meets the server and begins to stream; or says why there is nothing to stream.
-    async fn prepare(&self, from: Begin, met: &mut bool) -> Result<Result<Prepared<'_>, Ended>> {
+    async fn prepare(&self, removed: bool, met: &mut bool) -> Result<Result<Prepared<'_>, Ended>> {
         let mut contact =
-            Contact::make(&self.settings, &self.destination, &self.options, *met, from).await?;
+            Contact::make(&self.settings, &self.destination, &self.options, *met).await?;
         *met = true;
-        if from == Begin::Available {
-            if self.options.strict {
-                return Err(contact.removed());
-            }
-            contact.skip_removed(self.clock.as_ref()).await?;
+        if removed {
+            let strict = self.options.strict;
+            let holes = contact.skip_removed(strict, self.clock.as_ref()).await?;
+            let holes = u64::try_from(holes).unwrap_or(u64::MAX);
+            self.gauges.update(|state| state.holes += holes);
         }
         let clock = Arc::clone(&self.clock);
         let gauges = self.gauges.clone();

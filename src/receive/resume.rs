@@ -102,9 +102,25 @@ pub fn resume_at(
         }
         _ => Ok(ResumeAt {
             timeline: end.timeline,
-            start: size.start_of(end.lsn),
+            start: compared_from(end, catalog, size),
             known: end.lsn,
         }),
+    }
+}
+
+/// Where to begin so that something of what is stored comes again: the beginning of the segment that
+/// is not complete; or of the last one that is, where nothing is stored behind it. Else a server that
+/// went another way before would not be noticed.
+fn compared_from(end: BranchEnd, catalog: &Catalog, size: SegmentSize) -> Lsn {
+    let start = size.start_of(end.lsn);
+    if start < end.lsn {
+        return start;
+    }
+    let before = size.start_of(start.saturating_sub(1));
+    let stored = catalog.timelines.get(&end.timeline);
+    match stored.map(|wal| wal.covered_from(before, size)) {
+        Some(covered) if covered >= start => before,
+        _ => start,
     }
 }
 
@@ -130,7 +146,7 @@ fn last_before(
 }
 
 /// The holes that are left when the server no longer has what would follow, by timeline, and where
-/// to go on: at `available`, which it has.
+/// to go on: at `available`, which it has. There is none where it removed only what is stored.
 pub fn skip_removed(
     at: ResumeAt,
     branch: &TimelineHistory,
@@ -138,7 +154,8 @@ pub fn skip_removed(
     size: SegmentSize,
 ) -> Option<(Vec<(TimelineId, WalRange)>, ResumeAt)> {
     let start = size.start_of(available);
-    if start <= at.known {
+    // it may have removed what was asked for only to be compared
+    if start < at.known || start == at.start {
         return None;
     }
     let parts = branch.parts();
@@ -247,7 +264,22 @@ mod tests {
             Ok(at(2, 4 * MIB, 4 * MIB + 100))
         );
         let whole = stored(&[(2, 4 * MIB, 5 * MIB)], true);
-        assert_eq!(resume(&whole, 4 * MIB + 50), Ok(at(2, 5 * MIB, 5 * MIB)));
+        // something must be compared: this may be another server
+        assert_eq!(resume(&whole, 4 * MIB + 50), Ok(at(2, 4 * MIB, 5 * MIB)));
+    }
+
+    #[test]
+    fn what_comes_again_only_to_be_compared_may_be_gone() {
+        let from = at(2, 4 * MIB, 5 * MIB);
+        let nothing = skip_removed(from, &branch(), Lsn::new(5 * MIB + 9), size());
+        assert_eq!(nothing, Some((vec![], at(2, 5 * MIB, 5 * MIB))));
+        let again = skip_removed(
+            at(2, 5 * MIB, 5 * MIB),
+            &branch(),
+            Lsn::new(5 * MIB),
+            size(),
+        );
+        assert_eq!(again, None);
     }
 
     /// The server would recycle what lies before the backup as soon as we report what lies behind.

@@ -48,7 +48,7 @@ fn assert_nothing_lost(record: &mut Record, load: Load) {
 fn a_connection_cut_again_and_again_loses_nothing() {
     let (mut record, proxy, load) = begun();
     let mut chance = Chance::new();
-    for _ in 0..tenth_of(60) {
+    for _ in 0..tenth_of(40) {
         record.wait_ms(chance.below(500));
         let before = record.stream_pid();
         assert!(proxy.cut() > 0, "nothing was connected");

@@ -91,6 +91,28 @@ fn a_second_run_goes_on_behind_a_whole_segment() {
     );
 }
 
+/// The last whole segment comes again only to be compared: a server that has removed it loses nothing by
+/// that.
+#[test]
+fn a_second_run_goes_on_behind_a_segment_that_the_server_removed() {
+    let mut record = of_small_segments().begin();
+    record.fill_segments(1);
+    record.store_all();
+    record.stop_stream();
+    let system = system_dir(&record.anywhen, &record.server);
+    let last = stored_segments(&system).into_keys().next_back().unwrap();
+    recycle(&record);
+    let gone = format!("select count(*) from pg_ls_waldir() where name = '{last}'");
+    assert_eq!(record.server.value(&gone), "0", "{last} is still there");
+    record.insert(1);
+    record.stream = Some(record.anywhen.stream(&record.server));
+    record.store_all();
+    record.stop_stream();
+    assert_no_gap(&system, 1);
+    assert_eq!(holes(&record), 0);
+    assert_eq!(record.rows_at("latest", &[], End::Promoted), "0,1");
+}
+
 /// Nothing is stored yet, and the slot was made long before: the server has kept WAL from there on alone,
 /// and all of that is wanted.
 #[test]
