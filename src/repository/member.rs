@@ -152,15 +152,16 @@ impl Member {
 
     /// Refuses a place where another system lives, or where this one did a while ago.
     async fn check_systems(&self, identity: ServerIdentity, new_system: bool) -> Result<()> {
-        let root = self.opened()?.store;
-        let stored = systems_in(&root, &self.cluster).await?;
-        if stored.contains(&identity.system_id) {
-            return Ok(());
-        }
+        // whatever else lies there: a request that was on its way may have come to another disk
         if self.place.was_met() {
             return Err(RepositoryError::Gone {
                 url: self.place.url().to_owned(),
             });
+        }
+        let root = self.opened()?.store;
+        let stored = systems_in(&root, &self.cluster).await?;
+        if stored.contains(&identity.system_id) {
+            return Ok(());
         }
         if !new_system && !stored.is_empty() {
             return Err(RepositoryError::OtherSystem {

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::Result;
 use super::keys::{Encryption, EncryptionSettings};
 use super::layout::ObjectName;
 use super::store::{Store, StoreOptions, Traffic};
+use super::{RepositoryError, Result};
 use crate::clock::Clock;
 
 /// So many objects may be on their way to a place that is not waited for; they are held in memory.
@@ -46,6 +47,8 @@ pub(super) struct Place {
     clock: Arc<dyn Clock>,
     opened: Mutex<Option<Opened>>,
     health: Mutex<Health>,
+    /// Why the last write failed: what is new is not tried until it was met again.
+    away: watch::Sender<Option<String>>,
     /// When it could not be asked, and why.
     silent: Mutex<Option<(Instant, String)>>,
     /// Why it could not be asked at some time.
@@ -61,15 +64,9 @@ pub(super) struct Opened {
 
 /// How a place fares, where a cluster has several.
 #[derive(Debug, Default)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is known by itself: what was seen, said, and is true now"
-)]
 struct Health {
     /// The cluster was found or made there.
     met: bool,
-    /// The last write failed: what is new is not tried until it answers again.
-    is_away: bool,
     /// That it falls behind was said.
     said: bool,
     /// It holds everything that the others hold, but for what is owed.
@@ -90,6 +87,7 @@ impl Place {
             clock,
             opened: Mutex::new(None),
             health: Mutex::new(Health::default()),
+            away: watch::Sender::new(None),
             silent: Mutex::new(None),
             unheard: Mutex::new(None),
         }
@@ -158,7 +156,23 @@ impl Place {
 
     /// Whether it answered when it was last written to.
     pub(super) fn is_away(&self) -> bool {
-        lock(&self.health).is_away
+        self.away.borrow().is_some()
+    }
+
+    /// What a write comes to, which ends when the place is away: tried again and again, it could come
+    /// to whatever answers there later, and that is met before it is written to.
+    pub(super) async fn while_it_answers<T>(
+        &self,
+        write: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let mut away = self.away.subscribe();
+        tokio::select! {
+            biased;
+            Ok(why) = away.wait_for(Option::is_some) => Err(RepositoryError::Silent {
+                reason: why.clone().unwrap_or_default(),
+            }),
+            written = write => written,
+        }
     }
 
     /// Whether it is known to hold everything that the others hold.
@@ -200,7 +214,7 @@ impl Place {
             health.names.insert(name.clone());
         }
         let Some(why) = why else { return };
-        health.is_away = true;
+        self.away.send_replace(Some(why.to_string()));
         if !std::mem::replace(&mut health.said, true) {
             tracing::warn!(
                 "repository {} falls behind; what it misses is filled up from the others once it \
@@ -223,8 +237,8 @@ impl Place {
 
     /// It is tried again from now on; how many objects it has missed so far.
     pub(super) fn answers(&self) -> u64 {
-        let mut health = lock(&self.health);
-        health.is_away = false;
+        let health = lock(&self.health);
+        self.away.send_replace(None);
         health.missed
     }
 

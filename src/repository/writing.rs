@@ -70,7 +70,10 @@ impl Repository {
             return Ok(Stored::Everywhere);
         }
         let tried = self.members_to_try().await?;
-        let writes = tried.iter().map(|(_, member)| write((*member).clone()));
+        let writes = tried.iter().map(|(_, member)| {
+            let write = write((*member).clone());
+            member.place().while_it_answers(write)
+        });
         let mut outcome = Outcome::new(&self.members, None);
         for ((number, _), written) in tried.iter().zip(join_all(writes).await) {
             outcome.take(*number, written)?;
@@ -199,9 +202,15 @@ impl Repository {
                 continue;
             }
             let (member, wal) = (member.clone(), Arc::clone(wal));
+            let has_others = self.members.len() > 1;
             // not given up when another place has been faster
             let write = tokio::spawn(async move {
-                let written = member.create_object(&wal.name, object, wal.digest()).await;
+                let write = member.create_object(&wal.name, object, wal.digest());
+                let written = if has_others {
+                    member.place().while_it_answers(write).await
+                } else {
+                    write.await
+                };
                 if written.is_ok() {
                     wal.is_held_by(number);
                 }

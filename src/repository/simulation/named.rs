@@ -2,11 +2,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::content::{checked, piece, size, timeline, whole};
+use super::faults::wait;
 use super::faulty::{Conditions, Faulty, Nature, Outage};
+use super::model::holders;
 use super::schedule::{IDENTITY, PEOPLE};
 use super::tally::Tally;
 use super::time::Time;
@@ -16,7 +19,9 @@ use crate::repository::destination::Destination;
 use crate::repository::keys::EncryptionSettings;
 use crate::repository::layout::{BackupId, ObjectName};
 use crate::repository::store::StoreOptions;
-use crate::repository::{Acknowledge, EncodedWal, PlaceSettings, Repository, RepositoryError};
+use crate::repository::{
+    Acknowledge, EncodedWal, PlaceSettings, Repository, RepositoryError, Stored,
+};
 
 struct Places {
     stores: [Faulty; 2],
@@ -29,7 +34,7 @@ impl Places {
         let (time, tally) = (Arc::new(Time::default()), Arc::new(Tally::new()));
         let nature = Nature {
             conditions: Conditions::Honoured,
-            late: std::time::Duration::ZERO,
+            late: Duration::ZERO,
             is_sound: false,
         };
         let store = |number| Faulty::new(number, 1, nature, &time, &tally);
@@ -81,9 +86,9 @@ fn place(store: &Faulty, number: usize, people: &[usize], identities: &Path) -> 
     }
 }
 
-async fn encoded(repository: &Repository) -> Arc<EncodedWal> {
-    let (name, range) = piece(1, 0, 512);
-    let plain = whole(super::content::segment(1), 0).slice(..512);
+async fn encoded(repository: &Repository, bytes: u16) -> Arc<EncodedWal> {
+    let (name, range) = piece(1, 0, bytes.into());
+    let plain = whole(super::content::segment(1), 0).slice(..usize::from(bytes));
     let checked = checked(range, &plain);
     let encoded = repository.encode_wal(name, timeline(1), size(), checked);
     encoded.await.unwrap()
@@ -96,7 +101,7 @@ async fn a_place_that_was_never_met_is_met_before_it_is_written_to() {
     places.stores[1].set_outage(Some(Outage::Refusing));
     let repository = places.repository([&[], &[]]).await;
     places.stores[0].set_outage(Some(Outage::Refusing));
-    let wal = encoded(&repository).await;
+    let wal = encoded(&repository, 512).await;
     let refused = repository.put_wal(&wal).await.unwrap_err();
     assert!(refused.is_unreachable(), "{refused}");
     places.stores[1].set_outage(None);
@@ -112,13 +117,61 @@ async fn a_place_that_came_back_empty_is_not_written_to() {
     for store in &places.stores {
         store.set_outage(Some(Outage::Refusing));
     }
-    let wal = encoded(&repository).await;
+    let wal = encoded(&repository, 512).await;
     repository.put_wal(&wal).await.unwrap_err();
     places.stores[1].empty(true);
     places.stores[1].set_outage(None);
     let gone = repository.put_wal(&wal).await.unwrap_err();
     assert!(gone.is_unreachable(), "{gone}");
     assert!(places.stores[1].paths().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_ends_when_its_place_goes_away() {
+    // schedule 206304106871074: tried again and again while nobody waits for it, it would come to
+    // whatever answers there in the end, and say that this is the place
+    let places = Places::new();
+    let repository = places.repository([&[], &[]]).await;
+    places.stores[1].set_outage(Some(Outage::Refusing));
+    let first = encoded(&repository, 512).await;
+    let second = encoded(&repository, 1024).await;
+    let later = async {
+        wait(Duration::from_secs(5)).await;
+        repository.put_wal(&second).await
+    };
+    let swapped = async {
+        while !repository.members[1].place().is_away() {
+            wait(Duration::from_millis(100)).await;
+        }
+        places.stores[1].empty(true);
+        places.stores[1].set_outage(None);
+    };
+    let (first, stored, ()) = tokio::join!(repository.put_wal(&first), later, swapped);
+    assert_eq!(
+        (first.unwrap(), stored.unwrap()),
+        (Stored::Partly, Stored::Partly)
+    );
+    wait(Duration::from_mins(2)).await;
+    assert!(!repository.mend(true).await);
+    assert!(places.stores[1].paths().is_empty());
+    assert_eq!(holders(&second), [0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_lies_on_another_disk_does_not_pass_for_the_place_that_was_met() {
+    // a request that was on its way, or an old copy: the place would be filled up on the wrong disk
+    let places = Places::new();
+    let repository = places.repository([&[], &[]]).await;
+    places.stores[1].set_outage(Some(Outage::Refusing));
+    let wal = encoded(&repository, 512).await;
+    assert_eq!(repository.put_wal(&wal).await.unwrap(), Stored::Partly);
+    places.stores[1].empty(false);
+    places.stores[1].set_outage(None);
+    let store = repository.members[1].store().unwrap();
+    let late = Bytes::from_static(b"late");
+    store.create(&wal.name.path(), late).await.unwrap();
+    assert!(!repository.mend(true).await);
+    assert!(!places.has(1, &ObjectName::Cluster));
 }
 
 #[tokio::test(start_paused = true)]
@@ -171,7 +224,7 @@ async fn a_backup_that_lacks_a_pack_is_not_copied_as_if_it_were_whole() {
 async fn other_content_under_a_name_is_refused_and_leaves_the_first() {
     let places = Places::new();
     let repository = places.repository([&[], &[0]]).await;
-    let wal = encoded(&repository).await;
+    let wal = encoded(&repository, 512).await;
     repository.put_wal(&wal).await.unwrap();
     let (name, range) = piece(1, 0, 512);
     let other = Bytes::from(vec![0xff; 512]);
