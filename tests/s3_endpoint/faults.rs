@@ -1,5 +1,6 @@
 //! Misbehaviour on purpose: which request suffers is drawn by seed, and every fault is counted, so that
-//! a story can say that each of them came to pass. `GET /-/faults` answers with the counts.
+//! a story can say that each of them came to pass. So are the requests, by the kinds that a store
+//! charges for. `GET /-/faults` answers with the counts.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +10,7 @@ use bytes::Bytes;
 use clap::Args;
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt as _, stream};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{HeaderMap, HeaderValue};
 use hyper::service::Service;
 use hyper::{Method, Request};
@@ -67,6 +68,15 @@ enum AnswerTo {
 #[derive(Debug, Default)]
 struct Counts {
     requests: AtomicU64,
+    puts: AtomicU64,
+    /// Bytes of their bodies.
+    put_bytes: AtomicU64,
+    gets: AtomicU64,
+    heads: AtomicU64,
+    lists: AtomicU64,
+    /// Of one object; those of many are posts.
+    deletes: AtomicU64,
+    posts: AtomicU64,
     slow_down: AtomicU64,
     fail_before: AtomicU64,
     fail_after: AtomicU64,
@@ -74,6 +84,25 @@ struct Counts {
     cut: AtomicU64,
     slow: AtomicU64,
     answer: AtomicU64,
+}
+
+impl Counts {
+    /// Counts a request as what it asks for.
+    fn note(&self, request: &Request<Incoming>) {
+        let query = request.uri().query().unwrap_or_default();
+        count(match *request.method() {
+            Method::PUT => {
+                let bytes = request.body().size_hint().lower();
+                self.put_bytes.fetch_add(bytes, Ordering::SeqCst);
+                &self.puts
+            }
+            Method::HEAD => &self.heads,
+            Method::DELETE => &self.deletes,
+            Method::POST => &self.posts,
+            _ if query.contains("list-type=") => &self.lists,
+            _ => &self.gets,
+        });
+    }
 }
 
 /// An S3 service that misbehaves.
@@ -134,6 +163,13 @@ impl Faulty {
     fn counts(&self) -> String {
         let Counts {
             requests,
+            puts,
+            put_bytes,
+            gets,
+            heads,
+            lists,
+            deletes,
+            posts,
             slow_down,
             fail_before,
             fail_after,
@@ -144,6 +180,13 @@ impl Faulty {
         } = &self.counts;
         let each = [
             ("requests", requests),
+            ("puts", puts),
+            ("put_bytes", put_bytes),
+            ("gets", gets),
+            ("heads", heads),
+            ("lists", lists),
+            ("deletes", deletes),
+            ("posts", posts),
             ("slow_down", slow_down),
             ("fail_before", fail_before),
             ("fail_after", fail_after),
@@ -164,6 +207,7 @@ impl Faulty {
             return Ok(HttpResponse::new(Body::from(self.counts())));
         }
         let number = self.counts.requests.fetch_add(1, Ordering::SeqCst);
+        self.counts.note(&request);
         if let Some(error) = self.fixed_answer(request.method()) {
             count(&self.counts.answer);
             return answered(error, request).await;
