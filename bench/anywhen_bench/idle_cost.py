@@ -22,6 +22,15 @@ DOLLARS_PER_GB_MONTH = 0.023
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "stories", "AWS_SECRET_ACCESS_KEY": "stories-secret", "AWS_REGION": "us-east-1"}
 
+CONFIG = """
+[repository.bench]
+url = "s3://bench/main"
+endpoint = "{endpoint}"
+allow_http = true
+[cluster.main]
+repositories = ["bench"]
+"""
+
 
 def add_arguments(group):
     group.add_argument("--minutes", type=float, default=5, metavar="M", help="for each of idle and lightly busy [5]")
@@ -69,9 +78,11 @@ def watch(options, programs, folder, server, store, commits_per_second):
     # what happened until now is not what an idle server does; a full segment begins anew
     server.sql("select pg_switch_wal()")
     server.sql("checkpoint")
-    environment = {**CREDENTIALS, "AWS_ENDPOINT_URL": store.address}
-    tool = Anywhen("anywhen stream", repo="s3://bench/main")
-    with Receiving(tool, programs, server, "bench", folder / "received", environment=environment) as receiving, \
+    config = folder / "s3.toml"
+    config.write_text(CONFIG.format(endpoint=store.address))
+    config.chmod(0o644)
+    tool = Anywhen("anywhen stream", ("--config", str(config)), configured=True)
+    with Receiving(tool, programs, server, "bench", folder / "received", environment=CREDENTIALS) as receiving, \
             server.session() as session:
         go_on(receiving, session, commits_per_second, 30)
         before, kept = store.counts(), stored_bytes(store.folder)[0]

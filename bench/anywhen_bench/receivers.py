@@ -33,18 +33,17 @@ class PgReceivewal:
 
 @dataclass(frozen=True)
 class Anywhen:
-    """`anywhen stream`, into a local repository unless `repo` names another."""
+    """`anywhen stream`, into a local repository."""
 
     name: str
     flags: tuple = ()
-    repo: str | None = None
-    #: whether the flags name a configuration file that names the repository
+    #: whether the flags name a configuration file, which names the repository
     configured: bool = False
     label: str = "anywhen"
 
     def command(self, programs, server, slot, folder, end=None):
         del end
-        repo = [] if self.configured else ["--repo", self.repo or f"file://{folder}"]
+        repo = [] if self.configured else ["--repo", f"file://{folder}"]
         return [programs.anywhen, "stream", *repo, "--slot", slot, *self.flags,
                 "-d", f"{server.conninfo} application_name={self.label}"]
 
