@@ -38,6 +38,12 @@ pub mod rmgr {
     /// Tablespaces.
     pub const TBLSPC: u8 = 5;
 
+    /// True for those whose records are read further, see [`Record::body`](super::Record::body).
+    /// Nine of ten records are not theirs.
+    pub(crate) const fn has_bodies(number: u8) -> bool {
+        matches!(number, XLOG | XACT | SMGR | DBASE | TBLSPC)
+    }
+
     const NAMES: [&str; 22] = [
         "XLOG",
         "Transaction",
@@ -134,7 +140,8 @@ pub struct Record {
     pub next: Lsn,
     /// Its header.
     pub header: RecordHeader,
-    /// The part that belongs to the record and not to one of the blocks it changes.
+    /// The part that belongs to the record and not to one of the blocks it changes; kept only of
+    /// those managers' records that [`Record::body`] reads, else empty.
     pub main_data: Vec<u8>,
 }
 

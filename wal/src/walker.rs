@@ -452,11 +452,24 @@ impl Walker {
                 found: length,
             });
         }
-        self.state = State::Record {
-            start: self.at,
-            total_bytes,
-        };
+        let start = self.at;
+        self.state = State::Record { start, total_bytes };
+        if total_bytes <= self.page_left().min(self.unread().len()) {
+            return self.take_record(start, total_bytes);
+        }
         Ok(None)
+    }
+
+    /// A record that stands whole on its page, as most do: nothing needs to be copied.
+    fn take_record(&mut self, start: Lsn, total_bytes: usize) -> Result<Option<Walk>, WalDamage> {
+        let from = self.read;
+        let place = from..from.saturating_add(total_bytes);
+        self.advance(HEADER_BYTES);
+        self.check_header(start, self.pending.get(place.clone()).unwrap_or(&[]))?;
+        self.advance(total_bytes.saturating_sub(HEADER_BYTES));
+        let (header, main_data) =
+            self.check_record(start, self.pending.get(place).unwrap_or(&[]))?;
+        self.finish_record(start, header, main_data)
     }
 
     fn fill_record(&mut self, start: Lsn, total_bytes: usize) -> Result<Option<Walk>, WalDamage> {
@@ -480,18 +493,21 @@ impl Walker {
         self.advance(count);
         let have = self.partial.len();
         if had < HEADER_BYTES && have == HEADER_BYTES {
-            self.check_header(start)?;
+            self.check_header(start, &self.partial)?;
         }
         if have == total_bytes {
-            return self.finish_record(start);
+            let (header, main_data) = self.check_record(start, &self.partial)?;
+            self.partial.clear();
+            self.partial.shrink_to(PAGE_BYTES);
+            return self.finish_record(start, header, main_data);
         }
         let waits = have < goal && self.page_offset() != 0;
         Ok(waits.then_some(Walk::NeedMore))
     }
 
     /// `xlogreader.c`, `ValidXLogRecordHeader`.
-    fn check_header(&self, start: Lsn) -> Result<(), WalDamage> {
-        let Ok((header, _)) = RecordHeader::parse(&self.partial) else {
+    fn check_header(&self, start: Lsn, record: &[u8]) -> Result<(), WalDamage> {
+        let Ok((header, _)) = RecordHeader::parse(record) else {
             return Ok(());
         };
         match self.last_record {
@@ -508,11 +524,15 @@ impl Walker {
         }
     }
 
-    fn finish_record(&mut self, start: Lsn) -> Result<Option<Walk>, WalDamage> {
+    /// The header and the main data, where all is right with the whole `record`.
+    fn check_record(
+        &self,
+        start: Lsn,
+        record: &[u8],
+    ) -> Result<(RecordHeader, Vec<u8>), WalDamage> {
         let layout = |why| WalDamage::RecordLayout { at: start, why };
-        let (header, parts) =
-            RecordHeader::parse(&self.partial).map_err(|short| layout(short.into()))?;
-        let found = record::checksum(&self.partial).unwrap_or(0);
+        let (header, parts) = RecordHeader::parse(record).map_err(|short| layout(short.into()))?;
+        let found = record::checksum(record).unwrap_or(0);
         if found != header.crc {
             return Err(WalDamage::RecordChecksum {
                 at: start,
@@ -528,7 +548,20 @@ impl Walker {
             });
         };
         let main = record::main_data(parts, major).map_err(layout)?;
-        let main_data = parts.get(main).unwrap_or(&[]).to_vec();
+        let main_data = if record::rmgr::has_bodies(header.rmgr) {
+            parts.get(main).unwrap_or(&[]).to_vec()
+        } else {
+            Vec::new()
+        };
+        Ok((header, main_data))
+    }
+
+    fn finish_record(
+        &mut self,
+        start: Lsn,
+        header: RecordHeader,
+        main_data: Vec<u8>,
+    ) -> Result<Option<Walk>, WalDamage> {
         self.check_overwrite(start, &header, &main_data)?;
 
         let end = self.at;
@@ -543,8 +576,6 @@ impl Walker {
         } else {
             State::Between
         };
-        self.partial.clear();
-        self.partial.shrink_to(PAGE_BYTES);
         self.first_record = self.first_record.or(Some(start));
         self.last_record = Some(start);
         self.records_end = Some(aligned);
