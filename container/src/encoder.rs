@@ -3,7 +3,6 @@
 use std::fmt;
 
 use serde_json::{Map, Value};
-use zstd::zstd_safe::CCtx;
 
 use crate::sealing::{SEALED_HEAD_BYTES, Sealing};
 use crate::{
@@ -28,7 +27,7 @@ pub struct Encoder {
     header: Vec<u8>,
     /// Absent in a plain object.
     sealing: Option<Sealing>,
-    compressor: CCtx<'static>,
+    compressor: frame::Compressor,
     stored_bytes: u64,
     stored_crc32: crc32fast::Hasher,
     plain_bytes: u64,
@@ -55,7 +54,7 @@ impl Encoder {
         Ok(Self {
             sealing: header.sealing(&frame, key)?,
             header: frame,
-            compressor: frame::compressor(level)?,
+            compressor: frame::Compressor::new(level)?,
             stored_bytes: 0,
             stored_crc32: crc32fast::Hasher::new(),
             plain_bytes: 0,
@@ -106,7 +105,7 @@ impl Encoder {
         if self.sealing.is_some() {
             out.extend_from_slice(&[0; SEALED_HEAD_BYTES]);
         }
-        if let Err(error) = frame::compress(&mut self.compressor, plain, offset, out) {
+        if let Err(error) = self.compressor.compress(plain, offset, out) {
             out.truncate(start);
             return Err(error);
         }

@@ -1,9 +1,10 @@
 //! One zstd frame with content size and checksum: the unit that can be read on its own.
 
+use std::cell::Cell;
 use std::io::Cursor;
 
 use zstd::zstd_safe;
-use zstd_safe::{CCtx, CParameter, DCtx, DParameter};
+use zstd_safe::{CCtx, CParameter, DCtx, DParameter, ResetDirective};
 
 use crate::sealing::SEALED_MAGIC;
 use crate::trailer::TRAILER_MAGIC;
@@ -52,7 +53,52 @@ pub(crate) fn stored_bytes_max(plain_bytes_max: u64) -> u64 {
 }
 
 /// A compressor for many frames.
-pub(crate) fn compressor(level: i32) -> Result<CCtx<'static>, Error> {
+///
+/// Its tables stay with the thread for the next one: to make them anew takes longer than all else
+/// that is done for an object of a few hundred bytes.
+pub(crate) struct Compressor {
+    context: Option<CCtx<'static>>,
+}
+
+thread_local! {
+    static SPARE: Cell<Option<CCtx<'static>>> = const { Cell::new(None) };
+}
+
+/// What a thread keeps at most: that of the lower levels, which the pieces of WAL are stored with.
+const SPARE_BYTES_MAX: usize = 4 << 20;
+
+impl Compressor {
+    /// `level` is zstd's, from -7 to 19.
+    pub(crate) fn new(level: i32) -> Result<Self, Error> {
+        let spare = SPARE.try_with(Cell::take).ok().flatten();
+        Ok(Self {
+            context: Some(configured(spare, level)?),
+        })
+    }
+
+    /// Appends one frame of `plain` to `out`; the frame's stored length in bytes.
+    pub(crate) fn compress(
+        &mut self,
+        plain: &[u8],
+        offset: u64,
+        out: &mut Vec<u8>,
+    ) -> Result<u64, Error> {
+        let context = self.context.as_mut().expect("it is there until the drop");
+        compress(context, plain, offset, out)
+    }
+}
+
+impl Drop for Compressor {
+    fn drop(&mut self) {
+        let context = self.context.take();
+        let small = context.filter(|context| context.sizeof() <= SPARE_BYTES_MAX);
+        // a thread that ends keeps nothing
+        let _ended = SPARE.try_with(|spare| spare.set(small));
+    }
+}
+
+/// A context, the spare one if there is one, with its parameters set.
+fn configured(spare: Option<CCtx<'static>>, level: i32) -> Result<CCtx<'static>, Error> {
     if !(LEVEL_MIN..=LEVEL_MAX).contains(&level) {
         return Err(Error::Level {
             min: LEVEL_MIN,
@@ -60,7 +106,10 @@ pub(crate) fn compressor(level: i32) -> Result<CCtx<'static>, Error> {
             found: level,
         });
     }
-    let mut context = CCtx::create();
+    let mut context = spare.unwrap_or_else(CCtx::create);
+    context
+        .reset(ResetDirective::SessionAndParameters)
+        .map_err(|code| failed(code, 0))?;
     for parameter in [
         CParameter::CompressionLevel(level),
         CParameter::ChecksumFlag(true),
@@ -73,7 +122,7 @@ pub(crate) fn compressor(level: i32) -> Result<CCtx<'static>, Error> {
     Ok(context)
 }
 
-/// A decompressor that allocates at most the window that [`compressor`] can ask for.
+/// A decompressor that allocates at most the window that [`Compressor`] can ask for.
 pub(crate) fn decompressor() -> Result<DCtx<'static>, Error> {
     let mut context = DCtx::create();
     context
@@ -82,8 +131,7 @@ pub(crate) fn decompressor() -> Result<DCtx<'static>, Error> {
     Ok(context)
 }
 
-/// Appends one frame of `plain` to `out`; the frame's stored length in bytes.
-pub(crate) fn compress(
+fn compress(
     context: &mut CCtx<'_>,
     plain: &[u8],
     offset: u64,
