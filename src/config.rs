@@ -133,15 +133,17 @@ fn optional_duration<'de, D: serde::Deserializer<'de>>(
     parsed.map_err(serde::de::Error::custom)
 }
 
-/// When something counts as acknowledged, where a cluster has several repositories.
+/// When something counts as acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AcknowledgedBy {
-    /// Once every one of them holds it.
+    /// Once every repository of the cluster holds it.
     #[default]
     All,
     /// Once one of them holds it.
     Any,
+    /// Once every one of them holds it, or the spool does while they are away.
+    Spool,
 }
 
 /// A cluster, checked.
@@ -151,7 +153,7 @@ pub struct ClusterSettings {
     pub name: String,
     /// Where its objects go; at least one place.
     pub repositories: Vec<RepositorySettings>,
-    /// When something counts as acknowledged, where there are several.
+    /// When something counts as acknowledged.
     pub acknowledge: AcknowledgedBy,
     /// How its server is reached; `None` where no conninfo was given.
     pub connection: Option<String>,
@@ -159,6 +161,10 @@ pub struct ClusterSettings {
     pub flush_interval: Option<Duration>,
     /// The replication slot.
     pub slot: String,
+    /// Where WAL goes while no repository takes it; absolute.
+    pub spool_dir: Option<PathBuf>,
+    /// How much that may be, in bytes.
+    pub spool_bytes_max: Option<u64>,
     /// Where the stream's metrics are read: `host:port`.
     pub metrics: Option<String>,
 }
@@ -462,6 +468,13 @@ fn check_cluster(
         ));
     }
     check_distinct(&chosen)?;
+    if let Some(dir) = table.spool_dir.as_ref().filter(|dir| !dir.is_absolute()) {
+        return Err(Error::usage(format!(
+            "spool_dir is not an absolute path: {}",
+            dir.display()
+        )));
+    }
+    let bytes = table.spool_bytes_max.as_deref().map(parse_bytes);
     let slot = table
         .slot
         .clone()
@@ -481,6 +494,8 @@ fn check_cluster(
             .transpose()
             .map_err(Error::usage)?,
         slot,
+        spool_dir: table.spool_dir.clone(),
+        spool_bytes_max: bytes.transpose().map_err(Error::usage)?,
         metrics: table.metrics.clone(),
     })
 }
@@ -671,6 +686,48 @@ mod tests {
         let twice = text.replace("file:///y", "file:///x/");
         let error = settings(&twice, &given(None, None)).unwrap_err();
         assert!(error.message().contains("are one place"), "{error}");
+    }
+
+    #[test]
+    fn sizes_are_read_as_postgresql_reads_them() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("17", 17),
+            ("17 B", 17),
+            ("4kB", 4 << 10),
+            ("512MB", 512 << 20),
+            ("10 GiB", 10 << 30),
+            ("1g", 1 << 30),
+            ("2TB", 2 << 40),
+        ] {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in [
+            "",
+            "GB",
+            "-1GB",
+            "1.5GB",
+            "1PB",
+            "1 G B",
+            "99999999999TB",
+            "1ib x",
+        ] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_spool_is_a_clusters() {
+        let text = "[cluster.main]\nspool_dir = \"/spool\"\nspool_bytes_max = \"1GB\"\n\
+                    acknowledge = \"spool\"";
+        let spooled = settings(text, &given(None, Some("/x"))).unwrap();
+        let cluster = spooled.cluster().unwrap();
+        assert_eq!(cluster.spool_dir.as_deref(), Some(Path::new("/spool")));
+        assert_eq!(cluster.spool_bytes_max, Some(1 << 30));
+        assert_eq!(cluster.acknowledge, AcknowledgedBy::Spool);
+        let relative = text.replace("/spool", "spool");
+        let error = settings(&relative, &given(None, Some("/x"))).unwrap_err();
+        assert!(error.message().contains("absolute"), "{error}");
     }
 
     #[test]

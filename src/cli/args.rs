@@ -196,6 +196,12 @@ pub(super) struct StreamArgs {
     #[arg(long, env = "ANYWHEN_STOP_TIMEOUT", value_parser = parse_duration, value_name = "TIME",
           default_value = "30s")]
     pub(super) stop_timeout: Duration,
+    /// A folder where WAL goes while no repository can be reached
+    #[arg(long, env = "ANYWHEN_SPOOL_DIR", value_name = "DIR")]
+    pub(super) spool_dir: Option<PathBuf>,
+    /// The most that it may hold; then nothing more is received [default: 10GB]
+    #[arg(long, env = "ANYWHEN_SPOOL_BYTES_MAX", value_parser = parse_bytes, value_name = "SIZE")]
+    pub(super) spool_bytes_max: Option<u64>,
     /// Store each commit at once, without asking the server first whether it waits for us
     #[arg(long, env = "ANYWHEN_SYNCHRONOUS")]
     pub(super) synchronous: bool,
@@ -370,6 +376,9 @@ pub(super) struct StatusArgs {
     /// Draw the tree of timelines
     #[arg(long, env = "ANYWHEN_TIMELINES")]
     pub(super) timelines: bool,
+    /// Where a stream of this machine spools WAL
+    #[arg(long, env = "ANYWHEN_SPOOL_DIR", value_name = "DIR")]
+    pub(super) spool_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

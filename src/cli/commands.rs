@@ -1,5 +1,6 @@
 //! Each command: its flags and the settings, handed on as what the part needs.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use super::args::{
     ActionArg, ArchiveModeArg, BackupArgs, CheckpointArg, Cli, Command, DemoArgs, Global,
     RestoreArgs, SlotArgs, SlotCommand, StatusArgs, StreamArgs, TargetArgs, WalFetchArgs,
 };
-use super::destination::{destination, impatient_destination};
+use super::destination::{destination, impatient_destination, spool};
 use super::output;
 use super::progress::Progress;
 use crate::backup::{BackupOptions, BackupTaker};
@@ -41,6 +42,14 @@ pub(super) async fn stream(global: &Global, args: StreamArgs, stop: Stop) -> Res
     let settings = Settings::load(&global.given())?;
     let cluster = settings.cluster()?;
     let slot = args.slot.unwrap_or_else(|| cluster.slot.clone());
+    let spool = spool(cluster, args.spool_dir.as_deref(), args.spool_bytes_max)?;
+    if args.synchronous && spool.as_ref().is_some_and(|spool| spool.acknowledges) {
+        return Err(Error::usage(
+            "acknowledge = \"spool\" is refused with --synchronous: commits would wait for a \
+             promise that the spool does not keep",
+        )
+        .hint("set acknowledge to \"all\", or leave out --synchronous"));
+    }
     let mut options = ReceiverOptions {
         slot: (!args.no_slot).then_some(slot),
         tip_interval: args.tip_interval,
@@ -50,6 +59,7 @@ pub(super) async fn stream(global: &Global, args: StreamArgs, stop: Stop) -> Res
         synchronous: args.synchronous,
         strict: args.strict,
         new_system: args.new_system,
+        spool,
         ..ReceiverOptions::default()
     };
     if let Some(interval) = args.flush_interval.or(cluster.flush_interval) {
@@ -330,7 +340,11 @@ pub(super) async fn simple(global: &Global, command: Command) -> Result<()> {
 }
 
 async fn status(global: &Global, args: &StatusArgs) -> Result<()> {
-    let status = status::status(&shown(global)?, SystemClock.now()).await?;
+    let shown = Shown {
+        spools: spools(global, args)?,
+        ..shown(global)?
+    };
+    let status = status::status(&shown, SystemClock.now()).await?;
     if global.json {
         return output::json(&status);
     }
@@ -362,8 +376,19 @@ fn shown(global: &Global) -> Result<Shown> {
         every_cluster,
         must_exist: settings.cluster_is_chosen(),
         system_id: global.system_id,
+        spools: BTreeMap::new(),
         clock: clock(),
     })
+}
+
+/// The folder where each cluster's WAL is spooled.
+fn spools(global: &Global, args: &StatusArgs) -> Result<BTreeMap<String, PathBuf>> {
+    let settings = Settings::load(&global.given())?;
+    let spools = settings.clusters().filter_map(|cluster| {
+        let dir = args.spool_dir.clone().or_else(|| cluster.spool_dir.clone());
+        Some((cluster.name.clone(), dir?))
+    });
+    Ok(spools.collect())
 }
 
 fn slot_of(global: &Global, args: SlotArgs) -> Result<(Option<String>, String)> {

@@ -1,9 +1,14 @@
 //! Settings handed on: where a cluster's objects go.
 
+use std::path::Path;
 use std::time::Duration;
 
 use crate::config::{AcknowledgedBy, ClusterSettings, RepositorySettings};
-use crate::service::{Acknowledge, Destination, EncryptionSettings, PlaceSettings, StoreOptions};
+use crate::error::{Error, Result, io};
+use crate::service::{
+    Acknowledge, Destination, EncryptionSettings, PlaceSettings, SPOOL_BYTES_MAX, SpoolSettings,
+    StoreOptions,
+};
 
 /// A command that tries again by itself does not let each request do so for long.
 const OWN_RETRIES: Duration = Duration::from_secs(5);
@@ -23,10 +28,36 @@ pub(super) fn destination(cluster: &ClusterSettings) -> Destination {
         cluster: cluster.name.clone(),
         places: cluster.repositories.iter().map(place).collect(),
         acknowledge: match cluster.acknowledge {
-            AcknowledgedBy::All => Acknowledge::All,
+            AcknowledgedBy::All | AcknowledgedBy::Spool => Acknowledge::All,
             AcknowledgedBy::Any => Acknowledge::Any,
         },
     }
+}
+
+/// The spool of a stream, if it was asked for one: flags over the cluster's settings.
+pub(super) fn spool(
+    cluster: &ClusterSettings,
+    dir: Option<&Path>,
+    bytes_max: Option<u64>,
+) -> Result<Option<SpoolSettings>> {
+    let acknowledges = cluster.acknowledge == AcknowledgedBy::Spool;
+    let bytes_max = bytes_max.or(cluster.spool_bytes_max);
+    let Some(dir) = dir.or(cluster.spool_dir.as_deref()) else {
+        let asked = match (acknowledges, bytes_max) {
+            (true, _) => "acknowledge = \"spool\"",
+            (false, Some(_)) => "spool_bytes_max",
+            (false, None) => return Ok(None),
+        };
+        return Err(
+            Error::usage(format!("{asked} is set, and there is no spool"))
+                .hint("give it a folder: --spool-dir DIR, or spool_dir in the configuration file"),
+        );
+    };
+    Ok(Some(SpoolSettings {
+        dir: std::path::absolute(dir).map_err(|error| io("find", dir, &error))?,
+        bytes_max: bytes_max.unwrap_or(SPOOL_BYTES_MAX),
+        acknowledges,
+    }))
 }
 
 /// One repository.

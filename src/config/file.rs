@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::{AcknowledgedBy, StoreSettings, parse_duration};
+use super::{AcknowledgedBy, StoreSettings, parse_bytes, parse_duration};
 
 /// A configuration file, as written.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -53,6 +53,8 @@ pub(super) struct ClusterTable {
     pub(super) connection: Option<String>,
     pub(super) flush_interval: Option<String>,
     pub(super) slot: Option<String>,
+    pub(super) spool_dir: Option<PathBuf>,
+    pub(super) spool_bytes_max: Option<String>,
     pub(super) metrics: Option<String>,
 }
 
@@ -64,6 +66,7 @@ enum Wanted {
     Switch,
     Number,
     Duration,
+    Bytes,
     Acknowledge,
     Table,
 }
@@ -102,6 +105,8 @@ const CLUSTER_KEYS: Keys = &[
     ("connection", Wanted::Text),
     ("flush_interval", Wanted::Duration),
     ("slot", Wanted::Text),
+    ("spool_dir", Wanted::Text),
+    ("spool_bytes_max", Wanted::Bytes),
     ("metrics", Wanted::Text),
 ];
 
@@ -121,7 +126,8 @@ impl Wanted {
             Self::Duration => value
                 .as_str()
                 .is_some_and(|text| parse_duration(text).is_ok()),
-            Self::Acknowledge => matches!(value.as_str(), Some("all" | "any")),
+            Self::Bytes => value.as_str().is_some_and(|text| parse_bytes(text).is_ok()),
+            Self::Acknowledge => matches!(value.as_str(), Some("all" | "any" | "spool")),
             Self::Table => value.is_table(),
         }
     }
@@ -133,7 +139,8 @@ impl Wanted {
             Self::Switch => "true or false",
             Self::Number => "a whole number",
             Self::Duration => "a length of time, such as \"1s\" or \"250ms\"",
-            Self::Acknowledge => "\"all\" or \"any\"",
+            Self::Bytes => "a size, such as \"10GB\" or \"512MB\"",
+            Self::Acknowledge => "\"all\", \"any\" or \"spool\"",
             Self::Table => "a table",
         }
     }
@@ -249,6 +256,10 @@ mod tests {
                 "[cluster.a]\nflush_interval = \"SECRET\"",
                 "cluster.a.flush_interval is not a length",
             ),
+            (
+                "[cluster.a]\nspool_bytes_max = \"SECRET\"",
+                "cluster.a.spool_bytes_max is not a size",
+            ),
             ("[cluster]\na = \"SECRET\"", "[cluster.a] is not a table"),
             ("cluster = \"SECRET\"", "cluster is not a table"),
             (
@@ -291,6 +302,7 @@ mod tests {
                 Wanted::Switch => format!("{key} = true\n"),
                 Wanted::Number => format!("{key} = 1\n"),
                 Wanted::Duration => format!("{key} = \"1s\"\n"),
+                Wanted::Bytes => format!("{key} = \"1GB\"\n"),
                 Wanted::Acknowledge => format!("{key} = \"any\"\n"),
                 Wanted::Table => String::new(),
             };

@@ -10,6 +10,7 @@ use wal::{Lsn, SegmentName, TimelineHistory, TimelineId};
 
 use super::options::ReceiverOptions;
 use super::resume::{ResumeAt, floor, resume_at, skip_removed};
+use super::storing::Spooling;
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::repository::catalog::Catalog;
@@ -46,6 +47,7 @@ impl Contact {
     pub(super) async fn make(
         settings: &ConnectionSettings,
         destination: &OpenDestination,
+        spooling: &Spooling,
         options: &ReceiverOptions,
         met: bool,
     ) -> Result<Self> {
@@ -59,6 +61,8 @@ impl Contact {
         };
         let repository = destination.repository(identity, options.new_system).await?;
         repository.check_segment_size(facts.segment_size).await?;
+        // what is spooled goes on before what follows it
+        spooling.empty_into(&repository, identity).await?;
         // with several hosts, whatever is asked over SQL must come from the same server
         let settings = settings.clone().pinned_to(&replication);
         let mut sql = server::connect_sql(&settings).await?;

@@ -24,12 +24,12 @@ use super::options::ReceiverOptions;
 use super::pieces::Superseded;
 use super::session::{Action, Before, Event, Session, SessionOptions, Store};
 use super::state::{Connection as Link, StreamGauges};
+use super::storing::{self, InSpool, Kept, SpoolNews, Storing};
 use crate::clock::Clock;
 use crate::error::{Error, Result, chain};
 use crate::repository::layout::ObjectName;
 use crate::repository::records::{Hole, Tip};
-use crate::repository::{Acknowledge, EncodedWal, Repository, RepositoryError, Stored};
-use crate::retry::Backoff;
+use crate::repository::{Acknowledge, Drained, EncodedWal, Repository, RepositoryError, Stored};
 use crate::server::{self, Moment, ServerFacts, Standing};
 
 /// The server hears from us this often at least, whatever its `wal_sender_timeout` is.
@@ -54,7 +54,7 @@ const MOMENTS_MAX: usize = 256;
 /// A job for the store has come to its end.
 enum JobDone {
     /// The stretch is durable.
-    Stored(Arc<EncodedWal>, Stored),
+    Kept(Kept),
     /// Clean-up and hints, on which nothing depends.
     Aside,
 }
@@ -94,6 +94,9 @@ pub(super) struct Conversation<'a> {
     heard_at: Instant,
     silence_max: Duration,
     jobs: JoinSet<Result<JobDone, RepositoryError>>,
+    storing: Storing,
+    spool_news: mpsc::UnboundedReceiver<SpoolNews>,
+    in_spool: InSpool,
 }
 
 /// How far the end of a conversation has come.
@@ -116,6 +119,7 @@ impl<'a> Conversation<'a> {
     /// A conversation that begins where `contact` says, with what is stored there to compare with.
     pub(super) async fn new(
         contact: &Contact,
+        (storing, spool_news): (Storing, mpsc::UnboundedReceiver<SpoolNews>),
         options: &'a ReceiverOptions,
         clock: Arc<dyn Clock>,
         gauges: StreamGauges,
@@ -165,6 +169,9 @@ impl<'a> Conversation<'a> {
             heard_at: now,
             silence_max: silence_max(facts),
             jobs: JoinSet::new(),
+            storing,
+            spool_news,
+            in_spool: InSpool::default(),
             options,
             clock,
             gauges,
@@ -233,6 +240,7 @@ impl<'a> Conversation<'a> {
                 }
                 verified = joined(&mut self.verifying) => self.take_back(verified)?,
                 Some(done) = self.jobs.join_next() => self.job_done(done)?,
+                Some(news) = self.spool_news.recv() => self.heard_of_spool(news)?,
                 Some(asked) = moments.recv() => match asked {
                     Asked::Moment(moment) => self.keep_moment(moment),
                     Asked::Standing(standing) => self.stands(&standing),
@@ -490,25 +498,12 @@ impl<'a> Conversation<'a> {
 
     fn store(&mut self, name: ObjectName, checked: Checked<'static>) {
         self.unstored_bytes += checked.range().len_bytes();
-        let repository = self.repository.clone();
-        let (timeline, size) = (self.timeline, self.size);
         let (gauges, clock) = (self.gauges.clone(), Arc::clone(&self.clock));
-        self.jobs.spawn(async move {
-            let wal = repository.encode_wal(name, timeline, size, checked).await?;
-            let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(15));
-            loop {
-                match repository.put_wal(&wal).await {
-                    Ok(stored) => return Ok(JobDone::Stored(wal, stored)),
-                    Err(error) if error.is_unreachable() => {
-                        let why = chain(&error);
-                        tracing::warn!("cannot store WAL, trying again: {why}");
-                        gauges.update(|state| state.failed(clock.now(), why));
-                        backoff.wait().await;
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-        });
+        let failed =
+            move |why: &str| gauges.update(|state| state.failed(clock.now(), why.to_owned()));
+        let kept = self.storing.clone().keep(name, checked, failed);
+        self.jobs
+            .spawn(async move { kept.await.map(JobDone::Kept) });
     }
 
     fn job_done(
@@ -516,10 +511,16 @@ impl<'a> Conversation<'a> {
         done: Result<Result<JobDone, RepositoryError>, tokio::task::JoinError>,
     ) -> Result<()> {
         let done = done.map_err(|error| Error::failure(format!("a store job failed: {error}")))?;
-        let JobDone::Stored(wal, stored) = done? else {
-            return Ok(());
+        let (wal, stored) = match done? {
+            JobDone::Kept(Kept::Stored(wal, stored)) => (wal, stored),
+            JobDone::Kept(Kept::Spooled(range)) => {
+                self.spooled(range);
+                return Ok(());
+            }
+            JobDone::Aside => return Ok(()),
         };
         let range = wal.checked.range();
+        self.in_spool.left(range);
         if stored == Stored::Partly {
             self.hold_unless_whole();
         }
@@ -530,6 +531,55 @@ impl<'a> Conversation<'a> {
         self.advance_tip();
         self.remove_superseded(wal, merged);
         Ok(())
+    }
+
+    /// Takes note that a stretch is durable in the spool, and in memory no longer.
+    fn spooled(&mut self, range: WalRange) {
+        self.unstored_bytes = self.unstored_bytes.saturating_sub(range.len_bytes());
+        let event = if self.storing.is_spooled(range) {
+            self.in_spool.insert(range);
+            Event::Spooled(range)
+        } else {
+            // it has gone on to the repository before this was heard
+            Event::Stored(range)
+        };
+        self.session.handle(event, Instant::now());
+        self.spool_moved();
+    }
+
+    /// Takes note of what went on from the spool to the repository. Only what this connection
+    /// received counts: nothing else was compared with what this server sends.
+    fn heard_of_spool(&mut self, news: SpoolNews) -> Result<()> {
+        match news {
+            SpoolNews::Failed(error) => Err(error.into()),
+            SpoolNews::Drained(Drained::Lost(name)) => match self.storing.range_of(&name) {
+                Some(_) => Err(storing::lost(&name)),
+                None => Ok(()),
+            },
+            SpoolNews::Drained(Drained::Stored(name, stored)) => {
+                let Some(stretch) = self.storing.range_of(&name) else {
+                    return Ok(());
+                };
+                if stored == Stored::Partly {
+                    self.hold_unless_whole();
+                }
+                for range in self.in_spool.left(stretch) {
+                    self.session.handle(Event::Stored(range), Instant::now());
+                }
+                self.spool_moved();
+                self.advance_tip();
+                Ok(())
+            }
+        }
+    }
+
+    /// Shows what lies in the spool.
+    fn spool_moved(&mut self) {
+        // what goes from the spool takes the pieces with it that it covers
+        while self.session.poll_superseded().is_some() {}
+        let (bytes, objects) = self.storing.spool_size();
+        self.gauges
+            .update(|state| (state.spool_bytes, state.spool_objects) = (bytes, objects));
     }
 
     /// Removes the pieces that an acknowledged object covers.
@@ -618,6 +668,13 @@ impl<'a> Conversation<'a> {
         if waits != self.session.is_waited_for() {
             let what = if waits { "wait" } else { "no longer wait" };
             tracing::info!("commits on the server {what} for this stream");
+            if waits && self.storing.spool_acknowledges() {
+                tracing::error!(
+                    "acknowledge = \"spool\" is refused while commits wait for this stream: only what \
+                     is in the repository is reported. hint: take anywhen out of \
+                     synchronous_standby_names, or set acknowledge to \"all\""
+                );
+            }
             self.session.handle(Event::Waited(waits), Instant::now());
         }
         if waits && standing.remote_apply && !std::mem::replace(&mut self.warned_apply, true) {
@@ -694,6 +751,12 @@ impl<'a> Conversation<'a> {
             tracing::warn!(
                 "stopped while a repository lacks what another one has: the next stream, or the next \
                  backup, fills it up"
+            );
+        }
+        if !self.in_spool.is_empty() {
+            tracing::warn!(
+                "stopped while WAL is in the spool and not in the repository: the next stream takes \
+                 it there"
             );
         }
         if let Some(mut stream) = stream.filter(|_| left.is_some()) {
@@ -777,7 +840,10 @@ fn session_options(options: &ReceiverOptions, facts: &ServerFacts) -> SessionOpt
         status_interval: quarter.min(STATUS_INTERVAL_MAX),
         shutdown_wait: options.shutdown_wait,
         waited: options.synchronous,
-        spool_counts: false,
+        spool_counts: options
+            .spool
+            .as_ref()
+            .is_some_and(|spool| spool.acknowledges),
     }
 }
 

@@ -15,6 +15,7 @@ pub mod receiver;
 pub mod resume;
 pub mod session;
 pub mod state;
+mod storing;
 
 pub use contact::store_history;
 pub use options::ReceiverOptions;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::repository::SpoolSettings;
+
 /// What the receiver needs to know.
 #[derive(Debug, Clone)]
 pub struct ReceiverOptions {
@@ -18,6 +20,8 @@ pub struct ReceiverOptions {
     /// How much WAL may be held in memory, in bytes; a segment that is larger is held all the same.
     /// What it is compressed to comes on top.
     pub unstored_bytes_max: u64,
+    /// Where WAL goes while no repository takes it; `None`: it waits in memory, and on the server.
+    pub spool: Option<SpoolSettings>,
     /// Store each commit as soon as it comes, without asking the server whether it waits for us.
     pub synchronous: bool,
     /// Stop where WAL is missing that the server no longer has, instead of going on behind it.
@@ -37,6 +41,7 @@ impl Default for ReceiverOptions {
             unstored_bytes_max: 96 << 20,
             synchronous: false,
             strict: false,
+            spool: None,
             new_system: false,
         }
     }

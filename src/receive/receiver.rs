@@ -14,6 +14,7 @@ use super::ended::{Ended, stopped, stream_failed};
 use super::moments::{self, Asked, Asking};
 use super::options::ReceiverOptions;
 use super::state::{Connection, StreamGauges};
+use super::storing::Spooling;
 use crate::clock::Clock;
 use crate::error::{Kind, Result};
 use crate::repository::Repository;
@@ -31,6 +32,7 @@ pub struct Receiver {
     clock: Arc<dyn Clock>,
     gauges: StreamGauges,
     mending: OnceLock<Mending>,
+    spooling: Spooling,
 }
 
 impl Receiver {
@@ -42,7 +44,9 @@ impl Receiver {
         clock: Arc<dyn Clock>,
         gauges: StreamGauges,
     ) -> Result<Self> {
+        let spooling = Spooling::new(options.spool.clone(), Arc::clone(&clock));
         Ok(Self {
+            spooling,
             settings,
             destination: destination.open(true, &clock)?,
             options,
@@ -141,8 +145,14 @@ impl Receiver {
 
     /// Meets the server and begins to stream; or says why there is nothing to stream.
     async fn prepare(&self, removed: bool, met: &mut bool) -> Result<Result<Prepared<'_>, Ended>> {
-        let mut contact =
-            Contact::make(&self.settings, &self.destination, &self.options, *met).await?;
+        let mut contact = Contact::make(
+            &self.settings,
+            &self.destination,
+            &self.spooling,
+            &self.options,
+            *met,
+        )
+        .await?;
         *met = true;
         if removed {
             let strict = self.options.strict;
@@ -152,7 +162,10 @@ impl Receiver {
         }
         let clock = Arc::clone(&self.clock);
         let gauges = self.gauges.clone();
-        let conversation = Conversation::new(&contact, &self.options, clock, gauges).await?;
+        let (timeline, size) = (contact.at.timeline, contact.facts.segment_size);
+        let storing = self.spooling.storing(&contact.repository, timeline, size);
+        let conversation =
+            Conversation::new(&contact, storing, &self.options, clock, gauges).await?;
         let whole = self
             .mending
             .get_or_init(|| Mending::begin(&contact.repository));

@@ -107,6 +107,51 @@ pub enum RepositoryError {
         /// The repository.
         url: String,
     },
+    /// Another process uses the spool.
+    #[error("the spool is in use by another process: {path}")]
+    SpoolHeld {
+        /// The file that is locked.
+        path: String,
+    },
+    /// The spool's folder cannot be used.
+    #[error("cannot use the spool {dir}: {reason}")]
+    SpoolFolder {
+        /// The folder.
+        dir: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The spool would be emptied into itself.
+    #[error("the spool {dir} and the repository {url} share a folder")]
+    SpoolInRepository {
+        /// The spool's folder.
+        dir: String,
+        /// The repository.
+        url: String,
+    },
+    /// What is sealed for one repository cannot be copied to another.
+    #[error("a spool needs repositories that encrypt alike: {first} and {other} do not")]
+    SpoolUnlike {
+        /// The first repository's name.
+        first: String,
+        /// Another one's.
+        other: String,
+    },
+    /// The repository holds another content than the spool.
+    #[error(
+        "two histories: the spooled object {spooled} differs from what is stored under {path}: \
+         stored={stored}, spooled={new}"
+    )]
+    SpoolConflict {
+        /// Where it lies in the spool, and stays.
+        spooled: String,
+        /// Where it would go.
+        path: String,
+        /// The digest of what is stored there.
+        stored: String,
+        /// The digest of what is spooled.
+        new: String,
+    },
     /// Every place was passed over.
     #[error("no repository of the cluster took it")]
     NoPlace,
@@ -184,6 +229,21 @@ impl From<RepositoryError> for Error {
             RepositoryError::Key(inner) => inner.into(),
             RepositoryError::Damaged { .. } => Self::damaged(message)
                 .hint("restore this object from a copy of the repository, or use another backup"),
+            RepositoryError::SpoolHeld { .. } => Self::failure(message)
+                .hint("another `anywhen stream` of this cluster runs here: stop it, or give this \
+                       one another --spool-dir"),
+            RepositoryError::SpoolFolder { .. } => {
+                Self::usage(message).hint("give the spool a folder that this user may write to")
+            }
+            RepositoryError::SpoolInRepository { .. } => {
+                Self::usage(message).hint("give the spool a folder of its own")
+            }
+            RepositoryError::SpoolUnlike { .. } => Self::usage(message)
+                .hint("give all repositories of the cluster the same recipients, or leave out spool_dir"),
+            RepositoryError::SpoolConflict { .. } => Self::damaged(message).hint(
+                "two servers wrote the same WAL positions; the spooled object stays where it is: \
+                 move it away once you know which one is right",
+            ),
             RepositoryError::Conflict { .. } | RepositoryError::TwoHistories { .. } => {
                 Self::damaged(message).hint(
                     "two servers wrote the same WAL positions (a copy that kept archiving, or a \

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use container::{DataKey, FrameReader, Header, Trailer};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use wal::SegmentName;
+use wal::{Lsn, SegmentName};
 
 use super::keys::Sealing;
 use super::layout::{ClusterName, ObjectName, pieces_prefix};
@@ -15,8 +15,8 @@ use super::place::{Opened, Place};
 use super::records::{ClusterRecord, FORMAT};
 use super::store::{Created, Listed, Store, StoreError};
 use super::{
-    EncodedWal, Fetched, PLAIN_BYTES_MAX, RepositoryError, Result, ServerIdentity, blocking,
-    json_of, list_of, stretch, systems_in,
+    Fetched, PLAIN_BYTES_MAX, RepositoryError, Result, ServerIdentity, blocking, json_of, list_of,
+    stretch, systems_in,
 };
 use crate::error::chain;
 
@@ -40,6 +40,16 @@ pub(super) struct Member {
     system_id: u64,
     /// What single frames are decoded with, by object: a pack is read in many stretches.
     frames: Arc<Mutex<HashMap<String, Arc<FrameReader>>>>,
+}
+
+/// A stretch of a segment whose bytes are at hand, and are acknowledged.
+pub(super) struct Cover<'a> {
+    pub(super) segment: SegmentName,
+    /// The object that holds them.
+    pub(super) name: &'a ObjectName,
+    /// Where they begin.
+    pub(super) start: Lsn,
+    pub(super) plain: &'a [u8],
 }
 
 /// What an encoder needs besides the plain bytes.
@@ -74,6 +84,14 @@ impl Member {
 
     pub(super) fn place(&self) -> &Arc<Place> {
         &self.place
+    }
+
+    pub(super) fn cluster(&self) -> &ClusterName {
+        &self.cluster
+    }
+
+    pub(super) fn system_id(&self) -> u64 {
+        self.system_id
     }
 
     pub(super) fn name(&self) -> &str {
@@ -483,22 +501,18 @@ impl Member {
         Ok(self.store()?.list(folder).await?)
     }
 
-    /// Removes those pieces of a segment whose bytes `by` holds, which must be acknowledged here.
-    pub(super) async fn remove_superseded_pieces(
-        &self,
-        segment: SegmentName,
-        by: &EncodedWal,
-    ) -> Result<u64> {
-        let mut removed = 0;
-        let (start, plain) = (by.checked.range().start, by.checked.bytes());
-        for name in self.pieces_of(segment).await? {
-            if name == by.name {
+    /// Removes those pieces of a segment whose bytes `by` holds, which must be acknowledged here;
+    /// gives their names.
+    pub(super) async fn remove_superseded_pieces(&self, by: &Cover<'_>) -> Result<Vec<ObjectName>> {
+        let mut removed = Vec::new();
+        for name in self.pieces_of(by.segment).await? {
+            if name == *by.name {
                 continue;
             }
             let ObjectName::Piece { range, .. } = &name else {
                 continue;
             };
-            let Some(ours) = stretch(plain, start, *range) else {
+            let Some(ours) = stretch(by.plain, by.start, *range) else {
                 continue;
             };
             let stored = match self.trailer(&name).await {
@@ -515,7 +529,7 @@ impl Member {
                 });
             }
             self.store()?.delete(&name.path()).await?;
-            removed += 1;
+            removed.push(name);
         }
         Ok(removed)
     }

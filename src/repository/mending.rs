@@ -332,6 +332,17 @@ impl Member {
                 container::check_stored(&stored).map_err(|error| self.damaged(name, &error))?;
             return target.create_object(name, stored, &trailer.digest).await;
         }
+        self.encode_anew(target, name, was, stored).await
+    }
+
+    /// Decodes an object with this header, and stores it as `target` encodes.
+    pub(super) async fn encode_anew(
+        &self,
+        target: &Self,
+        name: &ObjectName,
+        was: Header,
+        stored: Bytes,
+    ) -> Result<()> {
         let fetched = self.decode(name, stored).await?;
         let adapt = |header: &mut Header| {
             header.timeline = was.timeline;

@@ -17,6 +17,7 @@ pub mod records;
 mod repack;
 #[cfg(test)]
 mod simulation;
+mod spool;
 pub mod store;
 pub mod walk;
 pub mod windows;
@@ -38,6 +39,7 @@ pub use container::digest;
 pub use error::RepositoryError;
 pub use mending::PlaceState;
 pub use place::PlaceSettings;
+pub use spool::{Drained, SPOOL_BYTES_MAX, Spool, SpoolContents, SpoolPut, SpoolSettings};
 pub use writing::{BackupRecipe, Stored};
 
 /// The largest plain object that is held in memory at once: a segment of 1 GiB.

@@ -17,7 +17,7 @@ use wal::{Checked, SegmentName, SegmentSize, TimelineHistory, TimelineId, Verdic
 
 use super::keys::Sealing;
 use super::layout::{BackupId, ObjectName};
-use super::member::{Member, Recipe};
+use super::member::{Cover, Member, Recipe};
 use super::place::Owed;
 use super::records::{AncestorFacts, BackupRecord, FORMAT, HISTORY_FACTS, Hole, Tip, WalFacts};
 use super::store::Created;
@@ -61,7 +61,10 @@ impl Repository {
     }
 
     /// Writes to every place; an error where a place refuses, or none can be reached.
-    async fn write_everywhere<Write>(&self, write: impl Fn(Member) -> Write) -> Result<Stored>
+    pub(super) async fn write_everywhere<Write>(
+        &self,
+        write: impl Fn(Member) -> Write,
+    ) -> Result<Stored>
     where
         Write: Future<Output = Result<()>>,
     {
@@ -129,7 +132,24 @@ impl Repository {
         size: SegmentSize,
         checked: Checked<'static>,
     ) -> Result<Arc<EncodedWal>> {
-        let wal = Arc::new(EncodedWal {
+        let wal = self.take_wal(name, timeline, size, checked);
+        match self.encode_missing(&wal, &self.members_there()).await {
+            // the key of a new day needs the store: it is asked for again when this is stored
+            Err(error) if error.is_unreachable() => {}
+            encoded => encoded?,
+        }
+        Ok(wal)
+    }
+
+    /// The same, without encoding it for anybody yet.
+    pub fn take_wal(
+        &self,
+        name: ObjectName,
+        timeline: TimelineId,
+        size: SegmentSize,
+        checked: Checked<'static>,
+    ) -> Arc<EncodedWal> {
+        Arc::new(EncodedWal {
             name,
             timeline,
             size,
@@ -137,13 +157,7 @@ impl Repository {
             digest: OnceLock::new(),
             objects: Mutex::new(vec![None; self.members.len()]),
             held_by: Mutex::default(),
-        });
-        match self.encode_missing(&wal, &self.members_there()).await {
-            // the key of a new day needs the store: it is asked for again when this is stored
-            Err(error) if error.is_unreachable() => {}
-            encoded => encoded?,
-        }
-        Ok(wal)
+        })
     }
 
     /// Encodes for those of `tried` that it was not encoded for before.
@@ -316,7 +330,8 @@ impl Repository {
     ) -> Result<u64> {
         let mut removed = 0;
         for member in self.holders(by) {
-            removed += member.remove_superseded_pieces(segment, by).await?;
+            let pieces = member.remove_superseded_pieces(&by.cover(segment)).await?;
+            removed += u64::try_from(pieces.len()).unwrap_or(u64::MAX);
         }
         Ok(removed)
     }
@@ -452,7 +467,17 @@ impl BackupRecipe {
 }
 
 impl EncodedWal {
-    fn adapt(&self, mut recipe: Recipe) -> Recipe {
+    /// The stretch of a segment that it holds.
+    pub(super) fn cover(&self, segment: SegmentName) -> Cover<'_> {
+        Cover {
+            segment,
+            name: &self.name,
+            start: self.checked.range().start,
+            plain: self.checked.bytes(),
+        }
+    }
+
+    pub(super) fn adapt(&self, mut recipe: Recipe) -> Recipe {
         recipe.header.timeline = Some(self.timeline.get());
         recipe.header.start = Some(self.checked.range().start.to_string());
         recipe.header.end = Some(self.checked.range().end.to_string());
@@ -613,7 +638,7 @@ async fn take_the_rest(
 }
 
 /// The objects for each place, by its number; places with the same recipe share one.
-fn encode_each(
+pub(super) fn encode_each(
     recipes: Vec<(usize, Recipe, i32)>,
     wal: &EncodedWal,
 ) -> std::result::Result<Vec<(usize, Bytes)>, container::Error> {

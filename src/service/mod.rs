@@ -22,7 +22,7 @@ pub use crate::receive::ReceiverOptions;
 pub use crate::repository::destination::Destination;
 pub use crate::repository::keys::EncryptionSettings;
 pub use crate::repository::store::StoreOptions;
-pub use crate::repository::{Acknowledge, PlaceSettings};
+pub use crate::repository::{Acknowledge, PlaceSettings, SPOOL_BYTES_MAX, SpoolSettings};
 
 /// How a stream is watched.
 #[derive(Debug, Clone, Default)]

@@ -2,6 +2,8 @@
 
 mod show;
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -9,12 +11,12 @@ use serde::Serialize;
 use wal::{Lsn, SegmentSize, TimelineId};
 
 use crate::clock::{Clock, rfc3339};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::repository::catalog::{BranchEnd, Catalog};
 use crate::repository::destination::Destination;
 use crate::repository::records::BackupRecord;
 use crate::repository::windows::{latest_moment, serves};
-use crate::repository::{PlaceState, Repository};
+use crate::repository::{PlaceState, Repository, SpoolContents};
 
 pub use show::{backup_table, list_table, status_text};
 
@@ -55,6 +57,8 @@ pub struct ClusterStatus {
     pub last_backup: Option<String>,
     /// What is stored.
     pub stored: Stored,
+    /// What a stream of this machine holds that is not in the repository yet.
+    pub spool: Option<SpoolStatus>,
     /// Where it is kept.
     pub repositories: Vec<RepositoryStatus>,
     #[serde(skip)]
@@ -139,6 +143,33 @@ pub struct Stored {
     pub wal_bytes: u64,
     /// Backups.
     pub backup_bytes: u64,
+}
+
+/// What is in a spool, and not in the repository.
+#[derive(Debug, Clone, Serialize)]
+pub struct SpoolStatus {
+    /// How many segments and pieces.
+    pub objects: usize,
+    /// What they take there.
+    pub bytes: u64,
+    /// Their timeline; the newest where there are several.
+    pub timeline: Option<TimelineId>,
+    /// Where the first stretch of that timeline begins.
+    pub start_lsn: Option<Lsn>,
+    /// Where the last one ends.
+    pub end_lsn: Option<Lsn>,
+}
+
+impl From<SpoolContents> for SpoolStatus {
+    fn from(contents: SpoolContents) -> Self {
+        Self {
+            objects: contents.objects,
+            bytes: contents.bytes,
+            timeline: contents.timeline,
+            start_lsn: contents.start,
+            end_lsn: contents.end,
+        }
+    }
 }
 
 /// A timeline and where it left its parent.
@@ -231,6 +262,8 @@ pub struct Shown {
     pub must_exist: bool,
     /// Show this system only.
     pub system_id: Option<u64>,
+    /// Where WAL is spooled on this machine, by the cluster's name.
+    pub spools: BTreeMap<String, PathBuf>,
     /// The time of day.
     pub clock: Arc<dyn Clock>,
 }
@@ -263,11 +296,52 @@ impl Shown {
     }
 }
 
+impl Shown {
+    async fn spool_of(&self, repository: &Repository) -> Option<SpoolStatus> {
+        let cluster = repository.cluster();
+        let dir = self.spools.get(cluster.as_str())?;
+        let clock = Arc::clone(&self.clock);
+        match SpoolContents::read(dir, cluster, repository.system_id(), clock).await {
+            Ok(contents) => contents.map(SpoolStatus::from),
+            Err(error) => {
+                tracing::warn!("cannot look into the spool: {error}");
+                None
+            }
+        }
+    }
+
+    /// Logs what lies in the spools of this machine.
+    async fn say_what_is_spooled(&self) {
+        for (name, dir) in &self.spools {
+            let Ok(cluster) = name.parse() else { continue };
+            match SpoolContents::read_every_system(dir, &cluster, &self.clock).await {
+                Ok(systems) => {
+                    for contents in systems {
+                        let line = show::spool_line(&contents.into());
+                        tracing::warn!("cluster {name}: {line}");
+                    }
+                }
+                Err(error) => tracing::warn!("cluster {name}: {error}"),
+            }
+        }
+    }
+}
+
 /// The state of every cluster that is to be shown.
 pub async fn status(shown: &Shown, now: Timestamp) -> Result<Status> {
     let mut clusters = Vec::new();
-    for repository in shown.repositories().await? {
-        clusters.push(cluster_status(&repository, now).await?);
+    let repositories = match shown.repositories().await {
+        // a spool is filled while the repository is away: that much can be said
+        Err(error) if error.kind() == Kind::Unreachable => {
+            shown.say_what_is_spooled().await;
+            return Err(error);
+        }
+        repositories => repositories?,
+    };
+    for repository in repositories {
+        let mut cluster = cluster_status(&repository, now).await?;
+        cluster.spool = shown.spool_of(&repository).await;
+        clusters.push(cluster);
     }
     Ok(Status {
         schema: 1,
@@ -318,6 +392,7 @@ async fn cluster_status(repository: &Repository, now: Timestamp) -> Result<Clust
             wal_bytes: catalog.wal_bytes,
             backup_bytes: catalog.backup_bytes,
         },
+        spool: None,
         repositories: places.into_iter().map(RepositoryStatus::from).collect(),
         branches: branches(&catalog),
     })

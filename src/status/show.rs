@@ -8,7 +8,7 @@ use indicatif::HumanBytes;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::{BackupRow, Branch, ClusterStatus, RepositoryStatus};
+use super::{BackupRow, Branch, ClusterStatus, RepositoryStatus, SpoolStatus};
 
 /// What can be restored of one cluster.
 pub fn status_text(status: &ClusterStatus, with_timelines: bool) -> String {
@@ -74,6 +74,12 @@ pub fn status_text(status: &ClusterStatus, with_timelines: bool) -> String {
             HumanBytes(status.stored.backup_bytes)
         ),
     );
+    if let Some(spool) = &status.spool {
+        add(
+            &mut text,
+            format_args!("  SPOOL       {}\n", spool_line(spool)),
+        );
+    }
     if status.repositories.len() > 1 {
         for repository in &status.repositories {
             add(
@@ -93,6 +99,24 @@ pub fn status_text(status: &ClusterStatus, with_timelines: bool) -> String {
         }
     }
     text
+}
+
+/// What is in a spool, in one line.
+pub(super) fn spool_line(spool: &SpoolStatus) -> String {
+    let mut line = format!(
+        "{} objects, {} in the spool, not yet in the repository",
+        spool.objects,
+        HumanBytes(spool.bytes)
+    );
+    if let (Some(timeline), Some(start), Some(end)) =
+        (spool.timeline, spool.start_lsn, spool.end_lsn)
+    {
+        add(
+            &mut line,
+            format_args!(", from {start} to {end} on timeline {timeline}"),
+        );
+    }
+    line
 }
 
 fn repository_line(repository: &RepositoryStatus) -> String {

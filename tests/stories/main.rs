@@ -45,6 +45,7 @@ mod shutdowns;
 mod slot_positions;
 mod slots;
 mod splits;
+mod spool;
 mod stalls;
 mod standbys;
 mod synchronous;

@@ -61,6 +61,11 @@ impl Local {
         })
     }
 
+    /// The folder.
+    pub(super) fn folder(&self) -> &FilePath {
+        &self.root.folder
+    }
+
     /// Makes everything in the folder durable.
     pub(super) async fn sync(&self) -> io::Result<()> {
         self.root.check()?;

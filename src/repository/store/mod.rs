@@ -24,6 +24,7 @@ mod rules;
 mod scripted;
 mod traffic;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -222,6 +223,16 @@ impl Store {
     /// The repository's address, the same however its URL was written.
     pub fn address(&self) -> &str {
         &self.names.address
+    }
+
+    /// Whether it is a folder of this machine that lies in `folder`, or in which `folder` lies, or
+    /// would.
+    pub fn shares_folder(&self, folder: &std::path::Path) -> bool {
+        let local = self.local.as_ref();
+        local.is_some_and(|local| {
+            let (ours, theirs) = (resolved(local.folder()), resolved(folder));
+            ours.starts_with(&theirs) || theirs.starts_with(&ours)
+        })
     }
 
     /// What was asked of it so far, by all stores that come from the same opening.
@@ -460,6 +471,15 @@ impl Store {
         let parts = path.split('/').filter(|part| !part.is_empty());
         parts.fold(self.base.clone(), Path::join)
     }
+}
+
+/// A path without links, as far as it exists.
+fn resolved(path: &std::path::Path) -> PathBuf {
+    let existing = path.ancestors().find_map(|above| {
+        let rest = path.strip_prefix(above).ok()?;
+        Some(above.canonicalize().ok()?.join(rest))
+    });
+    existing.unwrap_or_else(|| path.to_owned())
 }
 
 #[cfg(test)]
