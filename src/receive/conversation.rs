@@ -1,36 +1,35 @@
 //! One connection on one timeline: copies from the server's socket, hands stretches to the store,
 //! and tells the server how far they are durable, as the [`Session`] decides.
 
+mod arrivals;
+mod standing;
+mod storage;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use jiff::SignedDuration;
 use replication::stream::{StatusUpdate, StreamError, StreamEvent, WalStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use wal::{
-    Checked, Lsn, Major, PgTime, SegmentName, SegmentSize, TimelineId, Verifier, WalRange,
-    WalkerStart,
-};
+use wal::{Lsn, Major, PgTime, SegmentName, SegmentSize, TimelineId, Verifier, WalkerStart};
 
 use super::contact::Contact;
-use super::ended::{Ended, stopped, stream_failed};
-use super::intake::{Finding, Intake, Part, TwoHistories, Unusable};
+use super::ended::{Ended, stopped};
+use super::intake::{Intake, Part, TwoHistories};
 use super::known::Known;
 use super::moments::Asked;
 use super::options::ReceiverOptions;
-use super::pieces::Superseded;
-use super::session::{Action, Before, Event, Session, SessionOptions, Store};
+use super::session::{Action, Before, Event, Session, SessionOptions};
 use super::state::{Connection as Link, StreamGauges};
-use super::storing::{self, InSpool, Kept, SpoolNews, Storing};
+use super::storing::{InSpool, Kept, SpoolNews, Storing};
 use crate::clock::Clock;
 use crate::error::{Error, Result, chain};
 use crate::repository::layout::ObjectName;
-use crate::repository::records::{Hole, Tip};
-use crate::repository::{Acknowledge, Drained, EncodedWal, Repository, RepositoryError, Stored};
-use crate::server::{self, Moment, ServerFacts, Standing};
+use crate::repository::records::Tip;
+use crate::repository::{Acknowledge, Repository, RepositoryError};
+use crate::server::{Moment, ServerFacts};
 
 /// The server hears from us this often at least, whatever its `wal_sender_timeout` is.
 const STATUS_INTERVAL_MAX: Duration = Duration::from_secs(10);
@@ -39,17 +38,10 @@ const STATUS_INTERVAL_MAX: Duration = Duration::from_secs(10);
 const SILENCE_MAX: Duration = Duration::from_mins(1);
 /// How long a server gets to answer our good-bye.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// A commit is stamped before its record is written: moments are counted this much earlier.
-const COMMIT_STAMP_ALLOWANCE: SignedDuration = SignedDuration::from_secs(1);
 /// So much WAL is stored without waiting for the flush interval to pass.
 const PIECE_BYTES: u64 = 64 << 20;
-/// So much WAL is verified where it came; more goes to another thread.
-const VERIFIED_HERE_BYTES: u64 = 64 << 10;
 /// So much WAL waits to be verified at most.
 const GATHERED_BYTES_MAX: u64 = 8 << 20;
-/// So many moments wait for their position to be stored at most; a store that is further behind
-/// gets some of them only.
-const MOMENTS_MAX: usize = 256;
 
 /// A job for the store has come to its end.
 enum JobDone {
@@ -311,437 +303,6 @@ impl<'a> Conversation<'a> {
             self.session
                 .hold(!self.repository.is_whole(), Instant::now());
         }
-    }
-
-    /// Takes what the server sent. Says so where the conversation is over.
-    fn heard(&mut self, event: Result<StreamEvent, StreamError>) -> Result<Option<Ended>> {
-        match event {
-            Ok(StreamEvent::Wal {
-                start,
-                bytes,
-                server_end,
-                ..
-            }) => {
-                let came = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-                self.gathered_bytes += came;
-                self.gathered.push((start, bytes));
-                let now = self.clock.now();
-                self.gauges.update(|state| {
-                    state.server_end = state.server_end.max(Some(server_end));
-                    state.received_at = Some(now);
-                    state.received_bytes += came;
-                });
-                Ok(None)
-            }
-            Ok(StreamEvent::Keepalive {
-                reply_requested,
-                server_end,
-                ..
-            }) => {
-                self.gauges
-                    .update(|state| state.server_end = state.server_end.max(Some(server_end)));
-                let reply = reply_requested;
-                self.session
-                    .handle(Event::Keepalive { reply }, Instant::now());
-                // answered at once; what came before it is stored at once too, when it is verified
-                self.reply_wanted |= reply && !self.is_all_verified();
-                Ok(None)
-            }
-            Ok(StreamEvent::TimelineEnd { next, at }) => {
-                tracing::info!(
-                    "timeline {} ended at {at}: following timeline {next}",
-                    self.timeline
-                );
-                Ok(Some(Ended::NextTimeline))
-            }
-            Ok(StreamEvent::ServerClosed) => {
-                Ok(Some(Ended::Lost("the server shut down".to_owned())))
-            }
-            Err(error) => stream_failed(&error).map(Some),
-        }
-    }
-
-    fn is_all_verified(&self) -> bool {
-        self.gathered.is_empty() && self.verifying.is_none()
-    }
-
-    /// Compares and verifies what has come: here where it is little, else on another thread.
-    fn verify_what_came(&mut self) -> Result<()> {
-        if self.gathered.is_empty() {
-            return Ok(());
-        }
-        let Some(mut intake) = self.intake.take() else {
-            return Ok(());
-        };
-        let came = std::mem::take(&mut self.gathered);
-        let bytes = std::mem::take(&mut self.gathered_bytes);
-        if bytes <= VERIFIED_HERE_BYTES {
-            let parts = intake.take_all(&came);
-            self.take_back((intake, parts))
-        } else {
-            self.lent_bytes = bytes;
-            self.verifying = Some(tokio::task::spawn_blocking(move || {
-                let parts = intake.take_all(&came);
-                (intake, parts)
-            }));
-            Ok(())
-        }
-    }
-
-    fn take_back(&mut self, (intake, parts): Verified) -> Result<()> {
-        self.intake = Some(intake);
-        self.lent_bytes = 0;
-        let parts = parts.map_err(|error| {
-            Error::damaged(error.to_string()).hint(
-                "the server was set back, or another one stored here: give this one its own \
-                 --cluster name and take a backup",
-            )
-        })?;
-        for part in parts {
-            for finding in &part.findings {
-                self.note_finding(*finding);
-            }
-            let event = Event::Wal {
-                end: part.end,
-                shutdown: part.shutdown,
-            };
-            self.session.handle(event, Instant::now());
-            if let Some(segment) = part.full {
-                self.store_segment(segment)?;
-            }
-        }
-        if std::mem::take(&mut self.reply_wanted) {
-            let reply = Event::Keepalive { reply: true };
-            self.session.handle(reply, Instant::now());
-        }
-        Ok(())
-    }
-
-    /// Says that WAL cannot be used, and notes that the window ends there, as it does at a hole.
-    fn note_finding(&mut self, finding: Finding) {
-        let (from, timeline) = (finding.from, self.timeline);
-        let reason = match finding.reason {
-            Unusable::Unverified(reason) => {
-                tracing::error!(
-                    "WAL cannot be verified from {from} on timeline {timeline}: {reason}; it is \
-                     stored as it came. hint: take a backup now, and check the server's disk"
-                );
-                format!("it could not be verified: {reason}")
-            }
-            Unusable::Minimal => {
-                tracing::error!(
-                    "the server ran with wal_level=minimal from {from} on: moments since then \
-                     cannot be restored. hint: take a backup now"
-                );
-                "the server ran with wal_level=minimal".to_owned()
-            }
-        };
-        let hole = Hole {
-            timeline,
-            start: from,
-            end: self.size.end_of(from),
-            found_at: self.clock.now(),
-            reason,
-            unverified: true,
-        };
-        let now = self.clock.now();
-        self.gauges.update(|state| {
-            state.holes += 1;
-            state.failed(now, hole.reason.clone());
-        });
-        let repository = self.repository.clone();
-        self.jobs.spawn(async move {
-            if let Err(error) = repository.record_hole(&hole).await {
-                tracing::error!("that WAL is unverified was not recorded: {}", chain(&error));
-            }
-            Ok(JobDone::Aside)
-        });
-    }
-
-    /// Gives the store what the rules want it to have, if the bytes are here and not lent out.
-    fn store_what_is_due(&mut self) -> Result<()> {
-        let Some(intake) = &self.intake else {
-            return Ok(());
-        };
-        let mut due = Vec::new();
-        while let Some(store) = self.session.poll_store(Instant::now()) {
-            let (Store::Piece(range) | Store::Merged(range) | Store::Segment(range)) = store;
-            let checked = intake.stretch(range).ok_or_else(|| {
-                Error::failure(format!(
-                    "no bytes at hand for {} to {}",
-                    range.start, range.end
-                ))
-            })?;
-            due.push(checked);
-        }
-        for checked in due {
-            let range = checked.range();
-            let segment = SegmentName::of(self.timeline, range.start, self.size);
-            self.store(ObjectName::Piece { segment, range }, checked);
-        }
-        Ok(())
-    }
-
-    fn store_segment(&mut self, checked: Checked<'static>) -> Result<()> {
-        let range = checked.range();
-        let due = self.session.poll_store(Instant::now());
-        if due != Some(Store::Segment(range)) {
-            return Err(Error::failure(format!(
-                "a whole segment was not expected at {}: {due:?}",
-                range.start
-            )));
-        }
-        let segment = SegmentName::of(self.timeline, range.start, self.size);
-        self.store(ObjectName::Segment(segment), checked);
-        Ok(())
-    }
-
-    fn store(&mut self, name: ObjectName, checked: Checked<'static>) {
-        self.unstored_bytes += checked.range().len_bytes();
-        let (gauges, clock) = (self.gauges.clone(), Arc::clone(&self.clock));
-        let failed =
-            move |why: &str| gauges.update(|state| state.failed(clock.now(), why.to_owned()));
-        let kept = self.storing.clone().keep(name, checked, failed);
-        self.jobs
-            .spawn(async move { kept.await.map(JobDone::Kept) });
-    }
-
-    fn job_done(
-        &mut self,
-        done: Result<Result<JobDone, RepositoryError>, tokio::task::JoinError>,
-    ) -> Result<()> {
-        let done = done.map_err(|error| Error::failure(format!("a store job failed: {error}")))?;
-        let (wal, stored) = match done? {
-            JobDone::Kept(Kept::Stored(wal, stored)) => (wal, stored),
-            JobDone::Kept(Kept::Spooled(range)) => {
-                self.spooled(range);
-                return Ok(());
-            }
-            JobDone::Aside => return Ok(()),
-        };
-        let range = wal.checked.range();
-        self.in_spool.left(range);
-        if stored == Stored::Partly {
-            self.hold_unless_whole();
-        }
-        self.unstored_bytes = self.unstored_bytes.saturating_sub(range.len_bytes());
-        let merged = self.session.is_merge(range);
-        self.session.handle(Event::Stored(range), Instant::now());
-        self.show_stored(&wal, merged);
-        self.advance_tip();
-        self.remove_superseded(wal, merged);
-        Ok(())
-    }
-
-    /// Takes note that a stretch is durable in the spool, and in memory no longer.
-    fn spooled(&mut self, range: WalRange) {
-        self.unstored_bytes = self.unstored_bytes.saturating_sub(range.len_bytes());
-        let event = if self.storing.is_spooled(range) {
-            self.in_spool.insert(range);
-            Event::Spooled(range)
-        } else {
-            // it has gone on to the repository before this was heard
-            Event::Stored(range)
-        };
-        self.session.handle(event, Instant::now());
-        self.spool_moved();
-    }
-
-    /// Takes note of what went on from the spool to the repository. Only what this connection
-    /// received counts: nothing else was compared with what this server sends.
-    fn heard_of_spool(&mut self, news: SpoolNews) -> Result<()> {
-        match news {
-            SpoolNews::Failed(error) => Err(error.into()),
-            SpoolNews::Drained(Drained::Lost(name)) => match self.storing.range_of(&name) {
-                Some(_) => Err(storing::lost(&name)),
-                None => Ok(()),
-            },
-            SpoolNews::Drained(Drained::Stored(name, stored)) => {
-                let Some(stretch) = self.storing.range_of(&name) else {
-                    return Ok(());
-                };
-                if stored == Stored::Partly {
-                    self.hold_unless_whole();
-                }
-                for range in self.in_spool.left(stretch) {
-                    self.session.handle(Event::Stored(range), Instant::now());
-                }
-                self.spool_moved();
-                self.advance_tip();
-                Ok(())
-            }
-        }
-    }
-
-    /// Shows what lies in the spool.
-    fn spool_moved(&mut self) {
-        // what goes from the spool takes the pieces with it that it covers
-        while self.session.poll_superseded().is_some() {}
-        let (bytes, objects) = self.storing.spool_size();
-        self.gauges
-            .update(|state| (state.spool_bytes, state.spool_objects) = (bytes, objects));
-    }
-
-    /// Removes the pieces that an acknowledged object covers.
-    fn remove_superseded(&mut self, wal: Arc<EncodedWal>, merged: bool) {
-        let range = wal.checked.range();
-        let (mut pieces, mut late) = (Vec::new(), Vec::new());
-        while let Some(Superseded { piece, by }) = self.session.poll_superseded() {
-            let name = self.piece_name(piece);
-            if by == range {
-                pieces.push(name);
-            } else {
-                // of a piece that came late
-                let segment = SegmentName::of(self.timeline, by.start, self.size);
-                late.push((name, ObjectName::Segment(segment)));
-            }
-        }
-        let is_segment = matches!(wal.name, ObjectName::Segment(_));
-        let from_start = range.start == self.size.start_of(range.start);
-        // pieces of other connections and of backups are looked for
-        let others = is_segment || (merged && from_start);
-        if !others && pieces.is_empty() && late.is_empty() {
-            return;
-        }
-        let segment = SegmentName::of(self.timeline, range.start, self.size);
-        let (repository, gauges) = (self.repository.clone(), self.gauges.clone());
-        self.jobs.spawn(async move {
-            let removed = async {
-                let mut removed = repository.remove_pieces(&pieces, &wal).await?;
-                for (piece, by) in &late {
-                    removed += repository.remove_piece_covered(piece, by).await?;
-                }
-                if others {
-                    removed += repository.remove_superseded_pieces(segment, &wal).await?;
-                }
-                Ok(removed)
-            };
-            match removed.await {
-                Ok(removed) => gauges.update(|state| state.pieces_removed += removed),
-                Err(error) if RepositoryError::is_unreachable(&error) => {
-                    tracing::warn!("superseded pieces stay for now: {}", chain(&error));
-                }
-                Err(error) => return Err(error),
-            }
-            Ok(JobDone::Aside)
-        });
-    }
-
-    fn piece_name(&self, range: WalRange) -> ObjectName {
-        let segment = SegmentName::of(self.timeline, range.start, self.size);
-        ObjectName::Piece { segment, range }
-    }
-
-    /// Shows where the connection stands.
-    fn show(&mut self) {
-        self.gauges.beat();
-        let progress = self.session.progress();
-        let now = (progress.received(), progress.stored(), progress.reported());
-        if self.shown.replace(now) == Some(now) {
-            return;
-        }
-        self.gauges.update(|state| {
-            (state.received, state.stored) = (Some(now.0), Some(now.1));
-            state.reported = Some(now.2);
-        });
-    }
-
-    fn show_stored(&self, wal: &EncodedWal, merged: bool) {
-        let (now, bytes) = (self.clock.now(), wal.checked.range().len_bytes());
-        let is_segment = matches!(wal.name, ObjectName::Segment(_));
-        self.gauges.update(|state| {
-            state.stored_at = Some(now);
-            match (is_segment, merged) {
-                (true, _) => state.segments_stored += 1,
-                (false, true) => state.merges += 1,
-                (false, false) => state.pieces_stored += 1,
-            }
-            if !merged {
-                state.stored_bytes += bytes;
-            }
-        });
-    }
-
-    /// Takes note of whether the server waits for us, and of what it keeps for us.
-    fn stands(&mut self, standing: &Standing) {
-        let waits = standing.waits_for_us() || self.options.synchronous;
-        if waits != self.session.is_waited_for() {
-            let what = if waits { "wait" } else { "no longer wait" };
-            tracing::info!("commits on the server {what} for this stream");
-            if waits && self.storing.spool_acknowledges() {
-                tracing::error!(
-                    "acknowledge = \"spool\" is refused while commits wait for this stream: only what \
-                     is in the repository is reported. hint: take anywhen out of \
-                     synchronous_standby_names, or set acknowledge to \"all\""
-                );
-            }
-            self.session.handle(Event::Waited(waits), Instant::now());
-        }
-        if waits && standing.remote_apply && !std::mem::replace(&mut self.warned_apply, true) {
-            tracing::warn!(
-                "synchronous_commit is remote_apply, and an archiver applies nothing: commits that \
-                 ask for it wait for ever. hint: synchronous_commit = on"
-            );
-        }
-        self.gauges.update(|state| {
-            state.synchronous = waits;
-            state.slot_state.clone_from(&standing.slot_state);
-            state.retained_bytes = standing.retained_bytes;
-        });
-    }
-
-    /// Keeps a moment until its position is stored.
-    fn keep_moment(&mut self, moment: Moment) {
-        if self.moments.len() == MOMENTS_MAX {
-            // the newest gives way: the oldest will be reached first
-            self.moments.pop_back();
-        }
-        self.moments.push_back(moment);
-        self.advance_tip();
-    }
-
-    /// Rewrites the tip once the position of a newer moment is stored, and it is time.
-    fn advance_tip(&mut self) {
-        let stored = self.session.progress().stored();
-        if stored == Lsn::ZERO {
-            return;
-        }
-        while let Some(moment) = self.moments.front()
-            && moment
-                .insert_lsn
-                .is_none_or(|lsn| server::without_page_header(lsn, self.size) <= stored)
-        {
-            self.moment = self.moments.pop_front();
-        }
-        let Some(moment) = self.moment else { return };
-        let time = moment
-            .insert_lsn
-            .map(|_primary| moment.time - COMMIT_STAMP_ALLOWANCE);
-        if time.is_some() {
-            self.gauges.update(|state| state.moment = time);
-        }
-        let is_due = self
-            .tip_written_at
-            .is_none_or(|at| at.elapsed() >= self.options.tip_interval);
-        let tip = Tip {
-            lsn: stored,
-            confirmed_at: self.clock.now(),
-            moment: time,
-        };
-        if !is_due || self.tip.as_ref().is_some_and(|last| last.lsn > tip.lsn) {
-            return;
-        }
-        self.moment = None;
-        self.tip_written_at = Some(Instant::now());
-        self.tip = Some(tip.clone());
-        let repository = self.repository.clone();
-        let timeline = self.timeline;
-        self.jobs.spawn(async move {
-            if let Err(error) = repository.write_tip(timeline, &tip).await {
-                tracing::warn!("the tip was not rewritten: {}", chain(&error));
-            }
-            Ok(JobDone::Aside)
-        });
     }
 
     /// Tells the server the last position, and lets hints and clean-up come to their end.

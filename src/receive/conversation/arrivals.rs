@@ -1,0 +1,165 @@
+//! What comes from the server: gathered, verified, and told to the rules.
+
+use std::time::Instant;
+
+use replication::stream::{StreamError, StreamEvent};
+
+use super::{Conversation, JobDone, Verified};
+use crate::error::{Error, Result, chain};
+use crate::receive::ended::{Ended, stream_failed};
+use crate::receive::intake::{Finding, Unusable};
+use crate::receive::session::Event;
+use crate::repository::records::Hole;
+
+/// So much WAL is verified where it came; more goes to another thread.
+const VERIFIED_HERE_BYTES: u64 = 64 << 10;
+
+impl Conversation<'_> {
+    /// Takes what the server sent. Says so where the conversation is over.
+    pub(super) fn heard(
+        &mut self,
+        event: Result<StreamEvent, StreamError>,
+    ) -> Result<Option<Ended>> {
+        match event {
+            Ok(StreamEvent::Wal {
+                start,
+                bytes,
+                server_end,
+                ..
+            }) => {
+                let came = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+                self.gathered_bytes += came;
+                self.gathered.push((start, bytes));
+                let now = self.clock.now();
+                self.gauges.update(|state| {
+                    state.server_end = state.server_end.max(Some(server_end));
+                    state.received_at = Some(now);
+                    state.received_bytes += came;
+                });
+                Ok(None)
+            }
+            Ok(StreamEvent::Keepalive {
+                reply_requested,
+                server_end,
+                ..
+            }) => {
+                self.gauges
+                    .update(|state| state.server_end = state.server_end.max(Some(server_end)));
+                let reply = reply_requested;
+                self.session
+                    .handle(Event::Keepalive { reply }, Instant::now());
+                // answered at once; what came before it is stored at once too, when it is verified
+                self.reply_wanted |= reply && !self.is_all_verified();
+                Ok(None)
+            }
+            Ok(StreamEvent::TimelineEnd { next, at }) => {
+                tracing::info!(
+                    "timeline {} ended at {at}: following timeline {next}",
+                    self.timeline
+                );
+                Ok(Some(Ended::NextTimeline))
+            }
+            Ok(StreamEvent::ServerClosed) => {
+                Ok(Some(Ended::Lost("the server shut down".to_owned())))
+            }
+            Err(error) => stream_failed(&error).map(Some),
+        }
+    }
+
+    pub(super) fn is_all_verified(&self) -> bool {
+        self.gathered.is_empty() && self.verifying.is_none()
+    }
+
+    /// Compares and verifies what has come: here where it is little, else on another thread.
+    pub(super) fn verify_what_came(&mut self) -> Result<()> {
+        if self.gathered.is_empty() {
+            return Ok(());
+        }
+        let Some(mut intake) = self.intake.take() else {
+            return Ok(());
+        };
+        let came = std::mem::take(&mut self.gathered);
+        let bytes = std::mem::take(&mut self.gathered_bytes);
+        if bytes <= VERIFIED_HERE_BYTES {
+            let parts = intake.take_all(&came);
+            self.take_back((intake, parts))
+        } else {
+            self.lent_bytes = bytes;
+            self.verifying = Some(tokio::task::spawn_blocking(move || {
+                let parts = intake.take_all(&came);
+                (intake, parts)
+            }));
+            Ok(())
+        }
+    }
+
+    pub(super) fn take_back(&mut self, (intake, parts): Verified) -> Result<()> {
+        self.intake = Some(intake);
+        self.lent_bytes = 0;
+        let parts = parts.map_err(|error| {
+            Error::damaged(error.to_string()).hint(
+                "the server was set back, or another one stored here: give this one its own \
+                 --cluster name and take a backup",
+            )
+        })?;
+        for part in parts {
+            for finding in &part.findings {
+                self.note_finding(*finding);
+            }
+            let event = Event::Wal {
+                end: part.end,
+                shutdown: part.shutdown,
+            };
+            self.session.handle(event, Instant::now());
+            if let Some(segment) = part.full {
+                self.store_segment(segment)?;
+            }
+        }
+        if std::mem::take(&mut self.reply_wanted) {
+            let reply = Event::Keepalive { reply: true };
+            self.session.handle(reply, Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Says that WAL cannot be used, and notes that the window ends there, as it does at a hole.
+    pub(super) fn note_finding(&mut self, finding: Finding) {
+        let (from, timeline) = (finding.from, self.timeline);
+        let reason = match finding.reason {
+            Unusable::Unverified(reason) => {
+                tracing::error!(
+                    "WAL cannot be verified from {from} on timeline {timeline}: {reason}; it is \
+                     stored as it came. hint: take a backup now, and check the server's disk"
+                );
+                format!("it could not be verified: {reason}")
+            }
+            Unusable::Minimal => {
+                tracing::error!(
+                    "the server ran with wal_level=minimal from {from} on: moments since then \
+                     cannot be restored. hint: take a backup now"
+                );
+                "the server ran with wal_level=minimal".to_owned()
+            }
+        };
+        let hole = Hole {
+            timeline,
+            start: from,
+            end: self.size.end_of(from),
+            found_at: self.clock.now(),
+            reason,
+            unverified: true,
+        };
+        let now = self.clock.now();
+        self.gauges.update(|state| {
+            state.holes += 1;
+            state.failed(now, hole.reason.clone());
+        });
+        let repository = self.repository.clone();
+        self.jobs.spawn(async move {
+            if let Err(error) = repository.record_hole(&hole).await {
+                tracing::error!("that WAL is unverified was not recorded: {}", chain(&error));
+            }
+            Ok(JobDone::Aside)
+        });
+    }
+}

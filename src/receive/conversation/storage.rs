@@ -1,0 +1,181 @@
+//! What goes to the store, and what comes of it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use wal::{Checked, SegmentName, WalRange};
+
+use super::{Conversation, JobDone};
+use crate::error::{Error, Result, chain};
+use crate::receive::pieces::Superseded;
+use crate::receive::session::{Event, Store};
+use crate::receive::storing::{self, Kept, SpoolNews};
+use crate::repository::layout::ObjectName;
+use crate::repository::{Drained, EncodedWal, RepositoryError, Stored};
+
+impl Conversation<'_> {
+    /// Gives the store what the rules want it to have, if the bytes are here and not lent out.
+    pub(super) fn store_what_is_due(&mut self) -> Result<()> {
+        let Some(intake) = &self.intake else {
+            return Ok(());
+        };
+        let mut due = Vec::new();
+        while let Some(store) = self.session.poll_store(Instant::now()) {
+            let (Store::Piece(range) | Store::Merged(range) | Store::Segment(range)) = store;
+            let checked = intake.stretch(range).ok_or_else(|| {
+                Error::failure(format!(
+                    "no bytes at hand for {} to {}",
+                    range.start, range.end
+                ))
+            })?;
+            due.push(checked);
+        }
+        for checked in due {
+            let range = checked.range();
+            let segment = SegmentName::of(self.timeline, range.start, self.size);
+            self.store(ObjectName::Piece { segment, range }, checked);
+        }
+        Ok(())
+    }
+
+    pub(super) fn store_segment(&mut self, checked: Checked<'static>) -> Result<()> {
+        let range = checked.range();
+        let due = self.session.poll_store(Instant::now());
+        if due != Some(Store::Segment(range)) {
+            return Err(Error::failure(format!(
+                "a whole segment was not expected at {}: {due:?}",
+                range.start
+            )));
+        }
+        let segment = SegmentName::of(self.timeline, range.start, self.size);
+        self.store(ObjectName::Segment(segment), checked);
+        Ok(())
+    }
+
+    pub(super) fn store(&mut self, name: ObjectName, checked: Checked<'static>) {
+        self.unstored_bytes += checked.range().len_bytes();
+        let (gauges, clock) = (self.gauges.clone(), Arc::clone(&self.clock));
+        let failed =
+            move |why: &str| gauges.update(|state| state.failed(clock.now(), why.to_owned()));
+        let kept = self.storing.clone().keep(name, checked, failed);
+        self.jobs
+            .spawn(async move { kept.await.map(JobDone::Kept) });
+    }
+
+    pub(super) fn job_done(
+        &mut self,
+        done: Result<Result<JobDone, RepositoryError>, tokio::task::JoinError>,
+    ) -> Result<()> {
+        let done = done.map_err(|error| Error::failure(format!("a store job failed: {error}")))?;
+        let (wal, stored) = match done? {
+            JobDone::Kept(Kept::Stored(wal, stored)) => (wal, stored),
+            JobDone::Kept(Kept::Spooled(range)) => {
+                self.spooled(range);
+                return Ok(());
+            }
+            JobDone::Aside => return Ok(()),
+        };
+        let range = wal.checked.range();
+        self.in_spool.left(range);
+        if stored == Stored::Partly {
+            self.hold_unless_whole();
+        }
+        self.unstored_bytes = self.unstored_bytes.saturating_sub(range.len_bytes());
+        let merged = self.session.is_merge(range);
+        self.session.handle(Event::Stored(range), Instant::now());
+        self.show_stored(&wal, merged);
+        self.advance_tip();
+        self.remove_superseded(wal, merged);
+        Ok(())
+    }
+
+    /// Takes note that a stretch is durable in the spool, and in memory no longer.
+    pub(super) fn spooled(&mut self, range: WalRange) {
+        self.unstored_bytes = self.unstored_bytes.saturating_sub(range.len_bytes());
+        let event = if self.storing.is_spooled(range) {
+            self.in_spool.insert(range);
+            Event::Spooled(range)
+        } else {
+            // it has gone on to the repository before this was heard
+            Event::Stored(range)
+        };
+        self.session.handle(event, Instant::now());
+        self.spool_moved();
+    }
+
+    /// Takes note of what went on from the spool to the repository. Only what this connection
+    /// received counts: nothing else was compared with what this server sends.
+    pub(super) fn heard_of_spool(&mut self, news: SpoolNews) -> Result<()> {
+        match news {
+            SpoolNews::Failed(error) => Err(error.into()),
+            SpoolNews::Drained(Drained::Lost(name)) => match self.storing.range_of(&name) {
+                Some(_) => Err(storing::lost(&name)),
+                None => Ok(()),
+            },
+            SpoolNews::Drained(Drained::Stored(name, stored)) => {
+                let Some(stretch) = self.storing.range_of(&name) else {
+                    return Ok(());
+                };
+                if stored == Stored::Partly {
+                    self.hold_unless_whole();
+                }
+                for range in self.in_spool.left(stretch) {
+                    self.session.handle(Event::Stored(range), Instant::now());
+                }
+                self.spool_moved();
+                self.advance_tip();
+                Ok(())
+            }
+        }
+    }
+
+    /// Removes the pieces that an acknowledged object covers.
+    pub(super) fn remove_superseded(&mut self, wal: Arc<EncodedWal>, merged: bool) {
+        let range = wal.checked.range();
+        let (mut pieces, mut late) = (Vec::new(), Vec::new());
+        while let Some(Superseded { piece, by }) = self.session.poll_superseded() {
+            let name = self.piece_name(piece);
+            if by == range {
+                pieces.push(name);
+            } else {
+                // of a piece that came late
+                let segment = SegmentName::of(self.timeline, by.start, self.size);
+                late.push((name, ObjectName::Segment(segment)));
+            }
+        }
+        let is_segment = matches!(wal.name, ObjectName::Segment(_));
+        let from_start = range.start == self.size.start_of(range.start);
+        // pieces of other connections and of backups are looked for
+        let others = is_segment || (merged && from_start);
+        if !others && pieces.is_empty() && late.is_empty() {
+            return;
+        }
+        let segment = SegmentName::of(self.timeline, range.start, self.size);
+        let (repository, gauges) = (self.repository.clone(), self.gauges.clone());
+        self.jobs.spawn(async move {
+            let removed = async {
+                let mut removed = repository.remove_pieces(&pieces, &wal).await?;
+                for (piece, by) in &late {
+                    removed += repository.remove_piece_covered(piece, by).await?;
+                }
+                if others {
+                    removed += repository.remove_superseded_pieces(segment, &wal).await?;
+                }
+                Ok(removed)
+            };
+            match removed.await {
+                Ok(removed) => gauges.update(|state| state.pieces_removed += removed),
+                Err(error) if RepositoryError::is_unreachable(&error) => {
+                    tracing::warn!("superseded pieces stay for now: {}", chain(&error));
+                }
+                Err(error) => return Err(error),
+            }
+            Ok(JobDone::Aside)
+        });
+    }
+
+    pub(super) fn piece_name(&self, range: WalRange) -> ObjectName {
+        let segment = SegmentName::of(self.timeline, range.start, self.size);
+        ObjectName::Piece { segment, range }
+    }
+}
