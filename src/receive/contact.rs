@@ -117,11 +117,12 @@ impl Contact {
         let size = self.facts.segment_size;
         let oldest = server::oldest_segment(&mut self.sql, self.facts.timeline).await;
         let oldest = oldest.and_then(|segment| segment.start(size));
+        let catalog = self.repository.wal_catalog().await?;
         let places = [self.kept, oldest, Some(self.facts.flushed)];
         let skipped = places
             .into_iter()
             .flatten()
-            .find_map(|place| skip_removed(self.at, &self.branch, place, size));
+            .find_map(|place| skip_removed(self.at, &self.branch, &catalog, place, size));
         let Some((holes, next)) = skipped else {
             return Err(Error::failure(format!(
                 "the server no longer has WAL from {} on timeline {}",

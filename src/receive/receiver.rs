@@ -13,6 +13,7 @@ use super::conversation::Conversation;
 use super::ended::{Ended, stopped, stream_failed};
 use super::moments::{self, Asked, Asking};
 use super::options::ReceiverOptions;
+use super::resume::ResumeAt;
 use super::state::{Connection, StreamGauges};
 use super::storing::Spooling;
 use crate::clock::Clock;
@@ -72,17 +73,17 @@ impl Receiver {
 
     async fn run_until(&self, mut stop: watch::Receiver<bool>) -> Result<()> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
-        let mut met = false;
-        let mut removed = false;
+        let mut meetings = Meetings::default();
         loop {
             self.gauges
                 .update(|state| state.connection = Connection::Connecting);
-            let outcome = self.once(removed, &mut met, stop.clone()).await;
-            removed = false;
+            let outcome = self.once(&mut meetings, stop.clone()).await;
+            let refused = meetings.asked.take();
+            meetings.refused = None;
             match outcome {
                 Ok((Ended::Stopped, _)) => return Ok(()),
                 Ok((Ended::NextTimeline, _)) => {}
-                Ok((Ended::Removed, _)) => removed = true,
+                Ok((Ended::Removed, _)) => meetings.refused = refused,
                 Ok((Ended::Lost(reason), lasted)) => {
                     tracing::warn!("lost the server, trying again: {reason}");
                     self.failed(&reason);
@@ -90,7 +91,7 @@ impl Receiver {
                         backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
                     }
                 }
-                Err(error) if met && error.kind() == Kind::Unreachable => {
+                Err(error) if meetings.met && error.kind() == Kind::Unreachable => {
                     tracing::warn!("{}", error.message());
                     self.failed(error.message());
                 }
@@ -115,13 +116,12 @@ impl Receiver {
 
     async fn once(
         &self,
-        removed: bool,
-        met: &mut bool,
+        meetings: &mut Meetings,
         stop: watch::Receiver<bool>,
     ) -> Result<(Ended, Duration)> {
         let since = Instant::now();
         let mut asked = stop.clone();
-        let preparing = self.prepare(removed, met);
+        let preparing = self.prepare(meetings);
         let prepared = tokio::select! {
             prepared = preparing => prepared?,
             () = stopped(&mut asked) => return Ok((Ended::Stopped, Duration::ZERO)),
@@ -144,22 +144,25 @@ impl Receiver {
     }
 
     /// Meets the server and begins to stream; or says why there is nothing to stream.
-    async fn prepare(&self, removed: bool, met: &mut bool) -> Result<Result<Prepared<'_>, Ended>> {
+    async fn prepare(&self, meetings: &mut Meetings) -> Result<Result<Prepared<'_>, Ended>> {
         let mut contact = Contact::make(
             &self.settings,
             &self.destination,
             &self.spooling,
             &self.options,
-            *met,
+            meetings.met,
         )
         .await?;
-        *met = true;
-        if removed {
+        meetings.met = true;
+        let server = contact.replication.described().to_owned();
+        // another server may have it, and meanwhile it may have been stored
+        if meetings.refused == Some((server.clone(), contact.at)) {
             let strict = self.options.strict;
             let holes = contact.skip_removed(strict, self.clock.as_ref()).await?;
             let holes = u64::try_from(holes).unwrap_or(u64::MAX);
             self.gauges.update(|state| state.holes += holes);
         }
+        meetings.asked = Some((server.clone(), contact.at));
         let clock = Arc::clone(&self.clock);
         let gauges = self.gauges.clone();
         let (timeline, size) = (contact.at.timeline, contact.facts.segment_size);
@@ -183,7 +186,6 @@ impl Receiver {
             pid: replication.backend_pid(),
             slot: self.options.slot.clone(),
         };
-        let server = replication.described().to_owned();
         let started = replication
             .start_replication(slot, at.start, at.timeline)
             .await;
@@ -210,6 +212,17 @@ impl Receiver {
             asking,
         }))
     }
+}
+
+/// What is remembered from one meeting with a server to the next.
+#[derive(Debug, Default)]
+struct Meetings {
+    /// One has succeeded.
+    met: bool,
+    /// Which server was asked last, and from where on.
+    asked: Option<(String, ResumeAt)>,
+    /// Which server no longer had the WAL that it was asked for, and from where on.
+    refused: Option<(String, ResumeAt)>,
 }
 
 /// Everything that a conversation needs.

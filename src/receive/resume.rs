@@ -78,6 +78,16 @@ pub fn resume_at(
     } else {
         end
     };
+    Ok(behind(branch, catalog, end, size))
+}
+
+/// Where what follows on `end` begins: in the segment at hand, or with the next timeline.
+fn behind(
+    branch: &TimelineHistory,
+    catalog: &Catalog,
+    end: BranchEnd,
+    size: SegmentSize,
+) -> ResumeAt {
     let parts = branch.parts();
     let child = parts
         .iter()
@@ -94,17 +104,17 @@ pub fn resume_at(
                 .timelines
                 .get(&child.timeline)
                 .map_or(start, |wal| wal.covered_from(start, size));
-            Ok(ResumeAt {
+            ResumeAt {
                 timeline: child.timeline,
                 start,
                 known: known.min(size.end_of(start)),
-            })
+            }
         }
-        _ => Ok(ResumeAt {
+        _ => ResumeAt {
             timeline: end.timeline,
             start: compared_from(end, catalog, size),
             known: end.lsn,
-        }),
+        },
     }
 }
 
@@ -146,10 +156,13 @@ fn last_before(
 }
 
 /// The holes that are left when the server no longer has what would follow, by timeline, and where
-/// to go on: at `available`, which it has. There is none where it removed only what is stored.
+/// to go on: at `available`, which it has, or where what is stored from there on ends. It is stored
+/// already where an earlier stream went on there, and was lost before it could write its tip. There
+/// is no hole where the server removed only what is stored.
 pub fn skip_removed(
     at: ResumeAt,
     branch: &TimelineHistory,
+    catalog: &Catalog,
     available: Lsn,
     size: SegmentSize,
 ) -> Option<(Vec<(TimelineId, WalRange)>, ResumeAt)> {
@@ -173,15 +186,13 @@ pub fn skip_removed(
             Some((part.timeline, hole))
         })
         .collect();
-    let timeline = branch.timeline_at(start);
-    Some((
-        holes,
-        ResumeAt {
-            timeline,
-            start,
-            known: start,
-        },
-    ))
+    let end = catalog.reach(branch, branch.timeline_at(start), start, size);
+    // nothing before it is asked for: the server does not have it
+    let next = ResumeAt {
+        start: size.start_of(end.lsn).max(start),
+        ..behind(branch, catalog, end, size)
+    };
+    Some((holes, next))
 }
 
 #[cfg(test)]
@@ -196,6 +207,11 @@ mod tests {
 
     fn size() -> SegmentSize {
         SegmentSize::from_bytes(MIB).unwrap()
+    }
+
+    /// Nothing is stored.
+    fn none() -> Catalog {
+        Catalog::default()
     }
 
     fn timeline(id: u32) -> TimelineId {
@@ -271,11 +287,12 @@ mod tests {
     #[test]
     fn what_comes_again_only_to_be_compared_may_be_gone() {
         let from = at(2, 4 * MIB, 5 * MIB);
-        let nothing = skip_removed(from, &branch(), Lsn::new(5 * MIB + 9), size());
+        let nothing = skip_removed(from, &branch(), &none(), Lsn::new(5 * MIB + 9), size());
         assert_eq!(nothing, Some((vec![], at(2, 5 * MIB, 5 * MIB))));
         let again = skip_removed(
             at(2, 5 * MIB, 5 * MIB),
             &branch(),
+            &none(),
             Lsn::new(5 * MIB),
             size(),
         );
@@ -347,7 +364,8 @@ mod tests {
     #[test]
     fn what_the_server_removed_is_a_hole_on_each_timeline() {
         let from = at(1, 2 * MIB, 2 * MIB + 100);
-        let (holes, next) = skip_removed(from, &branch(), Lsn::new(7 * MIB + 3), size()).unwrap();
+        let (holes, next) =
+            skip_removed(from, &branch(), &none(), Lsn::new(7 * MIB + 3), size()).unwrap();
         assert_eq!(next, at(2, 7 * MIB, 7 * MIB));
         let expected = [
             (timeline(1), range(2 * MIB + 100, 0x38_0000)),
@@ -357,9 +375,22 @@ mod tests {
         let nothing = skip_removed(
             at(2, 4 * MIB, 5 * MIB),
             &branch(),
+            &none(),
             Lsn::new(4 * MIB),
             size(),
         );
         assert_eq!(nothing, None);
+    }
+
+    /// The end of the old timeline comes in milliseconds, before a tip is written: without this the
+    /// stream would go back to the hole for ever.
+    #[test]
+    fn a_hole_is_left_behind_for_what_was_stored_behind_it() {
+        let catalog = stored(&[(1, 2 * MIB, 2 * MIB + 5), (1, 3 * MIB, 0x38_0000)], true);
+        let from = at(1, 2 * MIB, 2 * MIB + 5);
+        let available = Lsn::new(3 * MIB);
+        let (holes, next) = skip_removed(from, &branch(), &catalog, available, size()).unwrap();
+        assert_eq!(holes, [(timeline(1), range(2 * MIB + 5, 3 * MIB))]);
+        assert_eq!(next, at(2, 3 * MIB, 3 * MIB));
     }
 }

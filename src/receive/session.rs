@@ -138,10 +138,9 @@ pub struct Session {
 impl Session {
     /// A connection that begins at a segment's start.
     pub fn new(options: SessionOptions, before: Before, now: Instant) -> Self {
-        let mut progress = Progress::new(before.start, before.known);
-        progress.count_spool(options.spool_counts && !options.waited);
+        // the spool counts only once it is known that the server does not wait for us
         Self {
-            progress,
+            progress: Progress::new(before.start, before.known),
             pieces: Pieces::new(options.segment_size),
             before,
             full: None,

@@ -72,8 +72,8 @@ impl Conversation<'_> {
                      synchronous_standby_names, or set acknowledge to \"all\""
                 );
             }
-            self.session.handle(Event::Waited(waits), Instant::now());
         }
+        self.session.handle(Event::Waited(waits), Instant::now());
         if waits && standing.remote_apply && !std::mem::replace(&mut self.warned_apply, true) {
             tracing::warn!(
                 "synchronous_commit is remote_apply, and an archiver applies nothing: commits that \
