@@ -1,6 +1,6 @@
 //! A client of the stories, in a process of its own: it commits rows, and writes the id of each that was
-//! acknowledged into a file, synced, before it commits the next. Nothing of the server or of the archiver
-//! tells it anything but the acknowledgement.
+//! acknowledged into a file, synced, before it commits the next; and an LSN that lies before the commit's
+//! record. Nothing of the server or of the archiver tells it anything but the acknowledgement.
 //!
 //! It ends where its connections do.
 
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use clap::Parser;
-use postgres::{Config, NoTls};
+use postgres::{Client, Config, NoTls};
 
 /// Commits rows into the table `history` for as long as the server is there.
 #[derive(Debug, Parser)]
@@ -20,7 +20,7 @@ struct Arguments {
     socket_dir: PathBuf,
     #[arg(long, default_value_t = 5432)]
     port: u16,
-    /// The ids of acknowledged commits, one a line, are appended here.
+    /// `ID LSN` of each acknowledged commit, one a line, is appended here.
     #[arg(long)]
     log: PathBuf,
     /// How many connections commit at once.
@@ -50,17 +50,27 @@ fn commit_until_the_end(arguments: &Arguments, number: u32, log: &Mutex<File>) {
         .connect(NoTls)
         .expect("a server that takes connections");
     for id in (number * 1_000_000).. {
-        let insert = format!("insert into history values ({id}, 'waited for')");
         // a connection that breaks acknowledged nothing
-        if sql.batch_execute(&insert).is_err() {
+        let Ok(lsn) = commit(&mut sql, id) else {
             return;
-        }
-        note(log, id).expect("a log that can be written");
+        };
+        note(log, id, &lsn).expect("a log that can be written");
     }
 }
 
-fn note(log: &Mutex<File>, id: u32) -> io::Result<()> {
+/// Commits a row. Returns an LSN from before its commit's record.
+fn commit(sql: &mut Client, id: u32) -> Result<String, postgres::Error> {
+    let mut transaction = sql.transaction()?;
+    let insert = format!("insert into history values ({id}, 'waited for')");
+    transaction.batch_execute(&insert)?;
+    let lsn = "select pg_current_wal_insert_lsn()::text";
+    let lsn = transaction.query_one(lsn, &[])?.get(0);
+    transaction.commit()?;
+    Ok(lsn)
+}
+
+fn note(log: &Mutex<File>, id: u32, lsn: &str) -> io::Result<()> {
     let mut log = log.lock().expect("no other client panicked");
-    log.write_all(format!("{id}\n").as_bytes())?;
+    log.write_all(format!("{id} {lsn}\n").as_bytes())?;
     log.sync_data()
 }

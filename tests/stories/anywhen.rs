@@ -375,6 +375,11 @@ impl Stream {
         }
     }
 
+    /// Stops it where it is, or lets it go on.
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.running.signal(signal);
+    }
+
     /// What a power cut does.
     pub(crate) fn kill9(mut self) {
         self.running.signal(Signal::KILL);

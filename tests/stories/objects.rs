@@ -172,6 +172,29 @@ pub(crate) fn assert_wal_of(system_dir: &Path, datas: &[&Path], segment_mib: u64
     compared
 }
 
+/// Where what is stored of a timeline ends, from its first segment or piece on without a break.
+#[track_caller]
+pub(crate) fn stored_end(system_dir: &Path, timeline: u32, segment_mib: u64) -> u64 {
+    let size = segment_mib << 20;
+    let mut ranges: Vec<(u64, u64)> = files_below(&system_dir.join(format!("wal/{timeline:08X}")))
+        .iter()
+        .filter_map(|path| {
+            let stretch = Stretch::of(path, size)?;
+            let base = stretch.base(size)?;
+            Some((base + stretch.start as u64, base + stretch.end as u64))
+        })
+        .collect();
+    ranges.sort_unstable();
+    let first = ranges.first().expect("something is stored").0;
+    ranges.iter().fold(first, |end, range| {
+        if range.0 <= end {
+            end.max(range.1)
+        } else {
+            end
+        }
+    })
+}
+
 /// Which bytes of which segment an object holds.
 struct Stretch {
     segment: String,
@@ -195,15 +218,22 @@ impl Stretch {
         let folder = object.parent()?.file_name()?.to_str()?;
         let segment = folder.strip_suffix(".pieces")?;
         let (start, end) = name.split_once('-')?;
-        let lsn = |text: &str| u64::from_str_radix(text, 16).ok();
-        let base = (lsn(&segment[8..16])? << 32) + lsn(&segment[16..])? * segment_bytes;
-        let within = |text: &str| usize::try_from(lsn(text)?.checked_sub(base)?).ok();
-        Some(Self {
+        let mut stretch = Self {
             segment: segment.to_owned(),
-            start: within(start)?,
-            end: within(end)?,
+            start: 0,
+            end: 0,
             is_piece: true,
-        })
+        };
+        let base = stretch.base(segment_bytes)?;
+        let within = |text: &str| usize::try_from(hex(text)?.checked_sub(base)?).ok();
+        (stretch.start, stretch.end) = (within(start)?, within(end)?);
+        Some(stretch)
+    }
+
+    /// Where its segment begins.
+    fn base(&self, segment_bytes: u64) -> Option<u64> {
+        let (high, low) = (self.segment.get(8..16)?, self.segment.get(16..)?);
+        Some((hex(high)? << 32) + hex(low)? * segment_bytes)
     }
 
     /// The first byte that differs from the whole segment of a server, in the segment.
@@ -215,6 +245,19 @@ impl Stretch {
         let differs = copy.iter().zip(original).position(|(a, b)| a != b);
         differs.map(|at| self.start + at)
     }
+}
+
+fn hex(text: &str) -> Option<u64> {
+    u64::from_str_radix(text, 16).ok()
+}
+
+/// The number of an LSN in PostgreSQL's words.
+pub(crate) fn lsn(text: &str) -> u64 {
+    let parts = text
+        .split_once('/')
+        .and_then(|(high, low)| Some((hex(high)?, hex(low)?)));
+    let (high, low) = parts.unwrap_or_else(|| panic!("no LSN: {text:?}"));
+    (high << 32) + low
 }
 
 /// Asserts that segment follows segment, on one timeline.

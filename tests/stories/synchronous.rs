@@ -6,11 +6,14 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use rustix::process::Signal;
+
 use crate::anywhen::install;
 use crate::chance::{Chance, tenth_of};
 use crate::ground::{Running, command, eventually};
 use crate::judge::{End, assert_verified, start_restored};
 use crate::load::assert_has;
+use crate::objects::{lsn, stored_end, system_dir};
 use crate::record::Record;
 use crate::server::{Options, Shutdown};
 
@@ -30,7 +33,7 @@ fn no_acknowledged_commit_is_missing_once_only_the_repository_is_left() {
         eventually("enough is acknowledged", || {
             assert!(client.ended().is_none(), "{}", client.stderr());
             record.stream.as_mut().unwrap().assert_running();
-            acknowledged(&log).len() >= wanted
+            lines(&log).len() >= wanted
         });
         let stream = record.stream.take().unwrap();
         if chance.below(2) == 0 {
@@ -50,8 +53,41 @@ fn no_acknowledged_commit_is_missing_once_only_the_repository_is_left() {
         record.anywhen.restore(&target, &[]);
         assert_verified(&target);
         let mut restored = start_restored(&record.ground, &target, End::Promoted);
-        assert_has(&restored, &acknowledged(&log));
+        let acknowledged: BTreeSet<u32> = lines(&log).into_iter().map(|(id, _)| id).collect();
+        assert_has(&restored, &acknowledged);
         restored.stop(Shutdown::Fast);
+    }
+}
+
+/// The same at many moments: the archiver stops where it is, and what clients were told until then must
+/// be in the repository, though nobody has yet stored what came since.
+#[test]
+fn what_is_acknowledged_is_stored_at_every_moment() {
+    let mut record = synchronous();
+    let log = record.ground.path("acknowledged");
+    let mut client = start_client(&record, &log);
+    let system = system_dir(&record.anywhen, &record.server);
+    let mut chance = Chance::new();
+    for moment in 0..tenth_of(400) {
+        let before = lines(&log).len();
+        eventually("more is acknowledged", || lines(&log).len() > before);
+        record.wait_ms(chance.below(60));
+        let stream = record.stream.as_mut().unwrap();
+        stream.signal(Signal::STOP);
+        // what was released is on its way to the client, or in its hands
+        record.wait_ms(20);
+        let acknowledged = lines(&log);
+        let end = stored_end(&system, 1, 1);
+        let missing = acknowledged.iter().filter(|(_, before)| *before >= end);
+        let missing: Vec<_> = missing.collect();
+        assert!(
+            missing.is_empty(),
+            "at moment {moment}: {missing:?} behind {end:X}"
+        );
+        let stream = record.stream.as_mut().unwrap();
+        stream.signal(Signal::CONT);
+        stream.assert_running();
+        assert!(client.ended().is_none(), "{}", client.stderr());
     }
 }
 
@@ -96,13 +132,18 @@ fn start_client(record: &Record, log: &Path) -> Running {
         .arg(record.server.socket_dir())
         .arg("--log")
         .arg(log)
+        .args(["--connections", "8"])
         .process_group(0);
     Running::start(client, record.ground.path("client"))
 }
 
-/// What the client was told is durable: the whole lines of its log.
-fn acknowledged(log: &Path) -> BTreeSet<u32> {
+/// What the client was told is durable: the whole lines of its log, each an id and an LSN from before the
+/// commit's record.
+fn lines(log: &Path) -> Vec<(u32, u64)> {
     let text = fs::read_to_string(log).unwrap_or_default();
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    whole.lines().map(|id| id.parse().unwrap()).collect()
+    let words = whole.lines().map(|line| line.split_once(' ').unwrap());
+    words
+        .map(|(id, before)| (id.parse().unwrap(), lsn(before)))
+        .collect()
 }
