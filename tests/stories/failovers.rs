@@ -12,7 +12,7 @@ use crate::anywhen::{Anywhen, Stream};
 use crate::ground::{Ground, eventually, pause};
 use crate::judge::{End, restored_moments};
 use crate::load::{Load, ids};
-use crate::objects::{assert_wal_of, files_below, system_dir, system_dir_in};
+use crate::objects::{assert_wal_of, files_below, lsn, stored_end, system_dir, system_dir_in};
 use crate::record::Record;
 use crate::server::{Options, Server, Shutdown, execute, value, write_setting};
 
@@ -247,6 +247,44 @@ fn commit_waiting(server: &Server, id: u32, until: impl FnOnce()) {
     }
     until();
     client.join().unwrap();
+}
+
+/// A host of the list that has not received yet what is stored: nothing of it can be used, nothing is lost
+/// by it, and it is waited for.
+#[test]
+fn a_host_that_is_behind_is_waited_for() {
+    let mut record = record_of_small_segments();
+    record.insert(0);
+    record.anywhen.backup(&record.server);
+    let mut standby = standby_of(&record, &record.server, "second");
+    follow(&record.server, &standby);
+    standby.stop(Shutdown::Fast);
+    // the repository has what it lacks
+    write_setting(standby.data(), "restore_command = ''");
+    let any = host_list(&record.ground, &["primary", "second"]).replace("read-write", "any");
+    let mut stream = stream_over(&record.anywhen, &record.server, &any);
+    record.insert(1);
+    record.fill_segments(2);
+    record.insert(2);
+    stream.store_all(&record.server);
+    record.server.stop(Shutdown::Fast);
+    standby.start();
+    eventually("the stream says what it waits for", || {
+        stream.assert_running();
+        stream.stderr().contains("ahead of the WAL flush position")
+    });
+    record.server.start();
+    follow(&record.server, &standby);
+    record.insert(3);
+    let written = lsn(&record.server.value("select pg_current_wal_flush_lsn()"));
+    let system = system_dir(&record.anywhen, &record.server);
+    eventually("all is stored, from whichever host", || {
+        stream.assert_running();
+        stored_end(&system, 1, 1) >= written
+    });
+    stream.stop();
+    assert!(assert_wal_of(&system, &[record.server.data()], 1).segments >= 2);
+    assert_eq!(record.rows_at("latest", &[], End::Promoted), "0,1,2,3");
 }
 
 /// When a primary dies, its standby has more than any archive. What it asks the archive for must not take

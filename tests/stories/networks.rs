@@ -69,8 +69,9 @@ fn a_connection_that_fell_silent_is_given_up() {
     record.store_all();
     let before = record.stream_pid();
     proxy.forget_connections();
-    // a minute of silence is the most that the stream bears
-    eventually_within(Duration::from_secs(100), "the stream has come back", || {
+    // the server's own patience is three seconds, and the stream's follows from it
+    let patience = Duration::from_secs(40);
+    eventually_within(patience, "the stream has come back", || {
         record.stream.as_mut().unwrap().assert_running();
         let now = record.stream_pid();
         now.is_some() && now != before

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -15,7 +16,7 @@ use crate::judge::{End, assert_verified, start_restored};
 use crate::load::assert_has;
 use crate::objects::{lsn, stored_end, system_dir};
 use crate::record::Record;
-use crate::server::{Options, Shutdown};
+use crate::server::{Options, Server, Shutdown};
 
 /// So many commits are acknowledged at least, in each round.
 const COMMITS: u64 = 300;
@@ -91,8 +92,48 @@ fn what_is_acknowledged_is_stored_at_every_moment() {
     }
 }
 
+/// A server that waits for us waits for the bucket alone, not for an interval that saves requests: that
+/// is noticed while the stream runs, and with `--synchronous` it holds from the first commit on.
+#[test]
+fn a_commit_that_waits_does_not_wait_for_the_flush_interval() {
+    // no commit of several is stored in that time unless the server is known to wait
+    let (interval, patience) = ("8s", Duration::from_secs(4));
+    let mut record = streaming(&["--flush-interval", interval, "--synchronous"]);
+    let mut row = 0;
+    let mut commits = |record: &Record| {
+        let since = Instant::now();
+        for _ in 0..4 {
+            row += 1;
+            record
+                .server
+                .execute(&format!("insert into history values ({row}, '')"));
+        }
+        since.elapsed()
+    };
+    let_commits_wait(&record.server);
+    let took = commits(&record);
+    assert!(took < patience, "told to be synchronous: {took:?}");
+    record.stop_stream();
+
+    record
+        .server
+        .execute("alter system reset synchronous_standby_names");
+    record.server.execute("select pg_reload_conf()");
+    let arguments = ["--flush-interval", interval];
+    record.stream = Some(record.anywhen.stream_with(&record.server, &arguments));
+    let_commits_wait(&record.server);
+    eventually("the stream has noticed", || commits(&record) < patience);
+}
+
 /// A server whose commits wait for the stream, with a backup.
 fn synchronous() -> Record {
+    let record = streaming(&["--flush-interval", "20ms"]);
+    let_commits_wait(&record.server);
+    record
+}
+
+/// A server with a stream and a backup, and the table of the client.
+fn streaming(arguments: &[&str]) -> Record {
     let mut record = Record::of_server(&Options {
         wal_segment_mib: 1,
         // what is killed for good leaves no shared memory behind
@@ -102,18 +143,20 @@ fn synchronous() -> Record {
     record
         .server
         .execute("create table history (id int primary key, note text)");
-    let arguments = ["--flush-interval", "20ms"];
-    record.stream = Some(record.anywhen.stream_with(&record.server, &arguments));
+    record.stream = Some(record.anywhen.stream_with(&record.server, arguments));
     record.anywhen.backup(&record.server);
     record
-        .server
-        .execute("alter system set synchronous_standby_names = '*'");
-    record.server.execute("select pg_reload_conf()");
+}
+
+/// Lets commits wait for the stream from now on.
+#[track_caller]
+fn let_commits_wait(server: &Server) {
+    server.execute("alter system set synchronous_standby_names = '*'");
+    server.execute("select pg_reload_conf()");
     let sync = "select count(*) from pg_stat_replication where sync_state = 'sync'";
     eventually("the stream is a synchronous standby", || {
-        record.server.value(sync) == "1"
+        server.value(sync) == "1"
     });
-    record
 }
 
 /// Starts `tests/commit_client` in a process group of its own.
