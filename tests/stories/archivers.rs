@@ -46,7 +46,13 @@ fn two_archivers_of_one_cluster_store_it_once_and_either_may_die() {
 const SLOTS: [&str; 2] = ["first", "second"];
 
 fn begin(record: &Record, slot: &str) -> Stream {
-    let arguments = ["--flush-interval", "200ms", "--slot", slot];
+    // their pieces have different ends, and each merges what it stored itself
+    let way = if slot == SLOTS[0] {
+        "--flush-interval=200ms"
+    } else {
+        "--synchronous"
+    };
+    let arguments = ["--slot", slot, way];
     let mut stream = record.anywhen.stream_with(&record.server, &arguments);
     let active =
         format!("select count(*) from pg_replication_slots where slot_name = '{slot}' and active");

@@ -50,7 +50,10 @@ fn nothing_is_lost(killed: Killed) {
             record.server.start();
         }
         if killed != Killed::Server {
-            record.stream = Some(record.anywhen.stream(&record.server));
+            // pieces one after another, or as many at once as there are
+            let way = ["--flush-interval=200ms", "--synchronous"];
+            let way = way[usize::try_from(chance.below(2)).unwrap()];
+            record.stream = Some(record.anywhen.stream_with(&record.server, &[way]));
         }
     }
     let acknowledged = load.stop();
