@@ -210,7 +210,7 @@ pub(super) struct StreamArgs {
     pub(super) strict: bool,
     /// How much WAL may be held in memory; a segment that is larger is held all the same
     #[arg(long, env = "ANYWHEN_MEMORY_MAX", value_parser = parse_bytes, value_name = "SIZE",
-          default_value = "96MiB")]
+          default_value = "64MiB")]
     pub(super) memory_max: u64,
     /// Serve Prometheus metrics here, such as 127.0.0.1:9187; port 0 is any that is free
     #[arg(long, env = "ANYWHEN_METRICS", value_name = "ADDR")]

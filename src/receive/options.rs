@@ -38,7 +38,7 @@ impl Default for ReceiverOptions {
             tip_interval: Duration::from_secs(10),
             shutdown_wait: Duration::from_secs(1),
             stop_timeout: Duration::from_secs(30),
-            unstored_bytes_max: 96 << 20,
+            unstored_bytes_max: 64 << 20,
             synchronous: false,
             strict: false,
             spool: None,

@@ -3,7 +3,7 @@
 //! Writes go to every place. One that is away falls behind, and is filled up by
 //! [`Repository::mend`]; at least one must take what is written.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use wal::{Checked, SegmentName, SegmentSize, TimelineHistory, TimelineId, Verdict};
 
@@ -26,6 +27,11 @@ use super::{
     json_of, to_value,
 };
 
+/// One for each core.
+static ENCODERS: LazyLock<Semaphore> = LazyLock::new(|| {
+    let cores = std::thread::available_parallelism();
+    Semaphore::new(cores.map_or(1, usize::from))
+});
 /// So little is encoded where it is: another thread would take longer to wake than to encode it.
 const ENCODED_HERE_BYTES: usize = 64 << 10;
 /// Where everything must be everywhere, a place that is so much slower than another is no longer
@@ -190,6 +196,8 @@ impl Repository {
         let encoded = if wal.checked.bytes().len() <= ENCODED_HERE_BYTES {
             encode_each(recipes, wal)
         } else {
+            // each takes as much memory again as it encodes: no more of them than have a core
+            let _core = ENCODERS.acquire().await;
             let shared = Arc::clone(wal);
             blocking(move || encode_each(recipes, &shared)).await
         };
@@ -654,9 +662,11 @@ pub(super) fn encode_each(
         }
         let facts = facts.clone();
         let plain = wal.checked.bytes();
-        let (object, trailer) =
+        let (mut object, trailer) =
             container::encode_with_trailer(&header, plain, facts, level, key.as_ref())?;
         wal.digest.get_or_init(|| trailer.digest);
+        // room was made for what cannot be compressed
+        object.shrink_to_fit();
         let object = Bytes::from(object);
         if key.is_none() {
             plain_objects.push((level, object.clone()));
