@@ -181,3 +181,71 @@ impl Intake {
         last.next >= end && matches!(checkpoint, Some(Body::Checkpoint { shutdown: true, .. }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use wal::WalkerStart;
+
+    use super::*;
+
+    const SEGMENT: usize = 1 << 20;
+    const START: Lsn = Lsn::new(3 << 20);
+
+    fn timeline() -> TimelineId {
+        TimelineId::new(1).unwrap()
+    }
+
+    fn intake(known: Known) -> Intake {
+        let size = SegmentSize::from_bytes(1 << 20).unwrap();
+        let verifier = Verifier::new(WalkerStart {
+            at: START,
+            segment_size: size,
+            major: None,
+            timeline: timeline(),
+            system_id: None,
+            skip_to: None,
+        });
+        Intake::new(START, timeline(), size, None, verifier, known)
+    }
+
+    fn came(at: u64, bytes: Vec<u8>) -> (Lsn, Bytes) {
+        (START.saturating_add(at), Bytes::from(bytes))
+    }
+
+    #[test]
+    fn refuses_what_differs_from_what_is_stored() {
+        // two histories would be mixed in one segment, and no restore could use it
+        let mut intake = intake(Known::bytes(vec![7; 1000]));
+        assert!(intake.take_all(&[came(0, vec![7; 400])]).is_ok());
+        let mut other = vec![7; 600];
+        other[599] = 8;
+        let error = intake.take_all(&[came(400, other)]).unwrap_err();
+        let at = START.saturating_add(999);
+        let timeline = timeline();
+        assert_eq!(error, TwoHistories { at, timeline });
+    }
+
+    #[test]
+    fn gives_each_full_segment_and_compares_only_the_first() {
+        let mut intake = intake(Known::bytes(vec![7; SEGMENT]));
+        let mut bytes = vec![7; SEGMENT];
+        bytes.extend(vec![9; SEGMENT + 10]);
+        let parts = intake.take_all(&[came(0, bytes)]).unwrap();
+        let full = |part: &Part| part.full.as_ref().map(Checked::range);
+        let found: Vec<_> = parts.iter().map(|part| (part.end, full(part))).collect();
+        let at = |segments: u64, more| START.saturating_add((segments << 20) + more);
+        let expected = [
+            (at(1, 0), Some(WalRange::new(at(0, 0), at(1, 0)))),
+            (at(2, 0), Some(WalRange::new(at(1, 0), at(2, 0)))),
+            (at(2, 10), None),
+        ];
+        assert_eq!(found, expected);
+        let at_hand = WalRange::new(at(2, 3), at(2, 10));
+        assert_eq!(
+            intake.stretch(at_hand).map(|part| part.range()),
+            Some(at_hand)
+        );
+        assert!(intake.stretch(WalRange::new(at(2, 3), at(2, 11))).is_none());
+        assert!(intake.stretch(WalRange::new(at(1, 3), at(1, 10))).is_none());
+    }
+}

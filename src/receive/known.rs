@@ -24,6 +24,15 @@ impl Known {
         }
     }
 
+    /// These bytes of its own timeline are stored.
+    #[cfg(test)]
+    pub(super) fn bytes(bytes: Vec<u8>) -> Self {
+        Self {
+            own: Content::Bytes(bytes),
+            ancestors: Vec::new(),
+        }
+    }
+
     /// What is stored of the segment that begins at `at.start`, on a branch.
     pub(super) async fn of(
         repository: &Repository,

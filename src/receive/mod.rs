@@ -7,6 +7,8 @@ mod conversation;
 mod ended;
 mod intake;
 mod known;
+#[cfg(test)]
+mod model;
 mod moments;
 mod options;
 pub mod pieces;

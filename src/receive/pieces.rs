@@ -20,6 +20,7 @@ pub struct Superseded {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 struct Piece {
     range: WalRange,
     /// How often its bytes have been merged.
@@ -37,6 +38,7 @@ enum State {
 
 /// The pieces that this connection stored, in segments that are not settled.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct Pieces {
     size: SegmentSize,
     given: Vec<Piece>,
@@ -272,6 +274,16 @@ mod tests {
         assert_eq!(merges.len(), 17);
         assert_eq!(merges.last(), Some(&range(0, 2560)));
         assert_eq!(pieces.given.len(), 1);
+    }
+
+    /// What lies between them may be stored by nobody.
+    #[test]
+    fn pieces_with_a_gap_between_them_are_not_merged() {
+        let mut pieces = stored(15);
+        let behind = range(151, 160);
+        pieces.given(behind);
+        pieces.acknowledged(behind);
+        assert_eq!(pieces.next_merge(), None);
     }
 
     /// A piece that is not stored must not be taken for one that is.

@@ -11,6 +11,7 @@ use wal::{Lsn, WalRange};
 /// it again, and it was found equal: a server believes any flush position, and releases commits
 /// on it.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct Progress {
     received: Lsn,
     /// Acknowledged by the repository.
@@ -28,6 +29,7 @@ pub struct Progress {
 
 /// Everything before a position was acknowledged, and some stretches behind it.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 struct Front {
     position: Lsn,
     /// Acknowledged stretches that do not begin at or before the position yet.

@@ -111,6 +111,7 @@ enum Phase {
 
 /// The rules, and where they stand.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct Session {
     options: SessionOptions,
     progress: Progress,

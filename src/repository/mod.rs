@@ -16,7 +16,7 @@ mod reading;
 pub mod records;
 mod repack;
 #[cfg(test)]
-mod simulation;
+pub(crate) mod simulation;
 mod spool;
 pub mod store;
 pub mod walk;

@@ -9,7 +9,7 @@ mod backups;
 mod content;
 mod faults;
 mod faulty;
-mod lots;
+pub(crate) mod lots;
 mod model;
 mod named;
 mod schedule;
@@ -39,7 +39,7 @@ pub(super) fn is_under_way() -> bool {
     UNDER_WAY.get()
 }
 
-fn setting(name: &str) -> Option<u64> {
+pub(crate) fn setting(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
     Some(
         value
@@ -72,7 +72,7 @@ fn run_one(seed: u64, identities: &std::path::Path, tally: &Arc<Tally>) -> bool 
     false
 }
 
-fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     writeln!(std::io::stderr(), "{line}").unwrap();
 }
 
