@@ -2,6 +2,7 @@
 
 mod address;
 mod file;
+mod written;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -47,6 +48,7 @@ pub struct Settings {
     chosen: Option<String>,
     repo_from_flag: bool,
     names_clusters: bool,
+    file_repositories: Vec<String>,
 }
 
 /// A repository, checked. How a store is reached is the store's to judge.
@@ -203,6 +205,7 @@ impl Settings {
             })?;
             repositories.insert(name.clone(), checked);
         }
+        let file_repositories = repositories.keys().cloned().collect();
         let repo_from_flag = given.repo.is_some();
         if let Some(url) = &given.repo {
             let meant = repository_of_flag(url, repositories, &given.repositories)?;
@@ -252,6 +255,7 @@ impl Settings {
             chosen,
             repo_from_flag,
             names_clusters,
+            file_repositories,
         })
     }
 
@@ -285,6 +289,11 @@ impl Settings {
         self.names_clusters
     }
 
+    /// The names of the repositories that the file has, whether they are used or not.
+    pub fn file_repositories(&self) -> &[String] {
+        &self.file_repositories
+    }
+
     /// Whether the repository's address came from a flag or the environment, not from the file.
     pub fn repo_is_given(&self) -> bool {
         self.repo_from_flag
@@ -308,7 +317,7 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 fn repository_at(name: &str, url: &str) -> RepositorySettings {
     RepositorySettings {
         name: name.to_owned(),
-        url: url.to_owned(),
+        url: address::with_plain_scheme(url),
         wal_level: 1,
         backup_level: 3,
         ..RepositorySettings::default()

@@ -70,6 +70,7 @@ struct Inner {
     message: String,
     hint: Option<String>,
     nearest: Option<Nearest>,
+    is_reported: bool,
 }
 
 /// The result of a command or a part of one.
@@ -84,6 +85,7 @@ impl Error {
                 message: message.into(),
                 hint: None,
                 nearest: None,
+                is_reported: false,
             }),
         }
     }
@@ -127,6 +129,32 @@ impl Error {
     pub fn context(mut self, doing: impl fmt::Display) -> Self {
         self.inner.message = format!("{doing}: {}", self.inner.message);
         self
+    }
+
+    /// Adds what else was found, and what to do about that.
+    #[must_use]
+    pub fn note(mut self, found: &str, todo: Option<&str>) -> Self {
+        self.inner.message.push_str("; besides, ");
+        self.inner.message.push_str(found);
+        if let Some(todo) = todo {
+            self.inner.hint = Some(match self.inner.hint.take() {
+                Some(hint) => format!("{hint}; for the backup: {todo}"),
+                None => todo.to_owned(),
+            });
+        }
+        self
+    }
+
+    /// The report that was printed on standard output says it too: no second document follows.
+    #[must_use]
+    pub fn is_in_report(mut self) -> Self {
+        self.inner.is_reported = true;
+        self
+    }
+
+    /// Whether the report that was printed says it.
+    pub fn is_reported(&self) -> bool {
+        self.inner.is_reported
     }
 
     /// What the reader does next.

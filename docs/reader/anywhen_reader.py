@@ -493,6 +493,7 @@ def main():
         if "cluster" in asked:
             asked.system = f"{asked.cluster}/{asked.system_id}"
         need(os.path.isdir(asked.repo), f"no such folder: {asked.repo}")
+        need(asked.identity is None or os.path.isfile(asked.identity), f"no such identity file: {asked.identity}")
         asked.run(Repository(asked.repo, asked.identity, asked.accept_plain), asked)
     except NotStored as error:
         system = asked.system if "system" in asked else None

@@ -181,7 +181,8 @@ pub(super) struct StreamArgs {
     /// Stream without a slot: the server may remove WAL before it was received
     #[arg(long, env = "ANYWHEN_NO_SLOT", conflicts_with = "slot")]
     pub(super) no_slot: bool,
-    /// How long received WAL waits before it is stored [default: 1s]
+    /// How long received WAL waits before it is stored [default: 1s]; 0s: no longer than the piece before it
+    /// takes, at the price of many requests
     #[arg(long, env = "ANYWHEN_FLUSH_INTERVAL", value_parser = parse_duration, value_name = "TIME")]
     pub(super) flush_interval: Option<Duration>,
     /// How often the repository's tip is rewritten at most

@@ -22,7 +22,7 @@ use crate::config::{ClusterSettings, GivenSettings, RepositorySettings, Settings
 use crate::error::{Error, Result, io};
 use crate::restore::{self, Environment, RestoreCommand, RestoreOptions, Target, TargetAction};
 use crate::service::{self, ReceiverOptions, WatchOptions};
-use crate::setup;
+use crate::setup::{self, demo::StaysIn};
 use crate::status::{self, BackupDone, BackupRow, Shown};
 
 fn clock() -> Arc<dyn Clock> {
@@ -346,24 +346,28 @@ async fn status(global: &Global, args: &StatusArgs) -> Result<()> {
     };
     let status = status::status(&shown, SystemClock.now()).await?;
     if global.json {
-        return output::json(&status);
-    }
-    if status.clusters.is_empty() {
-        return output::line("nothing is stored yet. hint: anywhen stream, and anywhen backup");
+        output::json(&status)?;
+    } else if status.clusters.is_empty() {
+        output::line("nothing is stored yet. hint: anywhen stream, and anywhen backup")?;
+    } else {
+        let clusters = status.clusters.iter();
+        let texts: Vec<String> = clusters
+            .map(|cluster| status::status_text(cluster, args.timelines))
+            .collect();
+        output::line(texts.join("\n").trim_end())?;
     }
     let clusters = status.clusters.iter();
-    let texts: Vec<String> = clusters
-        .map(|cluster| status::status_text(cluster, args.timelines))
-        .collect();
-    output::line(texts.join("\n").trim_end())
+    status::unreadable(clusters.flat_map(|cluster| &cluster.unreadable_backups))
 }
 
 async fn list(global: &Global) -> Result<()> {
     let list = status::list(&shown(global)?).await?;
     if global.json {
-        return output::json(&list);
+        output::json(&list)?;
+    } else {
+        output::line(&status::list_text(&list))?;
     }
-    output::line(&status::list_table(&list.backups))
+    status::unreadable(list.unreadable_backups.iter())
 }
 
 /// What `status` and `list` show: the cluster that was named, all that are configured, or all
@@ -399,15 +403,53 @@ fn slot_of(global: &Global, args: SlotArgs) -> Result<(Option<String>, String)> 
 }
 
 pub(super) async fn demo(global: &Global, args: DemoArgs, stop: Stop) -> Result<()> {
-    let bold = std::io::stdout().is_terminal();
-    let given = global.given();
+    if global.json {
+        return Err(Error::usage("the demo tells a story, and has no document")
+            .hint("leave --json out; its commands, such as status, have one each"));
+    }
+    let mut given = global.given();
+    let is_chosen = given.repo.is_some() || !given.repositories.is_empty();
+    if !is_chosen {
+        let own = setup::demo::folder().join("repository");
+        given.repo = Some(format!("file://{}", own.display()));
+    }
+    let settings = Settings::load(&given)?;
+    let cluster = match given.repo {
+        // the same for every cluster
+        Some(_) => settings.clusters().next(),
+        None => None,
+    };
+    let cluster = cluster.map_or_else(|| settings.cluster(), Ok)?;
+    for repository in &cluster.repositories {
+        if !repository.recipients.is_empty() && repository.identity_file.is_none() {
+            return Err(Error::usage(
+                "the demo restores what it encrypts, and has no identity to do so",
+            )
+            .hint("name it with --identity-file; `anywhen keys generate -o FILE` makes one"));
+        }
+    }
+    if !is_chosen && !settings.file_repositories().is_empty() {
+        tracing::info!(
+            "the demo has a repository of its own, and leaves those of the configuration file \
+             alone: {}. hint: --repository NAME tells the story there",
+            settings.file_repositories().join(", ")
+        );
+    }
+    let name = setup::demo::cluster();
+    let repositories = cluster.repositories.iter();
     let options = setup::demo::DemoOptions {
         pg_bin: args.pg_bin,
         keep: args.keep,
-        repo: given.repo,
-        recipients: given.recipients,
-        identity_file: given.identity_file,
+        settings: cluster.tables_for(&name)?,
+        stays_in: repositories
+            .filter(|_| is_chosen)
+            .map(|one| StaysIn {
+                url: one.url.clone(),
+                is_encrypted: !one.recipients.is_empty(),
+            })
+            .collect(),
     };
+    let bold = std::io::stdout().is_terminal();
     setup::demo::run(options, output::line, bold, stop).await
 }
 

@@ -12,7 +12,7 @@ use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
@@ -85,7 +85,24 @@ fn start(is_wal_fetch: bool) -> u8 {
     code
 }
 
+/// Commands that are announced, and that this build does not have yet.
+const NOT_YET: &[&str] = &["init", "check", "wal-push", "run", "index"];
+
+/// The command that was asked for, where it is one that this build does not have yet.
+fn not_yet(error: &clap::Error) -> Option<&'static str> {
+    let Some(ContextValue::String(asked)) = error.get(ContextKind::InvalidSubcommand) else {
+        return None;
+    };
+    NOT_YET.iter().find(|name| *name == asked).copied()
+}
+
 fn usage(error: &clap::Error, is_wal_fetch: bool) -> u8 {
+    if let Some(name) = not_yet(error) {
+        let failure = Error::usage(format!("`anywhen {name}` is not built yet"))
+            .hint("`anywhen --help` lists what is there; `anywhen stream` takes WAL without an archive_command");
+        output::failure(&failure, std::env::args_os().any(|arg| arg == "--json"));
+        return failure.kind().exit_code();
+    }
     let asked = matches!(
         error.kind(),
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
@@ -149,7 +166,7 @@ async fn run(cli: Cli) -> u8 {
     {
         error = Error::new(Kind::Stopped(number), error.to_string());
     }
-    output::failure(&error, as_json);
+    output::failure(&error, as_json && !error.is_reported());
     error.kind().exit_code()
 }
 

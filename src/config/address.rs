@@ -5,6 +5,7 @@
 /// The address as it is compared: a folder is its path, slashes that are doubled or trail are gone,
 /// and percent-encoding is undone.
 pub(super) fn cleaned(url: &str) -> String {
+    let url = &with_plain_scheme(url);
     let Some((scheme, rest)) = url.split_once("://") else {
         return segments(url, "/");
     };
@@ -13,6 +14,14 @@ pub(super) fn cleaned(url: &str) -> String {
         return segments(rest.strip_prefix("localhost").unwrap_or(&rest), "/");
     }
     segments(&rest, &format!("{scheme}://"))
+}
+
+/// The address with its scheme in small letters, as which RFC 3986 (section 3.1) has any other.
+pub(super) fn with_plain_scheme(url: &str) -> String {
+    match url.split_once("://") {
+        Some((scheme, rest)) => format!("{}://{rest}", scheme.to_ascii_lowercase()),
+        None => url.to_owned(),
+    }
 }
 
 /// Whether it is a folder of this machine.
@@ -51,6 +60,7 @@ mod tests {
             ("file:///a%20b", "/a b"),
             ("/a%20b", "/a%20b"),
             ("s3://b", "s3://b"),
+            ("S3://B", "s3://B"),
             ("s3://b//p///q/", "s3://b/p/q"),
             ("s3://b/a%23b", "s3://b/a#b"),
             ("s3://b/a%2", "s3://b/a%2"),

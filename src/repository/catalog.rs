@@ -83,6 +83,37 @@ pub struct BranchEnd {
     pub lsn: Lsn,
 }
 
+/// A backup that is there and cannot be read: its record is damaged, its key is gone, or it is not
+/// sealed where it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftOut {
+    /// The backup.
+    pub id: BackupId,
+    /// Why it cannot be read.
+    pub reason: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl LeftOut {
+    /// How many there are, and why the first of them is one.
+    pub fn told(&self, count: usize) -> String {
+        match count {
+            1 => format!("1 backup cannot be read: {}", self.reason),
+            _ => format!("{count} backups cannot be read: {}", self.reason),
+        }
+    }
+}
+
+/// The backups of a system, as they are listed.
+#[derive(Debug, Clone, Default)]
+pub struct ListedBackups {
+    /// Those that can be read, oldest first.
+    pub readable: Vec<BackupRecord>,
+    /// Those that cannot.
+    pub left_out: Vec<LeftOut>,
+}
+
 /// What one system of a cluster has in one repository.
 #[derive(Debug, Clone, Default)]
 pub struct Catalog {
@@ -94,8 +125,8 @@ pub struct Catalog {
     pub histories: BTreeMap<TimelineId, TimelineHistory>,
     /// Finished backups, oldest first.
     pub backups: Vec<BackupRecord>,
-    /// Backups whose record cannot be read.
-    pub left_out: Vec<BackupId>,
+    /// Backups that are there and cannot be read, oldest first.
+    pub left_out: Vec<LeftOut>,
     /// Where streams last were.
     pub tips: BTreeMap<TimelineId, Tip>,
     /// Stretches that were given up, as they were recorded.

@@ -140,6 +140,7 @@ impl Member {
         self.check_format().await?;
         if !self.place.was_met() {
             self.refuse_to_mix().await?;
+            self.warn_of_plain_backups().await?;
             // the same bytes again: a store that keeps what is there refuses them
             let store = self.store()?;
             let bytes = store.get(&path).await?;
@@ -166,6 +167,35 @@ impl Member {
         Err(RepositoryError::NotPlain {
             url: self.place.url().to_owned(),
         })
+    }
+
+    /// Whoever begins to encrypt must know that the past is not read any more.
+    async fn warn_of_plain_backups(&self) -> Result<()> {
+        let accepts = self.place.settings().encryption.accept_plain;
+        if accepts || !self.opened()?.encryption.is_configured() {
+            return Ok(());
+        }
+        let listed = self.list("backups/").await?;
+        let mut names = listed
+            .iter()
+            .filter_map(|object| ObjectName::parse(&object.path));
+        let oldest = names.find_map(|name| match name {
+            ObjectName::Backup(id) => Some(id),
+            _ => None,
+        });
+        let Some(oldest) = oldest else { return Ok(()) };
+        // one that is damaged is another command's to tell
+        if let Ok(Some(record)) = self.backup_fields(&oldest).await
+            && record.sealed.is_none()
+        {
+            tracing::warn!(
+                "repository {} encrypts what is written from now on; what it holds that is not \
+                 encrypted is not read any more, as backup {oldest}. hint: accept_plain = true \
+                 reads it; a new prefix and a new backup are cleaner",
+                self.name()
+            );
+        }
+        Ok(())
     }
 
     /// Refuses a place where another system lives, or where this one did a while ago.

@@ -18,6 +18,7 @@ mod repack;
 #[cfg(test)]
 pub(crate) mod simulation;
 mod spool;
+mod standing;
 pub mod store;
 pub mod walk;
 pub mod windows;

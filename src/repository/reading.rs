@@ -11,7 +11,7 @@ use container::{FrameReader, Trailer};
 use serde::de::DeserializeOwned;
 use wal::{SegmentName, SegmentSize, TimelineHistory, TimelineId, WalRange};
 
-use super::catalog::{Catalog, TimelineWal};
+use super::catalog::{Catalog, LeftOut, ListedBackups, TimelineWal};
 use super::layout::{BackupId, ObjectName, pieces_prefix, timeline_prefix};
 use super::member::Member;
 use super::records::{AncestorFacts, BackupRecord, HISTORY_FACTS, Hole, Tip, WalFacts};
@@ -68,7 +68,7 @@ impl Repository {
 
     /// The error of a place that could not be asked a moment ago, and is not asked again: where
     /// there are others, they are not waited for again and again.
-    fn silence_of(&self, member: &Member) -> Option<RepositoryError> {
+    pub(super) fn silence_of(&self, member: &Member) -> Option<RepositoryError> {
         if self.strict || self.members.len() == 1 {
             return None;
         }
@@ -185,8 +185,26 @@ impl Repository {
         heard.map(|member| member.name().to_owned()).collect()
     }
 
-    /// A backup's record as lists show it: where the key is not at hand, without its names. One that
-    /// is damaged is said, and does not hide the others.
+    /// Takes in a backup's record as lists show it: where the key is not at hand, without its names.
+    /// One that cannot be read does not hide the others.
+    async fn list_backup(&self, id: BackupId, listed: &mut ListedBackups) -> Result<()> {
+        match self.listed_backup(&id).await {
+            Ok(Some(record)) => listed.readable.push(record),
+            Ok(None) => {}
+            // one that was planted, or whose key is gone, does not hide the others either
+            Err(error) if error.is_damage() => {
+                let error = crate::error::Error::from(error);
+                listed.left_out.push(LeftOut {
+                    id,
+                    reason: error.message().to_owned(),
+                    hint: error.hint_text().map(str::to_owned),
+                });
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
     async fn listed_backup(&self, id: &BackupId) -> Result<Option<BackupRecord>> {
         let listed = self.first_of(|member| async move {
             let record = member.listed_backup(id).await?;
@@ -196,11 +214,6 @@ impl Repository {
         match listed.await {
             Ok(record) => Ok(Some(record)),
             Err(error) if error.is_not_found() => Ok(None),
-            // one that was planted, or whose key is gone, does not hide the others either
-            Err(error) if error.is_damage() => {
-                tracing::error!("left out: {error}");
-                Ok(None)
-            }
             Err(error) => Err(error),
         }
     }
@@ -279,14 +292,22 @@ impl Repository {
     }
 
     /// Every backup that came to its end, oldest first.
-    pub async fn backups(&self) -> Result<Vec<BackupRecord>> {
-        let mut backups = Vec::new();
-        for object in self.list("backups/").await? {
+    pub async fn backups(&self) -> Result<ListedBackups> {
+        let listed = self.list("backups/").await?;
+        self.backups_among(&listed).await
+    }
+
+    /// The backups that a listing shows.
+    async fn backups_among(&self, listed: &[Listed]) -> Result<ListedBackups> {
+        let mut backups = ListedBackups::default();
+        for object in listed {
             if let Some(ObjectName::Backup(id)) = ObjectName::parse(&object.path) {
-                backups.extend(self.listed_backup(&id).await?);
+                self.list_backup(id, &mut backups).await?;
             }
         }
-        backups.sort_by(|a, b| (a.started_at, &a.id).cmp(&(b.started_at, &b.id)));
+        let in_order =
+            |a: &BackupRecord, b: &BackupRecord| (a.started_at, &a.id).cmp(&(b.started_at, &b.id));
+        backups.readable.sort_by(in_order);
         Ok(backups)
     }
 
@@ -375,12 +396,11 @@ impl Repository {
         let mut catalog = Catalog::default();
         let listed = self.list("").await?;
         catalog.add_listing(&listed);
+        let backups = self.backups_among(&listed).await?;
+        catalog.backups = backups.readable;
+        catalog.left_out = backups.left_out;
         for object in &listed {
             match ObjectName::parse(&object.path) {
-                Some(ObjectName::Backup(id)) => match self.listed_backup(&id).await? {
-                    Some(backup) => catalog.backups.push(backup),
-                    None => catalog.left_out.push(id),
-                },
                 Some(ObjectName::History(timeline)) => {
                     let history = self.listed_history(timeline).await?;
                     let history = history.map(|history| (timeline, history));
@@ -400,9 +420,6 @@ impl Repository {
                 _ => {}
             }
         }
-        catalog
-            .backups
-            .sort_by(|a, b| (a.started_at, &a.id).cmp(&(b.started_at, &b.id)));
         catalog.segment_size = self.segment_size(&catalog).await?;
         Ok(catalog)
     }

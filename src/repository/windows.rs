@@ -138,8 +138,19 @@ pub fn serves(
     Candidate::of(catalog, branch, backup, size).is_some()
 }
 
-/// The latest moment that a restore from `backup` along `branch` reaches, and the end of the WAL
-/// stored for it; `None` where the backup does not serve the branch.
+/// The latest moment that a restore reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Latest {
+    /// The moment.
+    pub moment: Timestamp,
+    /// The end of the WAL stored for it.
+    pub lsn: Lsn,
+    /// Whether it may be later: the key to the WAL is not at hand, and what is clear to everybody
+    /// gives a lower bound.
+    pub is_lower_bound: bool,
+}
+
+/// The latest moment that a restore from `backup` along `branch` reaches; `None` where the backup does not serve the branch.
 ///
 /// Reads the last stored segments, backwards to the last commit.
 pub async fn latest_moment(
@@ -147,7 +158,7 @@ pub async fn latest_moment(
     catalog: &Catalog,
     branch: &TimelineHistory,
     backup: &BackupRecord,
-) -> Result<Option<(Timestamp, Lsn)>> {
+) -> Result<Option<Latest>> {
     let Some(size) = catalog.segment_size else {
         return Ok(None);
     };
@@ -170,13 +181,13 @@ pub async fn latest_moment(
             end: within,
         };
         let walked = match walk(repository, &stretch, NewestStamp(None)).await {
-            // the key is not at hand: what is clear to everybody still gives a lower bound
             Err(error) if error.kind() == Kind::Usage => {
-                tracing::warn!(
-                    "the latest moment may be later than is said: {}",
-                    error.message()
-                );
-                return Ok(Some((candidate.latest(catalog, None, is_whole), end.lsn)));
+                tracing::debug!("the latest moment is a lower bound: {}", error.message());
+                return Ok(Some(Latest {
+                    moment: candidate.latest(catalog, None, is_whole),
+                    lsn: end.lsn,
+                    is_lower_bound: true,
+                }));
             }
             walked => walked?,
         };
@@ -187,7 +198,11 @@ pub async fn latest_moment(
         }
         let stamp = walked.taker.0;
         if stamp.is_some() || from <= size.start_of(backup.stop_lsn) {
-            return Ok(Some((candidate.latest(catalog, stamp, is_whole), end.lsn)));
+            return Ok(Some(Latest {
+                moment: candidate.latest(catalog, stamp, is_whole),
+                lsn: end.lsn,
+                is_lower_bound: false,
+            }));
         }
         read_to = from;
     }

@@ -62,6 +62,12 @@ pub async fn plan(
     let made_later = made_later(&chosen, &tablespaces)?;
     let mut warnings = chooser.warnings(&chosen);
     let mut options = options.clone();
+    for left_out in &catalog.left_out {
+        warnings.push(format!(
+            "backup {} cannot be read, and was not considered: {}",
+            left_out.id, left_out.reason
+        ));
+    }
     for (name, reason) in repository.unheard() {
         warnings.push(format!(
             "repository {name} cannot be asked, and the restored server does without it: {reason}"
@@ -102,21 +108,26 @@ pub async fn plan(
     })
 }
 
-/// What could not be found may be in a backup that cannot be opened, or where nobody could look.
+/// What could not be found may be in a backup that cannot be read, or where nobody could look.
 async fn why_not(
     repository: &Repository,
     catalog: &Catalog,
     options: &RestoreOptions,
     error: Error,
 ) -> Error {
-    if error.kind() == Kind::NotFound {
-        let wanted = |id: &&BackupId| options.backup.as_ref().is_none_or(|named| named == *id);
-        for id in catalog.left_out.iter().filter(wanted) {
-            if let Err(cause) = repository.holding(id).await {
-                return cause.into();
-            }
+    let named = options.backup.as_ref();
+    let mut in_question = catalog.left_out.iter();
+    let in_question = in_question.find(|one| named.is_none_or(|named| *named == one.id));
+    let Some(first) = in_question.filter(|_| error.kind() == Kind::NotFound) else {
+        return unheard(repository, error);
+    };
+    if named.is_some() || catalog.backups.is_empty() {
+        // there is nothing else to restore
+        if let Err(cause) = repository.holding(&first.id).await {
+            return cause.into();
         }
     }
+    let error = error.note(&first.told(catalog.left_out.len()), first.hint.as_deref());
     unheard(repository, error)
 }
 

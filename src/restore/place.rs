@@ -66,9 +66,11 @@ impl Owner {
     fn of_folder(target: &Path) -> Result<Self> {
         let found = target.ancestors().enumerate().find_map(|(at, path)| {
             let metadata = fs::metadata(path).ok()?;
-            (at > 0 || metadata.uid() != 0).then(|| Self {
-                uid: metadata.uid(),
-                gid: metadata.gid(),
+            let uid = metadata.uid();
+            // the folder may belong to a group of which the user is no member
+            (at > 0 || uid != 0).then(|| Self {
+                uid,
+                gid: id_of("-g", &uid.to_string()).unwrap_or_else(|| metadata.gid()),
             })
         });
         found.ok_or_else(|| Error::failure(format!("no folder above {}", target.display())))
@@ -76,21 +78,19 @@ impl Owner {
 
     /// A user of this machine, asked for with `id`, which knows every source of users.
     fn named(name: &str) -> Result<Self> {
-        let ask = |flag: &str| {
-            let output = Command::new("id")
-                .arg(flag)
-                .arg("--")
-                .arg(name)
-                .output()
-                .ok()?;
-            let text = String::from_utf8(output.stdout).ok()?;
-            text.trim().parse::<u32>().ok()
-        };
-        match (ask("-u"), ask("-g")) {
+        match (id_of("-u", name), id_of("-g", name)) {
             (Some(uid), Some(gid)) => Ok(Self { uid, gid }),
             _ => Err(Error::usage(format!("there is no such user: {name:?}"))),
         }
     }
+}
+
+/// The number of a user (`-u`) or of its own group (`-g`), by the user's name or number.
+fn id_of(flag: &str, user: &str) -> Option<u32> {
+    let mut id = Command::new("id");
+    let output = id.arg(flag).arg("--").arg(user).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    text.trim().parse().ok()
 }
 
 /// Refuses a directory to restore into that is not absent or empty.
@@ -425,6 +425,19 @@ mod tests {
             "{error}"
         );
         check_target(&folder.path().join("photo")).unwrap_err();
+    }
+
+    /// A server that is started in the folder's group could not read what its user's own group may.
+    #[test]
+    fn a_restore_as_root_belongs_to_the_users_own_group() {
+        let folder = tempfile::tempdir().unwrap();
+        let uid = fs::metadata(folder.path()).unwrap().uid();
+        let own = id_of("-g", &uid.to_string()).unwrap();
+        if geteuid().is_root() {
+            std::os::unix::fs::chown(folder.path(), None, Some(own + 1)).unwrap();
+        }
+        let owner = Owner::of_folder(&folder.path().join("restored")).unwrap();
+        assert_eq!((owner.uid, owner.gid), (uid, own));
     }
 
     #[test]

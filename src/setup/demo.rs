@@ -29,71 +29,53 @@ pub struct DemoOptions {
     pub pg_bin: Option<PathBuf>,
     /// Whether everything stays for a look at it.
     pub keep: bool,
-    /// The repository's address; a folder of the demo's own unless given.
-    pub repo: Option<String>,
-    /// To whom it encrypts.
-    pub recipients: Vec<String>,
-    /// What reads that again.
-    pub identity_file: Option<PathBuf>,
+    /// The tables of a configuration file with its repositories, and with its cluster.
+    pub settings: String,
+    /// Where what it stores is not removed with the demo's own folder.
+    pub stays_in: Vec<StaysIn>,
 }
 
-impl DemoOptions {
-    fn check(&self) -> Result<()> {
-        if rustix::process::geteuid().is_root() {
-            return Err(Error::usage("PostgreSQL does not run as root")
-                .hint("run the demo as another user, such as: sudo -u postgres anywhen demo"));
-        }
-        if !self.recipients.is_empty() && self.identity_file.is_none() {
-            return Err(Error::usage(
-                "the demo restores what it encrypts, and has no identity to do so",
-            )
-            .hint("name it with --identity-file; `anywhen keys generate -o FILE` makes one"));
-        }
-        Ok(())
-    }
+/// A repository that outlives the demo.
+#[derive(Debug, Clone)]
+pub struct StaysIn {
+    /// Its address.
+    pub url: String,
+    /// Whether a data key is stored there too.
+    pub is_encrypted: bool,
+}
 
-    /// The configuration file of the demo's commands.
-    fn settings(&self, folder: &Path, cluster: &str) -> Result<String> {
-        let repository = match &self.repo {
-            Some(url) => url.clone(),
-            None => format!("file://{}/repository", folder.display()),
-        };
-        let mut table = toml::Table::new();
-        table.insert("url".to_owned(), repository.into());
-        if !self.recipients.is_empty() {
-            table.insert("recipients".to_owned(), self.recipients.clone().into());
-        }
-        if let Some(path) = &self.identity_file {
-            let path = std::path::absolute(path).map_err(|error| io("find", path, &error))?;
-            let path = path.to_string_lossy().into_owned();
-            table.insert("identity_file".to_owned(), path.into());
-        }
-        Ok(format!(
-            "state_dir = \"{}/state\"\n[repository.demo]\n{table}\n[cluster.{cluster}]\n",
-            folder.display()
-        ))
-    }
+/// The folder of this process's demo, removed at its end.
+pub fn folder() -> PathBuf {
+    PathBuf::from(format!("/tmp/anywhen-demo-{}", std::process::id()))
+}
+
+/// The cluster's name in this process's demo: each has its own, so that they can share a repository.
+pub fn cluster() -> String {
+    format!("demo_{}", std::process::id())
 }
 
 /// Tells the story. Whatever happens, the server is stopped and the folder removed.
 pub async fn run(options: DemoOptions, print: Print, bold: bool, mut stop: Stop) -> Result<()> {
-    options.check()?;
+    if rustix::process::geteuid().is_root() {
+        return Err(Error::usage("PostgreSQL does not run as root")
+            .hint("run the demo as another user, such as: sudo -u postgres anywhen demo"));
+    }
     let bin = match &options.pg_bin {
         Some(bin) => bin.clone(),
         None => find_bin()?,
     };
-    let folder = PathBuf::from(format!("/tmp/anywhen-demo-{}", std::process::id()));
+    let folder = folder();
     std::fs::create_dir(&folder).map_err(|error| io("create", &folder, &error))?;
     let mut story = Story {
         program: std::env::current_exe()
             .map_err(|error| Error::failure(format!("cannot find this program: {error}")))?,
         data: folder.join("data"),
         restored: folder.join("restored"),
-        cluster: format!("demo_{}", std::process::id()),
-        options: options.clone(),
+        settings: options.settings,
         folder: folder.clone(),
         bin,
         stream: None,
+        stored: Stored::Nothing,
         print,
         bold,
     };
@@ -102,12 +84,10 @@ pub async fn run(options: DemoOptions, print: Print, bold: bool, mut stop: Stop)
         _ = stop.wait_for(|asked| *asked) => Err(Error::failure("stopped")),
     };
     story.end().await;
-    if let Some(url) = &options.repo {
-        print(&format!(
-            "What the demo stored stays in {}/{}: remove it when you have seen it.",
-            url.trim_end_matches('/'),
-            story.cluster
-        ))?;
+    for place in &options.stays_in {
+        if let Some(text) = story.stored.told(place) {
+            print(&text)?;
+        }
     }
     if options.keep {
         print(&format!("Everything is in {}.", folder.display()))?;
@@ -145,16 +125,45 @@ fn find_bin() -> Result<PathBuf> {
     })
 }
 
+/// Whether anything of the demo is in its repositories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stored {
+    Nothing,
+    Perhaps,
+    Something,
+}
+
+impl Stored {
+    /// What stays in `place`; nothing to say where there is nothing.
+    fn told(self, place: &StaysIn) -> Option<String> {
+        let url = place.url.trim_end_matches('/');
+        let key = if place.is_encrypted {
+            format!(", and its data key is the newest in {url}/keys")
+        } else {
+            String::new()
+        };
+        let within = format!("{url}/{}{key}", cluster());
+        match self {
+            Self::Nothing => None,
+            Self::Perhaps => Some(format!(
+                "If anything was stored before that, it is in {within}."
+            )),
+            Self::Something => Some(format!(
+                "What the demo stored stays in {within}: remove it when you have seen it."
+            )),
+        }
+    }
+}
+
 struct Story {
     program: PathBuf,
     bin: PathBuf,
     folder: PathBuf,
     data: PathBuf,
     restored: PathBuf,
-    /// Each demo has its own, so that they can share a repository.
-    cluster: String,
-    options: DemoOptions,
+    settings: String,
     stream: Option<Child>,
+    stored: Stored,
     print: Print,
     bold: bool,
 }
@@ -309,14 +318,42 @@ impl Story {
 
     async fn start_stream(&mut self, sql: &mut Connection) -> Result<()> {
         let config = self.folder.join("anywhen.toml");
-        let text = self.options.settings(&self.folder, &self.cluster)?;
+        let state = self.folder.join("state");
+        let text = format!("state_dir = \"{}\"\n{}", state.display(), self.settings);
         std::fs::write(&config, text).map_err(|error| io("write", &config, &error))?;
+        let log = self.stream_log();
+        let said = std::fs::File::create(&log).map_err(|error| io("create", &log, &error))?;
         let mut command = self.command(&["stream", "--quiet"]);
-        let child = command.stdin(Stdio::null()).spawn();
+        let child = command.stdin(Stdio::null()).stderr(said).spawn();
         self.stream =
             Some(child.map_err(|error| Error::failure(format!("cannot start: {error}")))?);
+        self.stored = Stored::Perhaps;
         let streaming = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
-        wait_for(sql, streaming, "1").await
+        self.wait_for(sql, streaming, "1").await?;
+        self.stored = Stored::Something;
+        Ok(())
+    }
+
+    fn stream_log(&self) -> PathBuf {
+        self.folder.join("stream.log")
+    }
+
+    /// An error where the stream has ended by itself, in its own words.
+    fn check_stream(&mut self) -> Result<()> {
+        let Some(stream) = &mut self.stream else {
+            return Ok(());
+        };
+        let Ok(Some(status)) = stream.try_wait() else {
+            return Ok(());
+        };
+        self.stream = None;
+        Err(self.stream_ended(status))
+    }
+
+    fn stream_ended(&self, status: std::process::ExitStatus) -> Error {
+        let said = std::fs::read_to_string(self.stream_log()).unwrap_or_default();
+        let said = said.trim();
+        Error::failure(format!("the stream ended with {status}: {said}"))
     }
 
     async fn stop_stream(&mut self) -> Result<()> {
@@ -333,19 +370,39 @@ impl Story {
         let status = stream.wait().await;
         match status {
             Ok(status) if status.success() => Ok(()),
-            Ok(status) => Err(Error::failure(format!("the stream ended with {status}"))),
+            Ok(status) => Err(self.stream_ended(status)),
             Err(error) => Err(Error::failure(format!("the stream did not end: {error}"))),
         }
     }
 
-    async fn wait_until_stored(&self, sql: &mut Connection) -> Result<()> {
+    async fn wait_until_stored(&mut self, sql: &mut Connection) -> Result<()> {
         let stored = "SELECT flush_lsn >= pg_current_wal_flush_lsn() FROM pg_stat_replication \
                       WHERE application_name = 'anywhen' ORDER BY backend_start LIMIT 1";
-        wait_for(sql, stored, "t").await
+        self.wait_for(sql, stored, "t").await
     }
 
-    async fn wait_until_open(&self, sql: &mut Connection) -> Result<()> {
-        wait_for(sql, "SELECT pg_is_in_recovery()", "f").await
+    async fn wait_until_open(&mut self, sql: &mut Connection) -> Result<()> {
+        self.wait_for(sql, "SELECT pg_is_in_recovery()", "f").await
+    }
+
+    /// Waits until the server answers so; not when nothing will come, since the stream has ended.
+    async fn wait_for(&mut self, sql: &mut Connection, text: &str, wanted: &str) -> Result<()> {
+        let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(200));
+        let started = Instant::now();
+        loop {
+            let found = value(sql, text).await?;
+            if found == wanted {
+                return Ok(());
+            }
+            self.check_stream()?;
+            if started.elapsed() > PATIENCE {
+                return Err(Error::failure(format!(
+                    "waited {} s in vain: {text}: expected={wanted}, found={found}",
+                    PATIENCE.as_secs()
+                )));
+            }
+            backoff.wait().await;
+        }
     }
 
     /// Runs one of our own commands, and shows it.
@@ -432,24 +489,6 @@ async fn moment(sql: &mut Connection) -> Result<String> {
     let form = "'YYYY-MM-DD HH24:MI:SS.US'";
     let text = format!("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', {form}) || '+00'");
     value(sql, &text).await
-}
-
-async fn wait_for(sql: &mut Connection, text: &str, wanted: &str) -> Result<()> {
-    let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(200));
-    let started = Instant::now();
-    loop {
-        let found = value(sql, text).await?;
-        if found == wanted {
-            return Ok(());
-        }
-        if started.elapsed() > PATIENCE {
-            return Err(Error::failure(format!(
-                "waited {} s in vain: {text}: expected={wanted}, found={found}",
-                PATIENCE.as_secs()
-            )));
-        }
-        backoff.wait().await;
-    }
 }
 
 async fn run_quietly(command: &mut Command) -> Result<()> {

@@ -11,14 +11,14 @@ use serde::Serialize;
 use wal::{Lsn, SegmentSize, TimelineId};
 
 use crate::clock::{Clock, rfc3339};
-use crate::error::{Kind, Result};
-use crate::repository::catalog::{BranchEnd, Catalog};
+use crate::error::{Error, Kind, Result};
+use crate::repository::catalog::{BranchEnd, Catalog, LeftOut};
 use crate::repository::destination::Destination;
 use crate::repository::records::BackupRecord;
 use crate::repository::windows::{latest_moment, serves};
 use crate::repository::{PlaceState, Repository, SpoolContents};
 
-pub use show::{backup_table, list_table, status_text};
+pub use show::{backup_table, list_text, status_text};
 
 /// `status --json`, as DESIGN.md has it.
 #[derive(Debug, Serialize)]
@@ -51,10 +51,12 @@ pub struct ClusterStatus {
     /// How much work a loss of the server now would take with it, in seconds; `None` without a
     /// window.
     pub seconds_at_risk: Option<f64>,
-    /// How many backups there are.
+    /// How many backups there are that can be read.
     pub backup_count: usize,
     /// The newest backup.
     pub last_backup: Option<String>,
+    /// Backups that are there and cannot be read; they are not counted.
+    pub unreadable_backups: Vec<UnreadableBackup>,
     /// What is stored.
     pub stored: Stored,
     /// What a stream of this machine holds that is not in the repository yet.
@@ -107,6 +109,9 @@ pub struct Window {
     pub earliest_lsn: Lsn,
     /// The end of the WAL that can be replayed.
     pub latest_lsn: Lsn,
+    /// Whether the last moment may be later than is said: the WAL is encrypted, and nothing here
+    /// reads it.
+    pub latest_is_lower_bound: bool,
 }
 
 /// A missing stretch.
@@ -179,13 +184,43 @@ pub(crate) struct Branch {
     pub(crate) parent: Option<(TimelineId, Lsn)>,
 }
 
+/// A backup that is there and cannot be read, so that no restore can begin with it.
+#[derive(Debug, Clone, Serialize)]
+pub struct UnreadableBackup {
+    /// Its id.
+    pub id: String,
+    /// The cluster's name.
+    pub cluster: String,
+    /// The system identifier.
+    pub system_id: String,
+    /// Why: its record is damaged, its key is gone, or it is not encrypted where it should be.
+    pub reason: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl UnreadableBackup {
+    fn all_of(repository: &Repository, left_out: Vec<LeftOut>) -> Vec<Self> {
+        let unreadable = left_out.into_iter().map(|one| Self {
+            id: one.id.to_string(),
+            cluster: repository.cluster().to_string(),
+            system_id: repository.system_id().to_string(),
+            reason: one.reason,
+            hint: one.hint,
+        });
+        unreadable.collect()
+    }
+}
+
 /// `list --json`.
 #[derive(Debug, Serialize)]
 pub struct List {
     /// The version of this document's form.
     pub schema: u32,
-    /// Every backup, oldest first.
+    /// Every backup that can be read, oldest first.
     pub backups: Vec<BackupRow>,
+    /// Every backup that is there and cannot be read.
+    pub unreadable_backups: Vec<UnreadableBackup>,
 }
 
 /// `backup --json`.
@@ -351,17 +386,38 @@ pub async fn status(shown: &Shown, now: Timestamp) -> Result<Status> {
 
 /// The backups of every cluster that is to be shown.
 pub async fn list(shown: &Shown) -> Result<List> {
-    let mut backups = Vec::new();
+    let (mut backups, mut unreadable_backups) = (Vec::new(), Vec::new());
     for repository in shown.repositories().await? {
-        backups.extend(repository.backups().await?.iter().map(BackupRow::from));
+        let listed = repository.backups().await?;
+        backups.extend(listed.readable.iter().map(BackupRow::from));
+        unreadable_backups.extend(UnreadableBackup::all_of(&repository, listed.left_out));
     }
-    Ok(List { schema: 1, backups })
+    Ok(List {
+        schema: 1,
+        backups,
+        unreadable_backups,
+    })
+}
+
+/// What is wrong where a report had to leave out backups: whoever asks every hour must notice,
+/// though the report was printed.
+pub fn unreadable<'a>(backups: impl Iterator<Item = &'a UnreadableBackup>) -> Result<()> {
+    let backups: Vec<&UnreadableBackup> = backups.collect();
+    let Some(first) = backups.first() else {
+        return Ok(());
+    };
+    let message = show::unreadable_sentence(backups.len(), first);
+    let failure = Error::damaged(message).is_in_report();
+    Err(match &first.hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    })
 }
 
 /// The state of one cluster's system.
 async fn cluster_status(repository: &Repository, now: Timestamp) -> Result<ClusterStatus> {
     let catalog = repository.catalog().await?;
-    let places = repository.places().await;
+    let places = repository.place_states().await;
     let record = repository.cluster_record().await?;
     let windows = match catalog.segment_size {
         Some(size) => windows(repository, &catalog, size).await?,
@@ -388,6 +444,7 @@ async fn cluster_status(repository: &Repository, now: Timestamp) -> Result<Clust
         seconds_at_risk: at_risk,
         backup_count: catalog.backups.len(),
         last_backup: catalog.backups.last().map(|backup| backup.id.to_string()),
+        unreadable_backups: UnreadableBackup::all_of(repository, catalog.left_out.clone()),
         stored: Stored {
             wal_bytes: catalog.wal_bytes,
             backup_bytes: catalog.backup_bytes,
@@ -418,7 +475,7 @@ async fn windows(
                 continue;
             }
             let latest = latest_moment(repository, catalog, &branch, backup).await?;
-            let Some((latest, latest_lsn)) = latest else {
+            let Some(latest) = latest else {
                 continue;
             };
             windows.push((
@@ -426,9 +483,10 @@ async fn windows(
                 Window {
                     timeline: end.timeline,
                     earliest: backup.finished_at,
-                    latest,
+                    latest: latest.moment,
                     earliest_lsn: backup.stop_lsn,
-                    latest_lsn,
+                    latest_lsn: latest.lsn,
+                    latest_is_lower_bound: latest.is_lower_bound,
                 },
             ));
         }

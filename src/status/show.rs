@@ -8,7 +8,9 @@ use indicatif::HumanBytes;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::{BackupRow, Branch, ClusterStatus, RepositoryStatus, SpoolStatus};
+use super::{
+    BackupRow, Branch, ClusterStatus, List, RepositoryStatus, SpoolStatus, UnreadableBackup,
+};
 
 /// What can be restored of one cluster.
 pub fn status_text(status: &ClusterStatus, with_timelines: bool) -> String {
@@ -17,26 +19,7 @@ pub fn status_text(status: &ClusterStatus, with_timelines: bool) -> String {
         add(&mut text, format_args!(", PostgreSQL {major}"));
     }
     text.push_str(")\n");
-    if status.windows.is_empty() {
-        text.push_str("  nothing can be restored yet");
-        text.push_str(match status.backup_count {
-            0 => ": there is no backup. hint: anywhen backup\n",
-            _ => ": WAL that the backups need is missing. hint: anywhen backup\n",
-        });
-    }
-    for window in &status.windows {
-        add(
-            &mut text,
-            format_args!(
-                "  restorable  {} to {}  (timeline {}, {} to {})\n",
-                shown(window.earliest),
-                shown(window.latest),
-                window.timeline,
-                window.earliest_lsn,
-                window.latest_lsn
-            ),
-        );
-    }
+    add_windows(&mut text, status);
     if let Some(seconds) = status.seconds_at_risk {
         add(
             &mut text,
@@ -56,7 +39,10 @@ pub fn status_text(status: &ClusterStatus, with_timelines: bool) -> String {
         let confirmed = shown(tip.confirmed_at);
         add(
             &mut text,
-            format_args!("  stream      at {}, confirmed {confirmed}\n", tip.lsn),
+            format_args!(
+                "  stream      last confirmed up to {}, at {confirmed}\n",
+                tip.lsn
+            ),
         );
     } else {
         text.push_str("  stream      has never run. hint: anywhen stream\n");
@@ -66,6 +52,11 @@ pub fn status_text(status: &ClusterStatus, with_timelines: bool) -> String {
         &mut text,
         format_args!("  backups     {}, last {last}\n", status.backup_count),
     );
+    if let Some(first) = status.unreadable_backups.first() {
+        let sentence = unreadable_sentence(status.unreadable_backups.len(), first);
+        add(&mut text, format_args!("  UNREADABLE  {sentence}"));
+        add_hint(&mut text, first);
+    }
     add(
         &mut text,
         format_args!(
@@ -119,6 +110,42 @@ pub(super) fn spool_line(spool: &SpoolStatus) -> String {
     line
 }
 
+fn add_windows(text: &mut String, status: &ClusterStatus) {
+    if status.windows.is_empty() {
+        text.push_str(
+            match (status.backup_count, status.unreadable_backups.len()) {
+                (0, 0) => {
+                    "  nothing can be restored yet: there is no backup. hint: anywhen backup\n"
+                }
+                (0, _) => "  NOTHING can be restored: no backup can be read\n",
+                _ => {
+                    "  nothing can be restored yet: WAL that the backups need is missing. hint: \
+                 anywhen backup\n"
+                }
+            },
+        );
+    }
+    for window in &status.windows {
+        add(
+            text,
+            format_args!(
+                "  restorable  {} to {}  (timeline {}, {} to {})\n",
+                shown(window.earliest),
+                shown(window.latest),
+                window.timeline,
+                window.earliest_lsn,
+                window.latest_lsn
+            ),
+        );
+    }
+    let mut windows = status.windows.iter();
+    if windows.any(|window| window.latest_is_lower_bound) {
+        text.push_str(
+            "              or later: the newest commits are read with an identity only\n",
+        );
+    }
+}
+
 fn repository_line(repository: &RepositoryStatus) -> String {
     let (name, url) = (&repository.name, &repository.url);
     match (&repository.error, repository.missing_objects) {
@@ -149,11 +176,35 @@ fn draw(text: &mut String, branches: &[Branch], branch: &Branch, depth: usize) {
     }
 }
 
-/// The backups as a table.
-pub fn list_table(rows: &[BackupRow]) -> String {
-    if rows.is_empty() {
-        return "no backups. hint: anywhen backup".to_owned();
+/// How many backups cannot be read, and why the first of them cannot.
+pub(super) fn unreadable_sentence(count: usize, first: &UnreadableBackup) -> String {
+    let word = if count == 1 { "backup" } else { "backups" };
+    format!("{count} {word} cannot be read: {}", first.reason)
+}
+
+fn add_hint(text: &mut String, backup: &UnreadableBackup) {
+    match &backup.hint {
+        Some(hint) => add(text, format_args!(". hint: {hint}\n")),
+        None => text.push('\n'),
     }
+}
+
+/// The backups as a table, and below it those that cannot be read.
+pub fn list_text(list: &List) -> String {
+    let mut text = match (list.backups.as_slice(), list.unreadable_backups.as_slice()) {
+        ([], []) => return "no backups. hint: anywhen backup".to_owned(),
+        ([], _) => String::new(),
+        (rows, _) => list_table(rows) + "\n",
+    };
+    for backup in &list.unreadable_backups {
+        let UnreadableBackup { id, reason, .. } = backup;
+        add(&mut text, format_args!("UNREADABLE {id}: {reason}"));
+        add_hint(&mut text, backup);
+    }
+    text.trim_end().to_owned()
+}
+
+fn list_table(rows: &[BackupRow]) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING);
     table.set_header(vec![

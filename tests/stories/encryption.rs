@@ -54,6 +54,10 @@ fn an_archiver_with_recipients_alone_writes_what_only_the_identity_reads() {
         let backup = ["backup", "--checkpoint", "fast", "-d", &conninfo];
         without_identity(&backup).succeeded();
     }
+    // what it cannot read is no reason for an alarm
+    let status = without_identity(&["status"]).succeeded();
+    assert!(status.stdout.contains("or later"), "{status}");
+    assert_eq!(status.stderr, "", "{status}");
     let target = record.target("refused");
     let restore = ["restore", "-D", target.to_str().unwrap(), "--immediate"];
     let refused = without_identity(&restore);
@@ -108,6 +112,42 @@ fn a_wrong_a_missing_and_a_lost_key_are_told_apart() {
     assert_eq!(record.rows_at("mine", &["--immediate"], End::Paused), "0");
 }
 
+/// Told that there is no backup, and exit code 0, nobody looks for the copy of the keys while there still
+/// is one.
+#[test]
+fn backups_whose_key_is_lost_are_counted_and_named() {
+    let record = Record::on(Ground::on_s3(), &Options::default());
+    record.insert(0);
+    record.anywhen.backup(&record.server);
+    record.anywhen.backup(&record.server);
+    // what this archiver keeps for the day would open them
+    fs::remove_dir_all(record.ground.path("state")).unwrap();
+    let keys = record.anywhen.repository().join("keys");
+    let aside = record.ground.path("aside");
+    rustix::fs::rename(&keys, &aside).unwrap();
+    for command in ["status", "list"] {
+        let ended = record.anywhen.run(&[command]);
+        ended.failed_with(5);
+        ended.says(&["2 backups cannot be read", "restore the folder keys/"]);
+        assert!(!ended.stdout.contains("no backups"), "{ended}");
+        assert!(!ended.stdout.contains("there is no backup"), "{ended}");
+        let ended = record.anywhen.run(&[command, "--json"]);
+        ended.failed_with(5);
+        let document = ended.document();
+        let unreadable = match command {
+            "status" => &document["clusters"][0]["unreadable_backups"],
+            _ => &document["unreadable_backups"],
+        };
+        assert_eq!(unreadable.as_array().map(Vec::len), Some(2), "{document}");
+        let reason = unreadable[1]["reason"].as_str().unwrap();
+        assert!(reason.contains("no wrap of it is stored"), "{document}");
+        assert!(unreadable[1]["hint"].is_string(), "{document}");
+    }
+    rustix::fs::rename(&aside, &keys).unwrap();
+    let status = record.anywhen.json(&["status"]);
+    assert_eq!(status["clusters"][0]["backup_count"], 2, "{status}");
+}
+
 /// Whoever can write to a bucket could plant an object that is not encrypted and have it restored.
 #[test]
 fn what_is_not_encrypted_is_refused_where_encryption_is_set_up_unless_accepted() {
@@ -128,6 +168,22 @@ fn what_is_not_encrypted_is_refused_where_encryption_is_set_up_unless_accepted()
     let target = record.target("refused");
     let refused = strict.restore_refused(&target, &["--immediate"], 5);
     refused.says(&["not encrypted", "accept_plain"]);
+    for command in ["status", "list"] {
+        let ended = strict.run(&[command]);
+        ended.failed_with(5);
+        ended.says(&["1 backup cannot be read", "accept_plain"]);
+    }
+    let begun = strict.run_on(&record.server, &["backup", "--checkpoint", "fast"]);
+    begun.failed_with(0);
+    begun.says(&["is not read any more", "accept_plain"]);
+    let status = strict.run(&["status"]);
+    status.failed_with(5);
+    assert!(status.stdout.contains("restorable"), "{status}");
+    // a target of its own fault is not blamed on the backup that is left out
+    let beyond = strict.restore_refused(&target, &["--to-lsn", "F/0"], 3);
+    let at = |words: &str| beyond.stderr.find(words);
+    assert!(at("lies behind what is stored") < at("1 backup cannot be read"));
+    assert!(at("1 backup cannot be read").is_some(), "{beyond}");
     let lenient = configured("lenient", &format!("{table}accept_plain = true\n"));
     lenient.restore(&record.target("accepted"), &["--immediate"]);
     // what is written from now on is encrypted
@@ -242,6 +298,63 @@ fn the_demo_runs_over_a_bucket_with_recipients() {
         sealed.len() > 3 && sealed.iter().all(|sealed| *sealed),
         "{files:#?}"
     );
+}
+
+/// The demo of one's own settings is the first try of them: an endpoint that it did not take from the file
+/// would send it to another store, and recipients that it did not take would store in the clear.
+#[test]
+fn the_demo_takes_what_the_file_says_of_its_repository() {
+    let ground = Ground::on_s3();
+    let place = crate::endpoint::BUCKET;
+    let url = format!("s3://{place}/demo");
+    let Identity { recipient, file } = Identity::get();
+    let table = format!(
+        "[repository.offsite]\nurl = \"{url}\"\nendpoint = \"{}\"\nallow_http = true\n\
+         recipients = [\"{recipient}\"]\nidentity_file = \"{}\"\nretry_for = \"1s\"\n",
+        ground.endpoint().unwrap().url(),
+        file.display()
+    );
+    let config = ground.write("demo.toml", &table, 0o600);
+    let anywhen = Anywhen::new(&ground);
+    let demo = |more: &[&str]| {
+        let mut demo = anywhen.bare();
+        demo.args(["demo", "--pg-bin"]).arg(Programs::get().bin());
+        demo.arg("--config").arg(&config).args(more);
+        // what the file says must be enough
+        demo.env_remove("AWS_ENDPOINT_URL")
+            .env_remove("AWS_ALLOW_HTTP");
+        let mut demo = anywhen.launch(demo);
+        let status = demo.end_within(2 * PATIENCE, "the demo");
+        let said = format!("{}{}", demo.stdout(), demo.stderr());
+        (status.code(), said)
+    };
+    let (code, said) = demo(&["--repo", &format!("{url}/")]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains(&format!("stays in {url}/demo_")), "{said}");
+    assert!(said.contains(&format!("{url}/keys")), "{said}");
+    let repository = ground.path(&ground.place_of("demo"));
+    assert_all_whole(&repository);
+    let files = files_below(&repository);
+    let sealed: Vec<bool> = files.iter().filter_map(|path| is_sealed(path)).collect();
+    assert!(
+        sealed.len() > 3 && sealed.iter().all(|sealed| *sealed),
+        "{files:#?}"
+    );
+
+    // a stream that ends is told at once, in its own words, and nothing is said to be stored
+    let table = table.replace(&format!("s3://{place}"), "s3://no-such-bucket");
+    ground.write("demo.toml", &table, 0o600);
+    let (code, said) = demo(&["--repository", "offsite"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("the stream ended") && said.contains("no such bucket"),
+        "{said}"
+    );
+    assert!(!said.contains("stored stays in"), "{said}");
+
+    let (code, said) = demo(&["--json"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("has no document"), "{said}");
 }
 
 /// Every object but the wrapped keys, with its bytes.

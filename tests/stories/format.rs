@@ -284,7 +284,18 @@ fn the_reader_refuses_damage() {
 
 #[test]
 fn the_reader_refuses_damage_of_what_is_encrypted() {
-    refuses_damage(&Stored::encrypted());
+    let stored = Stored::encrypted();
+    // a slip in its path must not look like the wrong identity
+    let nowhere = Some(Path::new("/nowhere/identity"));
+    let read = read(stored.record.anywhen.repository(), nowhere, "list", &[]);
+    assert_eq!(read.code, Some(REFUSED), "{}", read.stderr);
+    assert!(
+        read.stderr
+            .contains("no such identity file: /nowhere/identity"),
+        "{}",
+        read.stderr
+    );
+    refuses_damage(&stored);
 }
 
 fn refuses_damage(stored: &Stored) {

@@ -35,6 +35,18 @@ fn wrong_usage_is_2() {
     assert!(!ground.path("target").exists());
 }
 
+/// Announced in the documents and missing here, a command must not look misspelt.
+#[test]
+fn a_command_that_is_not_built_yet_says_so() {
+    let ground = Ground::new();
+    let anywhen = Anywhen::new(&ground);
+    let mut command = anywhen.bare();
+    command.args(["wal-push", "pg_wal/000000010000000000000001"]);
+    let ended = anywhen.run_command(command);
+    ended.failed_with(2);
+    ended.says(&["wal-push", "not built yet", "hint"]);
+}
+
 #[test]
 fn an_unknown_key_of_the_configuration_is_refused_with_the_nearest() {
     let ground = Ground::new();

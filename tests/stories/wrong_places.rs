@@ -56,6 +56,33 @@ fn an_address_that_makes_no_sense_says_what_one_looks_like() {
     }
 }
 
+/// A file in the place of the folder would pass for a repository in which nothing is stored yet.
+#[test]
+fn a_file_is_no_repository() {
+    let record = Record::on(Ground::on_disk(), &Options::default());
+    let anywhen = &record.anywhen;
+    let file = record.ground.write("file", "no folder", 0o600);
+    let file = file.to_str().unwrap();
+    refused(
+        &anywhen.run_command(list_at(anywhen, file)),
+        2,
+        &["is not a folder"],
+    );
+    for arguments in [
+        &["status"][..],
+        &["restore", "-D", "/nowhere/target"],
+        &["backup"],
+        &["stream", "--no-slot"],
+    ] {
+        let mut command = anywhen.bare();
+        let url = format!("file://{file}");
+        command.args(arguments).args(["--repo", &url]);
+        command.args(["-d", &record.server.conninfo()]);
+        let ended = anywhen.run_command(command);
+        refused(&ended, 2, &["is not a folder"]);
+    }
+}
+
 /// Each of them is another remedy: a name, a key, a clock, a region, a right.
 #[test]
 fn each_refusal_of_a_store_is_told_apart() {

@@ -166,6 +166,8 @@ pub enum KeyError {
     NotRotated {
         /// How many.
         keys: usize,
+        /// Whether some of them are gone: no wrap is stored that anybody could open.
+        any_gone: bool,
         /// The first of them.
         first: String,
     },
@@ -242,13 +244,16 @@ impl KeyError {
             | Self::NoIdentity { .. }
             | Self::NotConfigured { .. }
             | Self::WrongIdentity { .. }
-            | Self::NotRotated { .. } => Kind::Usage,
+            | Self::NotRotated {
+                any_gone: false, ..
+            } => Kind::Usage,
             // no settings help: what is stored is not what was stored
             Self::KeyGone { .. }
             | Self::DamagedWrap { .. }
             | Self::BadKeyId { .. }
             | Self::PlainObject { .. }
             | Self::ReadsBackOther { .. }
+            | Self::NotRotated { any_gone: true, .. }
             | Self::UnknownKeys { .. } => Kind::Damaged,
             Self::State { .. }
             | Self::NewerState { .. }
@@ -325,6 +330,10 @@ impl KeyError {
             Self::NewerState { .. } => "upgrade anywhen, or choose another state_dir",
             Self::StateBusy { .. } => "is one of them stuck? stop it, then try again",
             Self::ReadsBackOther { .. } => "nothing was retired; is the store sound?",
+            Self::NotRotated { any_gone: true, .. } => {
+                "the keys of which no wrap is stored are gone: restore the folder keys/ from a copy \
+                 of the repository, then rotate again; `anywhen keys rotate --dry-run` names each"
+            }
             Self::NotRotated { .. } => {
                 "add the identities that open them to the identity file, then rotate again"
             }

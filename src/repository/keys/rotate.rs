@@ -169,7 +169,14 @@ impl Encryption {
                 keys,
                 first: first.clone(),
             }),
-            (None, Some(first)) => Err(KeyError::NotRotated { keys, first }),
+            (None, Some(first)) => Err(KeyError::NotRotated {
+                keys,
+                any_gone: plan
+                    .keys
+                    .iter()
+                    .any(|key| key.blocked == Some(Blocked::Gone)),
+                first,
+            }),
             (None, None) => Ok(()),
         }
     }

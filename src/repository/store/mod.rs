@@ -132,6 +132,11 @@ impl Store {
         let shown = address.to_string();
         match address {
             Address::Local(folder) => {
+                // listed, a file would look like a repository in which nothing is stored
+                if std::fs::metadata(&folder).is_ok_and(|found| !found.is_dir()) {
+                    return Err(StoreError::url(format!("{shown} is not a folder"))
+                        .hint("a local repository is a folder; name another, or remove the file"));
+                }
                 let local = Local::open(&folder, create).map_err(|error| {
                     let fault = match Fault::from(error) {
                         Fault::NotFound => Fault::transient("there is no such folder"),

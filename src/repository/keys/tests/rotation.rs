@@ -267,11 +267,49 @@ async fn a_key_that_does_not_open_is_left_alone_and_the_others_are_not() {
         .await;
     let rotated = rotate(&stage.process(operator(old, &[&carol]))).await;
     assert!(
-        matches!(rotated, Err(KeyError::NotRotated { keys: 1, .. })),
+        matches!(
+            rotated,
+            Err(KeyError::NotRotated {
+                keys: 1,
+                any_gone: false,
+                ..
+            })
+        ),
         "{rotated:?}"
     );
     assert!(opens(&stage.process(Told::reader(new)), &header).await);
     assert!(opens(&stage.process(Told::reader(theirs)), &foreign).await);
+}
+
+/// Told to add an identity, an operator looks for one that there is not, and not for the copy of keys/.
+#[tokio::test]
+async fn a_key_without_any_wrap_is_said_to_be_gone() {
+    let stage = Stage::new();
+    let ((old, alice), (_, bob)) = (identity(), identity());
+    stage
+        .store_object(&stage.process(Told::archiver(&[&alice])), 2)
+        .await;
+    std::fs::remove_dir_all(stage.repository().join(FOLDER)).unwrap();
+    let rotated = rotate(&stage.process(operator(old, &[&bob]))).await;
+    assert!(
+        matches!(
+            rotated,
+            Err(KeyError::NotRotated {
+                keys: 1,
+                any_gone: true,
+                ..
+            })
+        ),
+        "{rotated:?}"
+    );
+    let error = crate::error::Error::from(rotated.unwrap_err());
+    assert_eq!(error.kind(), crate::error::Kind::Damaged);
+    assert!(
+        error
+            .hint_text()
+            .unwrap()
+            .contains("restore the folder keys/")
+    );
 }
 
 #[tokio::test]
