@@ -161,20 +161,9 @@ pub fn encode(
     level: i32,
     key: Option<&DataKey>,
 ) -> Result<Vec<u8>, Error> {
-    encode_with_trailer(header, plain, facts, level, key).map(|(object, _)| object)
-}
-
-/// As [`encode`], and the trailer that the object ends with.
-pub fn encode_with_trailer(
-    header: &Header,
-    plain: &[u8],
-    facts: Map<String, Value>,
-    level: i32,
-    key: Option<&DataKey>,
-) -> Result<(Vec<u8>, Trailer), Error> {
     let mut encoder = Encoder::new(header, level, key)?;
     let mut out = Vec::new();
     encoder.frame(plain, &mut out)?;
-    let trailer = encoder.finish(facts, &mut out)?;
-    Ok((out, trailer))
+    encoder.finish(facts, &mut out)?;
+    Ok(out)
 }

@@ -66,7 +66,7 @@ mod stored;
 mod trailer;
 
 pub use decoder::{Decoder, Object, decode, frame_places};
-pub use encoder::{Encoder, Frame, encode, encode_with_trailer};
+pub use encoder::{Encoder, Frame, encode};
 pub use error::{Error, Part};
 pub use frame::MAX_FRAME_PLAIN_BYTES;
 pub use frame_reader::FrameReader;

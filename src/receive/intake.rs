@@ -8,7 +8,7 @@ use wal::{
 };
 
 use super::known::Known;
-use crate::repository::stretch;
+use crate::repository::{buffers, stretch};
 
 /// The WAL of one connection, from the beginning of the segment at hand on.
 #[derive(Debug)]
@@ -122,7 +122,7 @@ impl Intake {
         let mut findings = self.minimal_wal(&records);
         if self.segment.capacity() == 0 {
             let whole = usize::try_from(self.size.bytes()).unwrap_or(usize::MAX);
-            self.segment.reserve_exact(whole);
+            self.segment = buffers::PLAIN.take(whole);
         }
         self.segment.extend_from_slice(bytes);
         findings.extend(self.damage(range));

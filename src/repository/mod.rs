@@ -4,6 +4,7 @@
 //! a repeated write is success and a different one is refused (DESIGN.md, invariant 4).
 
 mod backup_record;
+pub mod buffers;
 pub mod catalog;
 pub mod destination;
 mod error;

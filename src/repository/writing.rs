@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use container::{Encoder, Header};
+use container::{DataKey, Encoder, Header};
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
@@ -24,7 +24,7 @@ use super::records::{AncestorFacts, BackupRecord, FORMAT, HISTORY_FACTS, Hole, T
 use super::store::Created;
 use super::{
     Acknowledge, EncodedWal, Repository, RepositoryError, Result, ServerIdentity, blocking,
-    json_of, to_value,
+    buffers, json_of, to_value,
 };
 
 /// One for each core.
@@ -661,19 +661,41 @@ pub(super) fn encode_each(
             continue;
         }
         let facts = facts.clone();
-        let plain = wal.checked.bytes();
-        let (mut object, trailer) =
-            container::encode_with_trailer(&header, plain, facts, level, key.as_ref())?;
-        wal.digest.get_or_init(|| trailer.digest);
-        // room was made for what cannot be compressed
-        object.shrink_to_fit();
-        let object = Bytes::from(object);
+        let object = encode_one(&header, wal, facts, level, key.as_ref())?;
         if key.is_none() {
             plain_objects.push((level, object.clone()));
         }
         objects.push((number, object));
     }
     Ok(objects)
+}
+
+fn encode_one(
+    header: &Header,
+    wal: &EncodedWal,
+    facts: serde_json::Map<String, serde_json::Value>,
+    level: i32,
+    key: Option<&DataKey>,
+) -> std::result::Result<Bytes, container::Error> {
+    let plain = wal.checked.bytes();
+    // for what cannot be compressed, with header and trailer
+    let mut room = buffers::ENCODED.take(plain.len() + (plain.len() >> 7) + (64 << 10));
+    let mut encoder = Encoder::new(header, level, key)?;
+    encoder.frame(plain, &mut room)?;
+    let trailer = encoder.finish(facts, &mut room)?;
+    wal.digest.get_or_init(|| trailer.digest);
+    // room was made for what cannot be compressed: what is kept is as large as it need be
+    let object = Bytes::copy_from_slice(&room);
+    buffers::ENCODED.put_back(room);
+    Ok(object)
+}
+
+impl Drop for EncodedWal {
+    fn drop(&mut self) {
+        let nothing = Checked::nothing(self.checked.range().start);
+        let plain = std::mem::replace(&mut self.checked, nothing).into_bytes();
+        buffers::PLAIN.put_back(plain.into_owned());
+    }
 }
 
 /// What everybody may know of a small file: of a history, where the branch left its ancestors, so

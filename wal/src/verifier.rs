@@ -30,6 +30,20 @@ pub struct Checked<'a> {
     whole_records_end: Option<Lsn>,
 }
 
+impl Checked<'static> {
+    /// No bytes, at `at`.
+    pub const fn nothing(at: Lsn) -> Self {
+        Self {
+            range: WalRange { start: at, end: at },
+            bytes: Cow::Owned(Vec::new()),
+            verdict: Verdict::Verified,
+            first_record: None,
+            last_record: None,
+            whole_records_end: None,
+        }
+    }
+}
+
 impl<'a> Checked<'a> {
     /// Where the bytes lie.
     pub const fn range(&self) -> WalRange {
