@@ -41,7 +41,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// So much WAL is stored without waiting for the flush interval to pass.
 const PIECE_BYTES: u64 = 64 << 20;
 /// So much WAL waits to be verified at most.
-const GATHERED_BYTES_MAX: u64 = 8 << 20;
+const GATHERED_BYTES_MAX: u64 = 4 << 20;
 
 /// A job for the store has come to its end.
 enum JobDone {
