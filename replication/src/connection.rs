@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::escape;
@@ -36,6 +37,7 @@ pub struct Connection {
     described: String,
     backend_pid: Option<u32>,
     answering: bool,
+    silence_max: Option<Duration>,
 }
 
 impl Connection {
@@ -50,6 +52,7 @@ impl Connection {
             described,
             backend_pid: None,
             answering: false,
+            silence_max: None,
         }
     }
 
@@ -57,6 +60,14 @@ impl Connection {
     #[must_use]
     pub fn with_backend_pid(mut self, pid: Option<u32>) -> Self {
         self.backend_pid = pid;
+        self
+    }
+
+    /// The same connection, which fails with [`WireError::Silent`] where the server leaves a command
+    /// without any answer for so long. What streams is not bounded by it.
+    #[must_use]
+    pub fn with_silence_max(mut self, silence_max: Duration) -> Self {
+        self.silence_max = Some(silence_max);
         self
     }
 
@@ -232,7 +243,8 @@ impl Connection {
             .queue_with(|out| frontend::query(command, out))
             .map_err(QueryError::Unsendable)?;
         self.answering = true;
-        let Err(error) = self.framed.flush().await else {
+        let silence_max = self.silence_max;
+        let Err(error) = heard_within(silence_max, self.framed.flush()).await else {
             return Ok(());
         };
         Err(match self.last_words().await {
@@ -266,7 +278,8 @@ impl Connection {
 
     /// The next message that is part of an answer. Cancel safe.
     pub(crate) async fn read(&mut self) -> Result<Message, WireError> {
-        poll_fn(|cx| self.poll_read(cx)).await
+        let silence_max = self.silence_max;
+        heard_within(silence_max, poll_fn(|cx| self.poll_read(cx))).await
     }
 
     /// [`Self::read`] as a poll. What a server may send at any time is dealt with here: notices
@@ -293,6 +306,19 @@ impl Connection {
             }
         }
     }
+}
+
+async fn heard_within<T>(
+    silence_max: Option<Duration>,
+    heard: impl Future<Output = Result<T, WireError>>,
+) -> Result<T, WireError> {
+    let Some(silence_max) = silence_max else {
+        return heard.await;
+    };
+    let heard = tokio::time::timeout(silence_max, heard).await;
+    heard.unwrap_or(Err(WireError::Silent {
+        seconds: silence_max.as_secs(),
+    }))
 }
 
 fn remember(parameters: &mut BTreeMap<String, String>, name: &str, value: &str) {

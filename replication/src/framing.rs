@@ -282,6 +282,12 @@ pub enum WireError {
         /// Bytes of the message that were announced, or of its header if not even that came.
         expected: usize,
     },
+    /// Nothing came for as long as is waited.
+    #[error("the server was silent for {seconds} s")]
+    Silent {
+        /// How long that was.
+        seconds: u64,
+    },
     /// Reading failed.
     #[error("cannot read from the server: {0}")]
     Read(#[source] io::Error),
@@ -326,7 +332,7 @@ impl WireError {
     pub fn is_transient(&self) -> bool {
         matches!(
             self,
-            Self::Closed | Self::Cut { .. } | Self::Read(_) | Self::Write(_)
+            Self::Closed | Self::Cut { .. } | Self::Silent { .. } | Self::Read(_) | Self::Write(_)
         )
     }
 }

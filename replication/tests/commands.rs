@@ -1,6 +1,9 @@
 //! Queries and short commands against a scripted server.
 
+use std::time::Duration;
+
 use replication::connection::{QueryError, literal};
+use replication::framing::WireError;
 use replication::slots::{self, SlotError, SlotState};
 use wal::{Lsn, TimelineId};
 
@@ -39,6 +42,22 @@ async fn reads_an_answer_between_notices_and_changed_parameters() {
     assert_eq!(identity.dbname, None);
     assert_eq!(connection.parameter("in_hot_standby"), Some("on"));
     script.done().await;
+}
+
+/// A stream would wait for ever at a server that has taken its question and went away without a word.
+#[tokio::test]
+async fn a_server_without_an_answer_is_given_up_in_time() {
+    let limit = Duration::from_millis(50);
+    for half in [vec![], columns(IDENTITY)] {
+        let steps = vec![Query("IDENTIFY_SYSTEM"), Send(half), UntilClosed];
+        let (connection, script) = connection("18.6", steps);
+        let mut connection = connection.with_silence_max(limit);
+        let error = connection.identify_system().await.unwrap_err();
+        let is_silence = matches!(&error, QueryError::Wire(WireError::Silent { .. }));
+        assert!(is_silence && error.is_transient(), "{error}");
+        drop(connection);
+        script.done().await;
+    }
 }
 
 #[tokio::test]
