@@ -244,7 +244,7 @@ impl BackupTaker {
         let time = moment(&mut sql).await?.time;
         // every commit stamped up to `time` precedes a position that is read a little later
         tokio::time::sleep_until(Instant::now() + COMMIT_STAMP_ALLOWANCE).await;
-        let Some(position) = moment(&mut sql).await?.insert_lsn else {
+        let Some(position) = moment(&mut sql).await?.lsn else {
             return Err(
                 Error::failure("the primary became a standby while the backup ran")
                     .hint("take the backup again"),

@@ -25,6 +25,9 @@ use crate::server::{self, ServerFacts};
 /// missed yet: it is waited for this long.
 const SLOT_WAIT: Duration = Duration::from_secs(90);
 
+/// A server that leaves a question without any answer for so long is gone.
+const SILENCE_MAX: Duration = Duration::from_mins(1);
+
 /// A server that was met: connections, what it said, and where to go on.
 pub(super) struct Contact {
     pub(super) replication: Connection,
@@ -51,7 +54,8 @@ impl Contact {
         options: &ReceiverOptions,
         met: bool,
     ) -> Result<Self> {
-        let mut replication = server::connect_replication(settings).await?;
+        let replication = server::connect_replication(settings).await?;
+        let mut replication = replication.with_silence_max(SILENCE_MAX);
         let facts = ServerFacts::read(&mut replication).await?;
         facts.check()?;
         let identity = ServerIdentity {
@@ -65,7 +69,8 @@ impl Contact {
         spooling.empty_into(&repository, identity).await?;
         // with several hosts, whatever is asked over SQL must come from the same server
         let settings = settings.clone().pinned_to(&replication);
-        let mut sql = server::connect_sql(&settings).await?;
+        let sql = server::connect_sql(&settings).await?;
+        let mut sql = sql.with_silence_max(SILENCE_MAX);
         let kept = match &options.slot {
             Some(slot) => {
                 let asked = SlotAsked {

@@ -82,6 +82,7 @@ pub(super) struct Conversation<'a> {
     /// The positions that were last shown: received, stored, reported.
     shown: Option<(Lsn, Lsn, Lsn)>,
     warned_apply: bool,
+    warned_hidden: bool,
     /// When the server last said anything.
     heard_at: Instant,
     silence_max: Duration,
@@ -158,6 +159,7 @@ impl<'a> Conversation<'a> {
             tip_written_at: None,
             shown: None,
             warned_apply: false,
+            warned_hidden: false,
             heard_at: now,
             silence_max: silence_max(facts),
             jobs: JoinSet::new(),
@@ -181,6 +183,7 @@ impl<'a> Conversation<'a> {
         mut stop: watch::Receiver<bool>,
     ) -> Result<Ended> {
         self.hold_unless_whole();
+        self.show_spool();
         let mut stream = Some(stream);
         let mut ending = Ending::default();
         let mut reading = true;
@@ -242,7 +245,9 @@ impl<'a> Conversation<'a> {
                         let why = "the server closed its connections";
                         ending.ended = Some(Ended::Lost(why.to_owned()));
                     }
-                    Asked::Lost => {}
+                    Asked::Lost | Asked::Silent => {
+                        self.session.handle(Event::Unsure, Instant::now());
+                    }
                 },
                 Ok(()) = whole.changed() => self.hold_unless_whole(),
                 () = self.gauges.nudged() => {}

@@ -10,6 +10,9 @@ use tokio::sync::mpsc;
 use crate::error::chain;
 use crate::server::{self, Moment, Standing};
 
+/// An answer that takes longer is not waited for: whether commits wait for us must not be old news.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+
 /// What came of asking.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Asked {
@@ -19,6 +22,8 @@ pub(super) enum Asked {
     Standing(Standing),
     /// The connection is gone; it is made again.
     Lost,
+    /// There was no answer in time: what was heard before may be true no longer.
+    Silent,
 }
 
 /// What the server is asked about.
@@ -34,7 +39,7 @@ pub(super) struct Asking {
 
 impl Asking {
     async fn ask(&self, sql: &mut Connection) -> Result<[Asked; 2], QueryError> {
-        let moment = server::read_moment(sql).await?;
+        let moment = server::read_moment_anywhere(sql).await?;
         let standing = server::read_standing(sql, self.pid, self.slot.as_deref()).await?;
         Ok([Asked::Standing(standing), Asked::Moment(moment)])
     }
@@ -63,12 +68,16 @@ pub(super) async fn ask(
                 }
             },
         };
-        let asked = match asking.ask(&mut connection).await {
-            Ok(answers) => {
+        let asked = match tokio::time::timeout(ANSWER_MAX, asking.ask(&mut connection)).await {
+            Ok(Ok(answers)) => {
                 sql = Some(connection);
                 answers.to_vec()
             }
-            Err(error) => {
+            Err(_elapsed) => {
+                tracing::debug!("the server does not say how it stands to this stream");
+                vec![Asked::Silent]
+            }
+            Ok(Err(error)) => {
                 if !std::mem::replace(&mut warned, true) {
                     tracing::warn!(
                         "the server's clock could not be read; `latest` stands still until it \

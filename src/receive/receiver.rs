@@ -22,6 +22,9 @@ use crate::repository::Repository;
 use crate::repository::destination::{Destination, OpenDestination};
 use crate::retry::Backoff;
 
+/// After a connection of this length the next one is tried without much of a wait: commits may be
+/// waiting for us.
+const LASTED: Duration = Duration::from_secs(1);
 /// How often the server is asked whether it waits for us, and for its clock.
 const ASK_INTERVAL: Duration = Duration::from_millis(2500);
 
@@ -72,7 +75,8 @@ impl Receiver {
     }
 
     async fn run_until(&self, mut stop: watch::Receiver<bool>) -> Result<()> {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+        let new_backoff = || Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let mut backoff = new_backoff();
         let mut meetings = Meetings::default();
         loop {
             self.gauges
@@ -82,13 +86,17 @@ impl Receiver {
             meetings.refused = None;
             match outcome {
                 Ok((Ended::Stopped, _)) => return Ok(()),
-                Ok((Ended::NextTimeline, _)) => {}
+                Ok((Ended::NextTimeline, lasted)) => {
+                    if lasted > LASTED {
+                        backoff = new_backoff();
+                    }
+                }
                 Ok((Ended::Removed, _)) => meetings.refused = refused,
                 Ok((Ended::Lost(reason), lasted)) => {
                     tracing::warn!("lost the server, trying again: {reason}");
                     self.failed(&reason);
-                    if lasted > Duration::from_secs(30) {
-                        backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+                    if lasted > LASTED {
+                        backoff = new_backoff();
                     }
                 }
                 Err(error) if meetings.met && error.kind() == Kind::Unreachable => {

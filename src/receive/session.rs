@@ -66,6 +66,9 @@ pub enum Event {
     },
     /// Commits wait for us on the server, or do no longer.
     Waited(bool),
+    /// Whether they do is not known, or may change without a word: until it is known, only the
+    /// repository counts.
+    Unsure,
     /// The repository has acknowledged a stretch.
     Stored(WalRange),
     /// The repository cannot be reached, and the spool has acknowledged a stretch.
@@ -194,6 +197,7 @@ impl Session {
                 }
             }
             Event::Waited(waited) => self.wait_for_us(waited),
+            Event::Unsure => self.progress.count_spool(false),
             Event::Stored(range) => {
                 let superseded = self.pieces.acknowledged(range);
                 self.superseded.extend(superseded);
@@ -632,6 +636,25 @@ mod tests {
         session.handle(Event::Waited(false), now);
         session.handle(Event::Keepalive { reply: true }, now);
         assert_eq!(done(&mut session, now).1, [report(MIB + 100)]);
+    }
+
+    #[test]
+    fn the_spool_does_not_count_while_nobody_knows_whether_commits_wait() {
+        // the connection that says so is cut, and the stream made a synchronous standby meanwhile
+        let now = Instant::now();
+        let mut session = session(MIB, MIB, now);
+        session.options.spool_counts = true;
+        session.handle(Event::Waited(false), now);
+        session.handle(Event::Unsure, now);
+        session.handle(wal(MIB + 100), now);
+        let later = now + Duration::from_secs(1);
+        session.handle(Event::Deadline, later);
+        done(&mut session, later);
+        session.handle(Event::Spooled(range(MIB, MIB + 100)), later);
+        assert_eq!(done(&mut session, later).1, [report(MIB)]);
+        session.handle(Event::Waited(false), later);
+        session.handle(Event::Keepalive { reply: true }, later);
+        assert_eq!(done(&mut session, later).1, [report(MIB + 100)]);
     }
 
     #[test]

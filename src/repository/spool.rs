@@ -26,7 +26,7 @@ use super::layout::ObjectName;
 use super::member::{Cover, Member};
 use super::place::Place;
 use super::store::StoreOptions;
-use super::writing::encode_each;
+use super::writing::{ENCODERS, encode_each};
 use super::{
     EncodedWal, PlaceSettings, Repository, RepositoryError, Result, ServerIdentity, blocking,
 };
@@ -208,7 +208,7 @@ impl Spool {
         }
         let (spool, wal) = (Arc::clone(self), Arc::clone(wal));
         // not given up with whoever asked for it: what lies in the folder is counted
-        let written = tokio::spawn(async move { spool.write(&wal, object, reserved).await });
+        let written = tokio::spawn(async move { spool.write(&wal, object).await });
         written
             .await
             .map_err(|_panicked| RepositoryError::Interrupted)??;
@@ -220,17 +220,18 @@ impl Spool {
         let recipe = wal.adapt(self.member.recipe(&wal.name).await?);
         let level = self.member.place().settings().wal_level;
         let shared = Arc::clone(wal);
+        let _core = ENCODERS.acquire().await;
         let encoded = blocking(move || encode_each(vec![(0, recipe, level)], &shared)).await;
         let encoded = encoded.map_err(|error| self.member.damaged(&wal.name, &error))?;
         let (_, object) = encoded.into_iter().next().expect("one recipe, one object");
         Ok(object)
     }
 
-    async fn write(&self, wal: &EncodedWal, object: Bytes, reserved: Reserved) -> Result<()> {
+    async fn write(&self, wal: &EncodedWal, object: Bytes) -> Result<()> {
         let name = &wal.name;
         let created = self.member.create_object(name, object, wal.digest()).await;
-        if created.is_err() && reserved == Reserved::New {
-            self.index().remove(name);
+        if created.is_err() {
+            self.index().not_written(name);
         }
         created?;
         self.index().written(name);

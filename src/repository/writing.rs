@@ -28,7 +28,7 @@ use super::{
 };
 
 /// One for each core.
-static ENCODERS: LazyLock<Semaphore> = LazyLock::new(|| {
+pub(super) static ENCODERS: LazyLock<Semaphore> = LazyLock::new(|| {
     let cores = std::thread::available_parallelism();
     Semaphore::new(cores.map_or(1, usize::from))
 });
@@ -692,6 +692,10 @@ fn encode_one(
 
 impl Drop for EncodedWal {
     fn drop(&mut self) {
+        // of pieces there are all sizes, and they would keep out what can be used again
+        if !matches!(self.name, ObjectName::Segment(_)) {
+            return;
+        }
         let nothing = Checked::nothing(self.checked.range().start);
         let plain = std::mem::replace(&mut self.checked, nothing).into_bytes();
         buffers::PLAIN.put_back(plain.into_owned());

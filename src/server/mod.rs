@@ -199,7 +199,7 @@ pub struct Moment {
     pub time: Timestamp,
     /// The end of WAL, read after the clock. `None` on a standby, whose clock says nothing about
     /// the primary's commits.
-    pub insert_lsn: Option<Lsn>,
+    pub lsn: Option<Lsn>,
 }
 
 /// Reads the server's clock, and then the end of its WAL.
@@ -220,7 +220,7 @@ pub async fn read_moment(sql: &mut Connection) -> Result<Moment, QueryError> {
     let position = sql.query_value(
         "SELECT CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_insert_lsn() END",
     );
-    let insert_lsn = match position.await? {
+    let lsn = match position.await? {
         None => None,
         Some(text) => Some(
             text.parse::<Lsn>()
@@ -228,14 +228,32 @@ pub async fn read_moment(sql: &mut Connection) -> Result<Moment, QueryError> {
                 .ok_or_else(|| bad("a WAL position", &text))?,
         ),
     };
-    Ok(Moment { time, insert_lsn })
+    Ok(Moment { time, lsn })
 }
+
+/// Reads the same where the server may be a standby: there, when the last commit was stamped that it
+/// has replayed, and then up to where it has. `lsn` is `None` where it has replayed none.
+pub async fn read_moment_anywhere(sql: &mut Connection) -> Result<Moment, QueryError> {
+    let moment = read_moment(sql).await?;
+    if moment.lsn.is_some() {
+        return Ok(moment);
+    }
+    let Some(time) = last_replayed_commit(sql).await? else {
+        return Ok(moment);
+    };
+    let lsn = replayed_lsn(sql).await?;
+    Ok(Moment { time, lsn })
+}
+
+/// Stands for a column that the server does not show us.
+const HIDDEN: &str = "hidden";
 
 /// How a server stands to a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Standing {
-    /// `sync_state` in `pg_stat_replication`; `None` where the server does not show the stream.
-    pub sync_state: Option<String>,
+    /// `sync_state` in `pg_stat_replication`; `None` where the server does not have the stream any
+    /// more.
+    pub sync_state: Option<SyncState>,
     /// `wal_status` of the slot in `pg_replication_slots`.
     pub slot_state: Option<String>,
     /// WAL that the server keeps for the slot, in bytes.
@@ -244,10 +262,42 @@ pub struct Standing {
     pub remote_apply: bool,
 }
 
+/// `sync_state` in `pg_stat_replication` (`pg_stat_get_wal_senders` in walsender.c).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncState {
+    /// No commit waits for the stream.
+    Async,
+    /// None does now, and the server may change its mind without a word: another standby has to go,
+    /// or this stream to report for the first time.
+    Potential,
+    /// Commits may wait for it: `sync` and `quorum`.
+    Sync,
+    /// The server does not tell us: that takes `pg_monitor`.
+    Hidden,
+}
+
+impl SyncState {
+    fn of(word: &str) -> Self {
+        match word {
+            "async" => Self::Async,
+            "sync" | "quorum" => Self::Sync,
+            HIDDEN => Self::Hidden,
+            // `async` of a stream that has not reported anything yet says nothing, and what a later server
+            // may say is not taken for harmless
+            _ => Self::Potential,
+        }
+    }
+}
+
 impl Standing {
-    /// Whether a commit may be waiting for the stream.
+    /// Whether a commit may be waiting for the stream now.
     pub fn waits_for_us(&self) -> bool {
-        matches!(self.sync_state.as_deref(), Some("sync" | "quorum"))
+        self.sync_state == Some(SyncState::Sync)
+    }
+
+    /// Whether it is certain that none is, and that none will be before somebody changes the settings.
+    pub fn is_asynchronous(&self) -> bool {
+        self.sync_state == Some(SyncState::Async)
     }
 }
 
@@ -260,7 +310,8 @@ pub async fn read_standing(
     let pid = pid.map_or_else(|| "NULL".to_owned(), |pid| pid.to_string());
     let slot = slot.map_or_else(|| "NULL".to_owned(), literal);
     let query = format!(
-        "SELECT (SELECT sync_state FROM pg_catalog.pg_stat_replication WHERE pid = {pid}), s.wal_status, \
+        "SELECT (SELECT CASE WHEN sync_state = 'async' AND flush_lsn IS NULL THEN 'unknown' \
+         ELSE coalesce(sync_state, '{HIDDEN}') END FROM pg_catalog.pg_stat_replication WHERE pid = {pid}), s.wal_status, \
          pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() \
          ELSE pg_current_wal_lsn() END, s.restart_lsn)::bigint, current_setting('synchronous_commit') \
          FROM (SELECT 1) AS one LEFT JOIN pg_catalog.pg_replication_slots AS s ON s.slot_name = {slot}"
@@ -274,7 +325,7 @@ pub async fn read_standing(
         return Err(QueryError::Incomplete { place, missing });
     };
     Ok(Standing {
-        sync_state,
+        sync_state: sync_state.as_deref().map(SyncState::of),
         slot_state,
         // a standby may have received less than the slot says
         retained_bytes: retained.map(|bytes| bytes.parse().unwrap_or(0)),

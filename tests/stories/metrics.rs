@@ -16,6 +16,7 @@ use crate::anywhen::Stream;
 use crate::ground::{PATIENCE, eventually, eventually_some};
 use crate::record::Record;
 use crate::server::Options;
+use crate::standbys::{follow, standby_of};
 
 /// A `stream` command with `flags`.
 fn stream_command(record: &Record, flags: &[&str]) -> Command {
@@ -109,6 +110,32 @@ fn metrics_follow_what_the_server_writes() {
         let idle = scrape(&address);
         of(&idle, "anywhen_lag_bytes") <= 0.0 && of(&idle, "anywhen_lag_seconds") <= 0.0
     });
+}
+
+/// A lag that is not known for as long as something is missing is an alarm that never rings.
+#[test]
+fn a_stream_from_a_standby_knows_what_can_be_restored() {
+    let mut record = Record::begun(&Options::default());
+    let standby = standby_of(&record, &record.ground);
+    record.store_all();
+    record.stop_stream();
+    let mut command = record.anywhen.command(&["stream"]);
+    command.args(["-d", &standby.conninfo(), "--flush-interval", "200ms"]);
+    command.args(["--metrics", "127.0.0.1:0"]);
+    let stream = record.anywhen.stream_of(&standby, command);
+    let address = metrics_address(&stream);
+    let committed = record.server.value(
+        "with one as (insert into moments values (1)) select extract(epoch from clock_timestamp())::bigint",
+    );
+    follow(&record, &standby);
+    // a stamp counts a second earlier than it says
+    let committed = committed.parse::<f64>().unwrap() - 2.0;
+    let series = "anywhen_restorable_timestamp_seconds{cluster=\"main\"}";
+    eventually("the moment of the commit is shown", || {
+        let samples = scrape(&address);
+        samples.get(series).is_some_and(|shown| *shown >= committed)
+    });
+    stream.stop();
 }
 
 #[test]

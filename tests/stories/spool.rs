@@ -19,6 +19,10 @@ const FLUSHED: &str = "select coalesce(max(flush_lsn), '0/0') from pg_stat_repli
 
 /// A server whose stream may spool; `settings` are the cluster's.
 fn spooling(settings: &str) -> Record {
+    spooling_on(settings, &Options::default())
+}
+
+fn spooling_on(settings: &str, options: &Options) -> Record {
     let ground = Ground::on_s3();
     let spool = ground.make_dir("spool", 0o700);
     let url = format!("s3://{BUCKET}/spooled");
@@ -29,7 +33,7 @@ fn spooling(settings: &str) -> Record {
         spool.display()
     );
     let anywhen = Anywhen::with_table(&ground, "spooled", url, &table);
-    let mut record = Record::on(ground, &Options::default());
+    let mut record = Record::on(ground, options);
     record.anywhen = anywhen;
     let mut record = record.begin();
     record.store_all();
@@ -197,6 +201,79 @@ fn the_spool_counts_for_no_commit_that_waits() {
     record.store_all();
     assert_drained(&record);
     assert_eq!(record.rows_at("latest", &[], End::Promoted), "0,1");
+}
+
+/// Whether commits wait for a stream must be known to be no: one that is next in line is waited for as soon
+/// as another standby goes, without a word.
+#[test]
+fn the_spool_does_not_count_for_a_stream_that_is_next_in_line() {
+    let mut record = spooling("acknowledge = \"spool\"\n");
+    let mut first = record.anywhen.bare();
+    let place = record.ground.make_dir("first", 0o700);
+    let server = format!("{} application_name=other", record.server.conninfo());
+    let repository = format!("file://{}", place.display());
+    first.args(["stream", "--slot", "first", "--cluster", "first"]);
+    first.args(["--repo", &repository, "-d", &server]);
+    record.stop_stream();
+    let mut first = record.anywhen.stream_of(&record.server, first);
+    record
+        .server
+        .execute("alter system set synchronous_standby_names = 'FIRST 1 (other, anywhen)'");
+    record.server.execute("select pg_reload_conf()");
+    record.stream = Some(record.anywhen.stream(&record.server));
+    let state = "select coalesce(max(sync_state), '') from pg_stat_replication
+                 where application_name = 'anywhen'";
+    eventually("the stream is next in line", || {
+        record.server.value(state) == "potential"
+    });
+    assert_only_the_repository_counts(&mut record);
+    first.assert_running();
+    first.stop();
+}
+
+/// A role that is not shown how the server stands to its stream cannot know that no commit waits for it.
+#[test]
+fn the_spool_does_not_count_for_a_stream_that_cannot_see() {
+    let options = Options {
+        hba: "local postgres,replication archiver trust".to_owned(),
+        ..Options::default()
+    };
+    let mut record = spooling_on("acknowledge = \"spool\"\n", &options);
+    record.stop_stream();
+    record
+        .server
+        .execute("create role archiver login replication");
+    let server = record.server.conninfo();
+    let server = server.replace("user=postgres", "user=archiver application_name=anywhen");
+    let command = record
+        .anywhen
+        .command(&["stream", "--flush-interval", "200ms", "-d", &server]);
+    let stream = record.anywhen.stream_of(&record.server, command);
+    eventually("the stream says what it lacks", || {
+        stream.stderr().contains("GRANT pg_monitor")
+    });
+    record.stream = Some(stream);
+    assert_only_the_repository_counts(&mut record);
+}
+
+/// The bucket goes away, and nothing is acknowledged until it is back.
+#[track_caller]
+fn assert_only_the_repository_counts(record: &mut Record) {
+    record.store_all();
+    record.ground.endpoint_mut().kill9();
+    let mut sql = record.server.sql();
+    execute(&mut sql, "set synchronous_commit = local");
+    execute(&mut sql, "insert into moments values (1, 'x')");
+    let written = value(&mut sql, "select pg_current_wal_flush_lsn()");
+    eventually("the spool has it", || !spooled(record).is_empty());
+    let counted = format!("select ({FLUSHED}) >= '{written}'");
+    for _ in 0..10 {
+        assert_eq!(value(&mut sql, &counted), "f", "only the spool has it");
+        value(&mut sql, "select pg_sleep(0.1)");
+    }
+    record.ground.endpoint_mut().go_on(&[]);
+    record.store_all();
+    assert_drained(record);
 }
 
 /// Killed in the middle of an outage, a stream finds its way back as soon as the outage is over, and not

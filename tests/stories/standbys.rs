@@ -6,7 +6,7 @@ use crate::record::Record;
 use crate::server::{Options, Server, Shutdown, write_setting};
 
 /// Restores a standby of the record's server, and waits until it follows.
-fn standby_of(record: &Record, ground: &Ground) -> Server {
+pub(crate) fn standby_of(record: &Record, ground: &Ground) -> Server {
     let target = ground.path("standby");
     record.anywhen.restore(&target, &["--standby"]);
     assert!(target.join("standby.signal").exists());
@@ -19,7 +19,7 @@ fn standby_of(record: &Record, ground: &Ground) -> Server {
 }
 
 /// Waits until the standby has replayed all that the primary wrote.
-fn follow(record: &Record, standby: &Server) {
+pub(crate) fn follow(record: &Record, standby: &Server) {
     let written = record.server.value("select pg_current_wal_flush_lsn()");
     let replayed = format!("select pg_last_wal_replay_lsn() >= '{written}'");
     eventually("the standby follows", || standby.value(&replayed) == "t");

@@ -3,15 +3,14 @@
 use std::time::Instant;
 
 use jiff::SignedDuration;
-use wal::Lsn;
+use wal::{Lsn, WalRange};
 
 use super::{Conversation, JobDone};
 use crate::error::chain;
 use crate::receive::session::Event;
-use crate::repository::EncodedWal;
 use crate::repository::layout::ObjectName;
 use crate::repository::records::Tip;
-use crate::server::{self, Moment, Standing};
+use crate::server::{self, Moment, Standing, SyncState};
 
 /// A commit is stamped before its record is written: moments are counted this much earlier.
 const COMMIT_STAMP_ALLOWANCE: SignedDuration = SignedDuration::from_secs(1);
@@ -20,10 +19,15 @@ const COMMIT_STAMP_ALLOWANCE: SignedDuration = SignedDuration::from_secs(1);
 const MOMENTS_MAX: usize = 256;
 
 impl Conversation<'_> {
-    /// Shows what lies in the spool.
+    /// Takes note that something came into the spool or left it.
     pub(super) fn spool_moved(&mut self) {
         // what goes from the spool takes the pieces with it that it covers
         while self.session.poll_superseded().is_some() {}
+        self.show_spool();
+    }
+
+    /// Shows what lies in the spool.
+    pub(super) fn show_spool(&self) {
         let (bytes, objects) = self.storing.spool_size();
         self.gauges
             .update(|state| (state.spool_bytes, state.spool_objects) = (bytes, objects));
@@ -43,9 +47,10 @@ impl Conversation<'_> {
         });
     }
 
-    pub(super) fn show_stored(&self, wal: &EncodedWal, merged: bool) {
-        let (now, bytes) = (self.clock.now(), wal.checked.range().len_bytes());
-        let is_segment = matches!(wal.name, ObjectName::Segment(_));
+    /// Counts an object that the repository has acknowledged.
+    pub(super) fn show_stored(&self, name: &ObjectName, range: WalRange, merged: bool) {
+        let (now, bytes) = (self.clock.now(), range.len_bytes());
+        let is_segment = matches!(name, ObjectName::Segment(_));
         self.gauges.update(|state| {
             state.stored_at = Some(now);
             match (is_segment, merged) {
@@ -73,7 +78,19 @@ impl Conversation<'_> {
                 );
             }
         }
-        self.session.handle(Event::Waited(waits), Instant::now());
+        let now = Instant::now();
+        self.session.handle(Event::Waited(waits), now);
+        if !standing.is_asynchronous() {
+            self.session.handle(Event::Unsure, now);
+        }
+        let is_hidden = standing.sync_state == Some(SyncState::Hidden);
+        if is_hidden && !waits && !std::mem::replace(&mut self.warned_hidden, true) {
+            tracing::warn!(
+                "the server does not show whether commits wait for this stream: if they do, they wait \
+                 for the flush interval, and a spool is not acknowledged. hint: GRANT pg_monitor TO the \
+                 stream's role; with --synchronous it need not be known"
+            );
+        }
         if waits && standing.remote_apply && !std::mem::replace(&mut self.warned_apply, true) {
             tracing::warn!(
                 "synchronous_commit is remote_apply, and an archiver applies nothing: commits that \
@@ -105,15 +122,15 @@ impl Conversation<'_> {
         }
         while let Some(moment) = self.moments.front()
             && moment
-                .insert_lsn
+                .lsn
                 .is_none_or(|lsn| server::without_page_header(lsn, self.size) <= stored)
         {
             self.moment = self.moments.pop_front();
         }
         let Some(moment) = self.moment else { return };
         let time = moment
-            .insert_lsn
-            .map(|_primary| moment.time - COMMIT_STAMP_ALLOWANCE);
+            .lsn
+            .map(|_known| moment.time - COMMIT_STAMP_ALLOWANCE);
         if time.is_some() {
             self.gauges.update(|state| state.moment = time);
         }

@@ -76,14 +76,19 @@ impl Conversation<'_> {
             JobDone::Aside => return Ok(()),
         };
         let range = wal.checked.range();
-        self.in_spool.left(range);
         if stored == Stored::Partly {
             self.hold_unless_whole();
         }
         self.unstored_bytes = self.unstored_bytes.saturating_sub(range.len_bytes());
         let merged = self.session.is_merge(range);
-        self.session.handle(Event::Stored(range), Instant::now());
-        self.show_stored(&wal, merged);
+        let now = Instant::now();
+        self.session.handle(Event::Stored(range), now);
+        // what it covers has no other way out of the spool
+        for covered in self.in_spool.left(range) {
+            self.session.handle(Event::Stored(covered), now);
+        }
+        self.show_stored(&wal.name, range, merged);
+        self.show_spool();
         self.advance_tip();
         self.remove_superseded(wal, merged);
         Ok(())
@@ -119,6 +124,7 @@ impl Conversation<'_> {
                 if stored == Stored::Partly {
                     self.hold_unless_whole();
                 }
+                self.show_stored(&name, stretch, false);
                 for range in self.in_spool.left(stretch) {
                     self.session.handle(Event::Stored(range), Instant::now());
                 }

@@ -74,14 +74,15 @@ enum State {
 struct Entry {
     bytes: u64,
     state: State,
+    /// How many are writing it: a connection that went away may have left one behind.
+    writers: u32,
 }
 
 /// What came of asking for room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reserved {
-    New,
-    /// An object of this name is there, or on its way.
-    Known,
+    /// There is, or an object of this name is there, or on its way.
+    Yes,
     Full,
 }
 
@@ -100,25 +101,47 @@ impl Index {
 
     /// Takes room for an object, so that the whole stays within `bytes_max`.
     pub(super) fn reserve(&mut self, name: &ObjectName, bytes: u64, bytes_max: u64) -> Reserved {
-        let known = Turn::of(name).and_then(|turn| self.entries.get(&turn));
-        if known.is_some_and(|entry| entry.state != State::Aside) {
-            return Reserved::Known;
+        let known = Turn::of(name).and_then(|turn| self.entries.get_mut(&turn));
+        if let Some(entry) = known.filter(|entry| entry.state != State::Aside) {
+            entry.writers += 1;
+            return Reserved::Yes;
         }
         if self.bytes.saturating_add(bytes) > bytes_max {
             return Reserved::Full;
         }
         self.insert(name, bytes, State::Underway);
-        Reserved::New
+        self.entry(name).expect("it was inserted").writers = 1;
+        Reserved::Yes
     }
 
-    /// It is durable, unless something that covers it has taken its place already.
+    /// One that had room for it has written it: it is durable, unless something that covers it has
+    /// taken its place already, or it has left.
     pub(super) fn written(&mut self, name: &ObjectName) {
-        self.set(name, State::There);
+        if let Some(entry) = self.entry(name) {
+            entry.writers = entry.writers.saturating_sub(1);
+            if entry.state != State::Copied {
+                entry.state = State::There;
+            }
+        }
+    }
+
+    /// One that had room for it could not write it: the room is free again, unless another is still
+    /// writing it, or has.
+    pub(super) fn not_written(&mut self, name: &ObjectName) {
+        let Some(entry) = self.entry(name) else {
+            return;
+        };
+        entry.writers = entry.writers.saturating_sub(1);
+        if entry.writers == 0 && entry.state == State::Underway {
+            self.remove(name);
+        }
     }
 
     /// Some of the repositories have it too.
     pub(super) fn copied(&mut self, name: &ObjectName) {
-        self.set(name, State::Copied);
+        if let Some(entry) = self.entry(name) {
+            entry.state = State::Copied;
+        }
     }
 
     /// It was put aside: its room is free, and what it held is not stored.
@@ -186,14 +209,66 @@ impl Index {
     fn insert(&mut self, name: &ObjectName, bytes: u64, state: State) {
         if let Some(turn) = Turn::of(name) {
             self.bytes = self.bytes.saturating_add(bytes);
-            self.entries.insert(turn, Entry { bytes, state });
+            let entry = Entry {
+                bytes,
+                state,
+                writers: 0,
+            };
+            self.entries.insert(turn, entry);
         }
     }
 
-    fn set(&mut self, name: &ObjectName, state: State) {
-        let entry = Turn::of(name).and_then(|turn| self.entries.get_mut(&turn));
-        if let Some(entry) = entry {
-            entry.state = state;
+    fn entry(&mut self, name: &ObjectName) -> Option<&mut Entry> {
+        Turn::of(name).and_then(|turn| self.entries.get_mut(&turn))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece() -> ObjectName {
+        let segment = "000000010000000000000001".parse().unwrap();
+        let (start, end) = (Lsn::new(0x100_0000), Lsn::new(0x100_0064));
+        ObjectName::Piece {
+            segment,
+            range: WalRange { start, end },
         }
+    }
+
+    /// A write that fails must not take away what another one has put there: it would be said to be
+    /// in the repository, for it is in the spool no longer.
+    #[test]
+    fn a_write_that_fails_leaves_what_another_one_writes() {
+        let mut index = Index::default();
+        assert_eq!(index.reserve(&piece(), 100, 1000), Reserved::Yes);
+        assert_eq!(index.reserve(&piece(), 100, 1000), Reserved::Yes);
+        index.not_written(&piece());
+        assert_eq!((index.len(), index.bytes()), (1, 100));
+        index.written(&piece());
+        assert!(index.has_more());
+        // in the other order
+        assert_eq!(index.reserve(&piece(), 100, 1000), Reserved::Yes);
+        index.not_written(&piece());
+        assert_eq!((index.len(), index.bytes()), (1, 100));
+    }
+
+    #[test]
+    fn room_that_nobody_used_is_free_again() {
+        let mut index = Index::default();
+        assert_eq!(index.reserve(&piece(), 100, 100), Reserved::Yes);
+        index.not_written(&piece());
+        assert_eq!((index.len(), index.bytes()), (0, 0));
+        assert_eq!(index.reserve(&piece(), 100, 99), Reserved::Full);
+    }
+
+    #[test]
+    fn what_some_of_the_repositories_have_stays_so_when_it_is_written_again() {
+        let mut index = Index::default();
+        index.found(&piece(), 100);
+        index.copied(&piece());
+        assert_eq!(index.reserve(&piece(), 100, 1000), Reserved::Yes);
+        index.written(&piece());
+        assert_eq!(index.next_after(None, false), None);
     }
 }
