@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use replication::connection::Connection;
 use replication::conninfo::ConnectionSettings;
 use replication::slots::{SlotState, read_slot, reserve_slot};
@@ -40,6 +41,8 @@ pub(super) struct Contact {
     /// In so many pieces the segment is stored that begins there.
     pub(super) pieces: usize,
     pub(super) branch: TimelineHistory,
+    /// The history files that are not stored yet.
+    pub(super) histories: Vec<(TimelineId, Bytes)>,
     /// From here on the slot keeps WAL.
     kept: Option<Lsn>,
 }
@@ -90,7 +93,8 @@ impl Contact {
                  SELECT pg_reload_conf(); or drop the slot when you are done: anywhen slot drop"
             );
         }
-        let branch = store_histories(&mut replication, &repository, facts.timeline).await?;
+        let (branch, histories) =
+            read_histories(&mut replication, &repository, facts.timeline).await?;
         let (at, pieces) = resume(&repository, &branch, &facts, kept).await?;
         Ok(Self {
             replication,
@@ -101,6 +105,7 @@ impl Contact {
             at,
             pieces,
             branch,
+            histories,
             kept,
         })
     }
@@ -281,26 +286,56 @@ async fn prepare_slot(
     }
 }
 
-/// Stores the history of the server's timeline and of its ancestors; gives the branch.
-async fn store_histories(
+/// The branch of the server's timeline, and those history files of it that are not stored: they are
+/// once the server is known to be the one whose WAL is stored. One that differs from what is stored is
+/// an error.
+async fn read_histories(
     replication: &mut Connection,
     repository: &Repository,
     timeline: TimelineId,
-) -> Result<TimelineHistory> {
-    let branch = store_history(replication, repository, timeline).await?;
-    let branch = branch.unwrap_or_else(|| TimelineHistory::new_first(timeline));
+) -> Result<(TimelineHistory, Vec<(TimelineId, Bytes)>)> {
+    let mut read = Vec::new();
+    let newest = read_history(replication, timeline).await?;
+    let branch = match newest {
+        None => TimelineHistory::new_first(timeline),
+        Some((branch, content)) => {
+            read.push((timeline, content));
+            branch
+        }
+    };
     for entry in branch.entries() {
-        store_history(replication, repository, entry.timeline).await?;
+        if let Some((_, content)) = read_history(replication, entry.timeline).await? {
+            read.push((entry.timeline, content));
+        }
     }
-    Ok(branch)
+    let mut missing = Vec::new();
+    for (timeline, content) in read {
+        let name = ObjectName::History(timeline);
+        if !repository.holds_file(&name, &content).await? {
+            missing.push((timeline, content));
+        }
+    }
+    Ok((branch, missing))
 }
 
-/// Stores a timeline's history as the server has it; `None` where it has none.
+/// Stores a timeline's history as the server has it, if it has any.
 pub async fn store_history(
     replication: &mut Connection,
     repository: &Repository,
     timeline: TimelineId,
-) -> Result<Option<TimelineHistory>> {
+) -> Result<()> {
+    if let Some((_, content)) = read_history(replication, timeline).await? {
+        let name = ObjectName::History(timeline);
+        repository.store_file(&name, content).await?;
+    }
+    Ok(())
+}
+
+/// A timeline's history as the server has it; `None` where it has none.
+async fn read_history(
+    replication: &mut Connection,
+    timeline: TimelineId,
+) -> Result<Option<(TimelineHistory, Bytes)>> {
     let file = replication
         .timeline_history(timeline)
         .await
@@ -312,8 +347,5 @@ pub async fn store_history(
             file.file_name
         ))
     })?;
-    repository
-        .store_file(&ObjectName::History(timeline), file.content)
-        .await?;
-    Ok(Some(parsed))
+    Ok(Some((parsed, file.content)))
 }

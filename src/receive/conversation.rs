@@ -13,7 +13,9 @@ use bytes::Bytes;
 use replication::stream::{StatusUpdate, StreamError, StreamEvent, WalStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use wal::{Lsn, Major, PgTime, SegmentName, SegmentSize, TimelineId, Verifier, WalkerStart};
+use wal::{
+    Lsn, Major, PgTime, SegmentName, SegmentSize, TimelineId, Verifier, WalRange, WalkerStart,
+};
 
 use super::contact::Contact;
 use super::ended::{Ended, stopped};
@@ -21,6 +23,7 @@ use super::intake::{Intake, Part, TwoHistories};
 use super::known::Known;
 use super::moments::Asked;
 use super::options::ReceiverOptions;
+use super::others::Others;
 use super::session::{Action, Before, Event, Session, SessionOptions};
 use super::state::{Connection as Link, StreamGauges};
 use super::storing::{InSpool, Kept, SpoolNews, Storing};
@@ -36,6 +39,8 @@ const STATUS_INTERVAL_MAX: Duration = Duration::from_secs(10);
 /// A server that has not said anything for so long, though it was asked to, is gone; sooner where
 /// it gives up on us sooner.
 const SILENCE_MAX: Duration = Duration::from_mins(1);
+/// How long the next connection waits for what this one has left to do, on which nothing depends.
+const CLEAN_UP: Duration = Duration::from_secs(1);
 /// How long a server gets to answer our good-bye.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// So much WAL is stored without waiting for the flush interval to pass.
@@ -47,6 +52,8 @@ const GATHERED_BYTES_MAX: u64 = 4 << 20;
 enum JobDone {
     /// The stretch is durable.
     Kept(Kept),
+    /// This was stored of a segment.
+    Looked(SegmentName, Vec<(WalRange, String)>),
     /// Clean-up and hints, on which nothing depends.
     Aside,
 }
@@ -73,6 +80,11 @@ pub(super) struct Conversation<'a> {
     /// The server asked for an answer behind what is gathered.
     reply_wanted: bool,
     unstored_bytes: u64,
+    /// How many notes of WAL that cannot be used are not stored yet.
+    unrecorded: Arc<watch::Sender<u32>>,
+    others: Others,
+    /// Up to here was compared with what was stored before this connection.
+    compared: Lsn,
     /// The newest moments that wait for their positions to be stored, oldest first.
     moments: VecDeque<Moment>,
     /// The newest moment whose position is stored, until it is written.
@@ -153,6 +165,9 @@ impl<'a> Conversation<'a> {
             verifying: None,
             reply_wanted: false,
             unstored_bytes: 0,
+            unrecorded: Arc::new(watch::Sender::new(0)),
+            others: Others::default(),
+            compared: before.known,
             moments: VecDeque::new(),
             moment: None,
             tip: None,
@@ -191,7 +206,11 @@ impl<'a> Conversation<'a> {
             self.verify_what_came()?;
             if ending.ended.is_some() && !ending.told && self.is_all_verified() {
                 ending.told = true;
-                self.session.handle(Event::End, Instant::now());
+                let event = match ending.ended {
+                    Some(Ended::Stopped) => Event::Stop,
+                    _ => Event::End,
+                };
+                self.session.handle(event, Instant::now());
             }
             self.store_what_is_due()?;
             while let Some(action) = self.session.poll_action() {
@@ -230,6 +249,9 @@ impl<'a> Conversation<'a> {
                 event = pump(&mut stream, reading) => {
                     self.heard_at = Instant::now();
                     if let Some(reason) = self.heard(event)? {
+                        if matches!(reason, Ended::Lost(_)) {
+                            stream = None;
+                        }
                         ending.ended.get_or_insert(reason);
                     }
                 }
@@ -342,11 +364,9 @@ impl<'a> Conversation<'a> {
             }
             Ok(())
         };
-        match left {
-            None => rest.await,
-            // all WAL is stored; hints and clean-up may be left
-            Some(left) => tokio::time::timeout(left, rest).await.unwrap_or(Ok(())),
-        }
+        // all WAL is stored; merges, hints and clean-up may be left, and another connection waits
+        let left = left.unwrap_or(CLEAN_UP);
+        tokio::time::timeout(left, rest).await.unwrap_or(Ok(()))
     }
 
     fn status(&self, flush: Lsn) -> StatusUpdate {

@@ -8,7 +8,7 @@ use wal::{
 };
 
 use super::known::Known;
-use crate::repository::{buffers, stretch};
+use crate::repository::{buffers, digest, stretch};
 
 /// The WAL of one connection, from the beginning of the segment at hand on.
 #[derive(Debug)]
@@ -111,6 +111,12 @@ impl Intake {
     pub(super) fn stretch(&self, range: WalRange) -> Option<Checked<'static>> {
         let bytes = stretch(&self.segment, self.segment_start, range)?;
         Some(self.verifier.check(range, bytes.to_vec()))
+    }
+
+    /// Whether a stretch of the segment at hand has this digest; `None` if it is not at hand.
+    pub(super) fn agrees(&self, range: WalRange, expected: &str) -> Option<bool> {
+        let bytes = stretch(&self.segment, self.segment_start, range)?;
+        Some(digest(bytes) == expected)
     }
 
     fn take(&mut self, range: WalRange, bytes: &[u8]) -> Result<Part, TwoHistories> {

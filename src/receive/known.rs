@@ -105,7 +105,7 @@ impl Content {
             }
             // what cannot be read is compared all the same: by the digests of what it should hold
             Err(error) if error.lacks_key() || error.is_damaged_key() => {
-                let digests = repository.segment_digests(segment, size).await?;
+                let digests = repository.segment_digests(segment, size, Lsn::ZERO).await?;
                 Ok(Self::Digests(digests))
             }
             Err(error) => Err(error),

@@ -11,6 +11,7 @@ mod known;
 mod model;
 mod moments;
 mod options;
+mod others;
 pub mod pieces;
 pub mod progress;
 pub mod receiver;

@@ -64,6 +64,11 @@ pub(super) async fn ask(
                 Ok(connection) => connection,
                 Err(error) => {
                     tracing::debug!("cannot ask for the server's clock: {error}");
+                    // whoever does not read then must hear of it again
+                    if server::is_shutting_down(&error) && moments.send(Asked::Lost).await.is_err()
+                    {
+                        return;
+                    }
                     continue;
                 }
             },

@@ -173,8 +173,7 @@ impl Receiver {
         meetings.asked = Some((server.clone(), contact.at));
         let clock = Arc::clone(&self.clock);
         let gauges = self.gauges.clone();
-        let (timeline, size) = (contact.at.timeline, contact.facts.segment_size);
-        let storing = self.spooling.storing(&contact.repository, timeline, size);
+        let storing = self.spooling.storing(&contact);
         let conversation =
             Conversation::new(&contact, storing, &self.options, clock, gauges).await?;
         let whole = self
@@ -208,6 +207,8 @@ impl Receiver {
         let asking = tokio::spawn(moments::ask(sql, asking, interval, asked));
         self.gauges.update(|state| {
             state.connection = Connection::Streaming;
+            // another server may be behind the last one
+            state.server_end = None;
             state.server = Some(server);
             state.slot.clone_from(&self.options.slot);
             state.timeline = Some(at.timeline);

@@ -75,7 +75,9 @@ pub enum Event {
     Spooled(WalRange),
     /// [`Session::deadline`] has passed.
     Deadline,
-    /// No more WAL will come: asked to stop, the connection is gone, or the timeline has ended.
+    /// No more WAL is taken: asked to stop. The server listens until everything is stored.
+    Stop,
+    /// No more WAL will come, and nobody listens: the connection is gone, or the timeline has ended.
     End,
 }
 
@@ -104,10 +106,12 @@ pub enum Action {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Streaming,
-    /// The server's last record is a shutdown checkpoint; it waits for us until then.
+    /// The server's last record is a shutdown checkpoint. It ends, or it is a standby of one that did,
+    /// or has just recovered; one that ends asks us behind that record, and waits until then.
     ServerStops {
-        until: Instant,
+        until: Option<Instant>,
     },
+    Stopping,
     Ending,
     Over,
 }
@@ -194,6 +198,10 @@ impl Session {
                     // the server waits for what it has sent: store it now, answer at once
                     self.want();
                     self.report(now);
+                    if let Phase::ServerStops { until } = &mut self.phase {
+                        until.get_or_insert(now + self.options.shutdown_wait);
+                        self.leave_if_server_stops(now);
+                    }
                 }
             }
             Event::Waited(waited) => self.wait_for_us(waited),
@@ -210,14 +218,21 @@ impl Session {
                 self.settled(range, now);
             }
             Event::Deadline => self.deadline_passed(now),
-            Event::End => {
-                if self.phase != Phase::Over {
-                    self.phase = Phase::Ending;
-                    self.want();
-                    self.finish_if_stored();
-                }
-            }
+            Event::Stop => self.end(Phase::Stopping),
+            Event::End => self.end(Phase::Ending),
         }
+    }
+
+    fn end(&mut self, phase: Phase) {
+        if self.phase != Phase::Over {
+            self.phase = phase;
+            self.want();
+            self.finish_if_stored();
+        }
+    }
+
+    fn is_ending(&self) -> bool {
+        matches!(self.phase, Phase::Stopping | Phase::Ending)
     }
 
     /// The next thing to do.
@@ -261,7 +276,7 @@ impl Session {
         if let Some(flush_at) = self.flush_at.filter(|_| may_store && self.may_give_piece()) {
             earliest = earliest.min(flush_at);
         }
-        if let Phase::ServerStops { until } = self.phase
+        if let Phase::ServerStops { until: Some(until) } = self.phase
             && self.progress.reported() < self.progress.received()
         {
             earliest = earliest.min(until);
@@ -289,15 +304,12 @@ impl Session {
                 self.want();
             }
         }
-        if self.waited || self.phase == Phase::Ending {
+        if self.waited || self.is_ending() {
             self.want();
         }
         if shutdown {
             self.want();
-            self.phase = Phase::ServerStops {
-                until: now + self.options.shutdown_wait,
-            };
-            self.leave_if_server_stops(now);
+            self.phase = Phase::ServerStops { until: None };
         } else if matches!(self.phase, Phase::ServerStops { .. }) {
             self.phase = Phase::Streaming;
         }
@@ -390,14 +402,14 @@ impl Session {
     fn report(&mut self, now: Instant) {
         self.status_at = now + self.options.status_interval;
         // while it ends nobody is told any more, and nobody need be woken for it
-        if matches!(self.phase, Phase::Streaming | Phase::ServerStops { .. }) {
+        if !matches!(self.phase, Phase::Ending | Phase::Over) {
             self.actions
                 .push_back(Action::Report(self.progress.report()));
         }
     }
 
     fn leave_if_server_stops(&mut self, now: Instant) {
-        let Phase::ServerStops { until } = self.phase else {
+        let Phase::ServerStops { until: Some(until) } = self.phase else {
             return;
         };
         // what it was told counts, not what is stored: it may be held back for another repository
@@ -413,7 +425,7 @@ impl Session {
         let all_given = self.given >= self.progress.received();
         let settled = self.pieces.under_way() == 0
             && (self.progress.spooled() >= self.progress.received() || self.resending());
-        if self.phase == Phase::Ending && all_given && settled {
+        if self.is_ending() && all_given && settled {
             self.phase = Phase::Over;
             self.actions.push_back(Action::Finished);
         }
@@ -713,6 +725,7 @@ mod tests {
             now,
         );
         done(&mut session, now);
+        session.handle(Event::Keepalive { reply: true }, now);
         session.handle(Event::Stored(range(MIB, MIB + 100)), now);
         assert!(!done(&mut session, now).1.contains(&Action::Disconnect));
         let later = session.deadline(true) + Duration::from_mins(1);
@@ -750,9 +763,10 @@ mod tests {
             },
             now,
         );
+        session.handle(Event::Keepalive { reply: true }, now);
         assert_eq!(
             done(&mut session, now),
-            (vec![piece(MIB, MIB + 100)], vec![])
+            (vec![piece(MIB, MIB + 100)], vec![report(MIB)])
         );
         session.handle(Event::Deadline, now + Duration::from_secs(1));
         assert_eq!(done(&mut session, now).1, [Action::Disconnect]);
@@ -761,5 +775,50 @@ mod tests {
             now + Duration::from_secs(9),
         );
         assert_eq!(done(&mut session, now).1, [Action::Finished]);
+    }
+
+    #[test]
+    fn a_shutdown_record_without_a_question_is_no_shutdown() {
+        // a standby whose primary was stopped, or a primary that has just recovered: one connection
+        // after another would be given up, for as long as nothing is written
+        let now = Instant::now();
+        let mut session = session(MIB, MIB, now);
+        let end = Lsn::new(MIB + 100);
+        session.handle(
+            Event::Wal {
+                end,
+                shutdown: true,
+            },
+            now,
+        );
+        done(&mut session, now);
+        let later = now + Duration::from_mins(1);
+        session.handle(Event::Deadline, later);
+        assert_eq!(done(&mut session, later).1, [report(MIB)]);
+    }
+
+    #[test]
+    fn a_stop_tells_the_server_on_until_everything_is_stored() {
+        // its commits would wait for what is stored, and its patience with us end
+        let now = Instant::now();
+        let mut session = session(MIB, MIB, now);
+        session.handle(wal(MIB + 100), now);
+        session.handle(Event::Keepalive { reply: true }, now);
+        done(&mut session, now);
+        session.handle(wal(MIB + 200), now);
+        session.handle(Event::Stop, now);
+        done(&mut session, now);
+        let later = session.deadline(true);
+        session.handle(Event::Deadline, later);
+        assert_eq!(done(&mut session, later), (vec![], vec![report(MIB)]));
+        session.handle(Event::Stored(range(MIB, MIB + 100)), later);
+        let rest = piece(MIB + 100, MIB + 200);
+        assert_eq!(
+            done(&mut session, later),
+            (vec![rest], vec![report(MIB + 100)])
+        );
+        session.handle(Event::Stored(range(MIB + 100, MIB + 200)), later);
+        let end = vec![report(MIB + 200), Action::Finished];
+        assert_eq!(done(&mut session, later), (vec![], end));
     }
 }

@@ -5,10 +5,12 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{OnceCell, mpsc};
 use tokio::task::JoinHandle;
 use wal::{Checked, Lsn, SegmentName, SegmentSize, TimelineId, WalRange};
 
+use super::contact::Contact;
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result, chain};
 use crate::repository::layout::ObjectName;
@@ -26,9 +28,50 @@ pub(super) enum Kept {
     Spooled(WalRange),
 }
 
+/// The history files without which the WAL of a timeline has no place: stored before the first of it,
+/// and not before this server is known to be the one whose WAL is stored.
+struct Histories {
+    files: Vec<(TimelineId, Bytes)>,
+    stored: OnceCell<()>,
+}
+
+impl Histories {
+    /// Returns once they are stored.
+    async fn store(
+        &self,
+        repository: &Repository,
+        failed: impl Fn(&str),
+    ) -> Result<(), RepositoryError> {
+        let all = async || {
+            let mut backoff = new_backoff();
+            for (timeline, content) in &self.files {
+                let name = ObjectName::History(*timeline);
+                loop {
+                    match repository.store_file(&name, content.clone()).await {
+                        Ok(()) => break,
+                        Err(error) if error.is_unreachable() => {
+                            failed(&chain(&error));
+                            is_away_now(None, &error);
+                        }
+                        Err(error) => return Err(error),
+                    }
+                    backoff.wait().await;
+                }
+            }
+            Ok(())
+        };
+        self.stored.get_or_try_init(all).await.copied()
+    }
+}
+
+fn new_backoff() -> Backoff {
+    Backoff::new(Duration::from_millis(200), Duration::from_secs(15))
+}
+
 /// Stores what one conversation receives. Cheap to clone: one for each object on its way.
 #[derive(Clone)]
 pub(super) struct Storing {
+    histories: Arc<Histories>,
     repository: Repository,
     spool: Option<Arc<Spool>>,
     timeline: TimelineId,
@@ -45,13 +88,15 @@ impl Storing {
         failed: impl Fn(&str),
     ) -> Result<Kept, RepositoryError> {
         let Self {
+            histories,
             repository,
             spool,
             timeline,
             size,
         } = self;
+        histories.store(&repository, &failed).await?;
         let wal = repository.take_wal(name, timeline, size, checked);
-        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(15));
+        let mut backoff = new_backoff();
         let mut only_repository = spool.is_none();
         loop {
             let is_away = spool
@@ -74,6 +119,38 @@ impl Storing {
                     }
                     // nobody else asks the repository, perhaps: the spool may be of no use at all
                     SpoolPut::Full => only_repository = true,
+                }
+            }
+            backoff.wait().await;
+        }
+    }
+
+    /// What is stored of a segment beyond a position: stretches, and the digests of their bytes. It is
+    /// asked until the repository answers, unless what follows goes to the spool meanwhile.
+    pub(super) async fn look(
+        self,
+        segment: SegmentName,
+        beyond: Lsn,
+    ) -> Result<Vec<(WalRange, String)>, RepositoryError> {
+        let mut backoff = new_backoff();
+        loop {
+            let spool = self.spool.as_ref();
+            if spool.is_some_and(|spool| spool.is_repository_away()) {
+                return Ok(Vec::new());
+            }
+            let looked = self.repository.segment_digests(segment, self.size, beyond);
+            match looked.await {
+                Ok(found) => return Ok(found),
+                Err(error) if error.is_unreachable() => {
+                    is_away_now(self.spool.as_deref(), &error);
+                }
+                // the stream goes on: what it stores is none the worse for it
+                Err(error) => {
+                    tracing::warn!(
+                        "what others stored of {segment} is not compared: {}",
+                        chain(&error)
+                    );
+                    return Ok(Vec::new());
                 }
             }
             backoff.wait().await;
@@ -236,17 +313,25 @@ impl Spooling {
     /// What stores the WAL of a conversation, and what it hears of the spool.
     pub(super) fn storing(
         &self,
-        repository: &Repository,
-        timeline: TimelineId,
-        size: SegmentSize,
+        contact: &Contact,
     ) -> (Storing, mpsc::UnboundedReceiver<SpoolNews>) {
+        let (repository, timeline) = (&contact.repository, contact.at.timeline);
+        let size = contact.facts.segment_size;
         let (sender, news) = mpsc::unbounded_channel();
         let draining = self.draining.get();
         if let Some(draining) = draining {
             let listener = &draining.listener;
             *listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
         }
+        // those of later timelines wait for their own WAL
+        let files = contact.histories.iter();
+        let files = files.filter(|(of, _)| *of <= timeline).cloned().collect();
+        let histories = Histories {
+            files,
+            stored: OnceCell::new(),
+        };
         let storing = Storing {
+            histories: Arc::new(histories),
             repository: repository.clone(),
             spool: draining.map(|draining| Arc::clone(&draining.spool)),
             timeline,

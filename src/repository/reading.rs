@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use container::{FrameReader, Trailer};
 use serde::de::DeserializeOwned;
-use wal::{SegmentName, SegmentSize, TimelineHistory, TimelineId, WalRange};
+use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalRange};
 
 use super::catalog::{Catalog, LeftOut, ListedBackups, TimelineWal};
 use super::layout::{BackupId, ObjectName, pieces_prefix, timeline_prefix};
@@ -505,12 +505,13 @@ impl Repository {
         Ok(None)
     }
 
-    /// As [`Self::segment_content`], without reading it: the stretches that are stored, sorted, and
-    /// the digests of their bytes. Needs no key.
+    /// As [`Self::segment_content`], without reading it: the stretches that are stored and end behind
+    /// `beyond`, sorted, and the digests of their bytes. Needs no key.
     pub async fn segment_digests(
         &self,
         segment: SegmentName,
         size: SegmentSize,
+        beyond: Lsn,
     ) -> Result<Vec<(WalRange, String)>> {
         let Some(start) = segment.start(size) else {
             return Ok(Vec::new());
@@ -528,6 +529,9 @@ impl Repository {
             let ObjectName::Piece { range, .. } = name else {
                 continue;
             };
+            if range.end <= beyond {
+                continue;
+            }
             match self.trailer(&name).await {
                 Ok(trailer) => digests.push((range, trailer.digest)),
                 // it gave way to its segment

@@ -289,6 +289,30 @@ impl Repository {
         .map(drop)
     }
 
+    /// Whether every place holds a small file of the server's. Other bytes in one of them are an error.
+    pub async fn holds_file(&self, name: &ObjectName, bytes: &[u8]) -> Result<bool> {
+        let new = container::digest(bytes);
+        let mut everywhere = true;
+        for member in &self.members {
+            match member.trailer(name).await {
+                Ok(trailer) if trailer.digest == new => {}
+                Ok(trailer) => {
+                    return Err(RepositoryError::Conflict {
+                        path: member.locate(name),
+                        stored: trailer.digest,
+                        new,
+                    });
+                }
+                Err(error) if error.is_not_found() => everywhere = false,
+                Err(error) if error.is_unreachable() && self.members.len() > 1 => {
+                    everywhere = false;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(everywhere)
+    }
+
     /// Records that a stretch cannot be had.
     pub async fn record_hole(&self, hole: &Hole) -> Result<()> {
         let name = ObjectName::Hole {

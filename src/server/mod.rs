@@ -73,6 +73,12 @@ fn connect_error(error: &ConnectError) -> Error {
     }
 }
 
+/// Whether a connection was refused because the server shuts down, or is not up yet: by the code that
+/// our message carries.
+pub fn is_shutting_down(error: &Error) -> bool {
+    error.message().contains("SQLSTATE 57P03")
+}
+
 /// A failed command, for people.
 pub fn query_error(doing: &str, error: &QueryError) -> Error {
     let message = format!("cannot {doing}: {}", chain(error));

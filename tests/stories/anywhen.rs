@@ -321,6 +321,10 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.running.ended().is_some()
+    }
+
     #[track_caller]
     pub(crate) fn assert_running(&mut self) {
         if let Some(status) = self.running.ended() {

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::anywhen::Ended;
+use crate::anywhen::{Ended, Stream};
+use crate::ground::eventually_some;
 use crate::judge::End;
 use crate::objects::{assert_wal_of, files_below, system_dir};
 use crate::record::Record;
@@ -142,19 +143,42 @@ fn a_copy_that_was_promoted_does_not_bring_its_own_past_along() {
     let system = system_dir(&record.anywhen, &record.server);
     let before = stored(&system);
     refused(&record, &second).says(&["two histories"]);
-    let objects = |stored: &BTreeMap<PathBuf, Vec<u8>>| {
-        let histories = |path: &&PathBuf| path.extension().is_some_and(|it| it == "history");
-        stored
-            .keys()
-            .filter(|path| !histories(path))
-            .cloned()
-            .collect::<Vec<_>>()
+    // its history file would lead every restore to where it left the first one
+    assert_untouched(&before, &system);
+    assert_eq!(record.rows_at("first", &[], End::Promoted), "0,1,2");
+    // the first one's own timeline of that number is not taken
+    promote(&mut record.server);
+    record.stream = Some(record.anywhen.stream(&record.server));
+    record.insert(3);
+    record.store_all();
+    assert_eq!(record.rows_at("latest", &[], End::Promoted), "0,1,2,3");
+}
+
+/// Each of them has an archiver that was there before the other one wrote: what is acknowledged by both is
+/// lost for one of them, and a restore finds one of the two.
+#[test]
+fn of_two_primaries_at_once_one_is_refused_before_it_is_acknowledged() {
+    let mut record = begun();
+    let second = split(&mut record);
+    record.store_all();
+    record.stop_stream();
+    record.stream = Some(record.anywhen.stream(&record.server));
+    let mut other = record.anywhen.stream(&second);
+    second.execute("insert into moments values (100)");
+    record.server.execute("insert into moments values (1)");
+    let mut ours = record.stream.take().unwrap();
+    let ended = eventually_some("one of them is refused", || {
+        [&mut ours, &mut other]
+            .into_iter()
+            .position(Stream::has_ended)
+    });
+    let (mut left, server, rows) = match ended {
+        0 => (other, &second, "0,100"),
+        _ => (ours, &record.server, "0,1"),
     };
-    assert_eq!(objects(&before), objects(&stored(&system)));
-    assert_eq!(
-        record.rows_at("first", &["--timeline", "1"], End::Promoted),
-        "0,1,2"
-    );
+    left.store_all(server);
+    left.stop();
+    assert_eq!(record.rows_at("latest", &[], End::Promoted), rows);
 }
 
 /// Two standbys that were both promoted: each is timeline 2, from another place on.

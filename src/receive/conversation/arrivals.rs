@@ -1,18 +1,28 @@
 //! What comes from the server: gathered, verified, and told to the rules.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use replication::stream::{StreamError, StreamEvent};
 
 use super::{Conversation, JobDone, Verified};
 use crate::error::{Error, Result, chain};
 use crate::receive::ended::{Ended, stream_failed};
-use crate::receive::intake::{Finding, Unusable};
+use crate::receive::intake::{Finding, TwoHistories, Unusable};
 use crate::receive::session::Event;
 use crate::repository::records::Hole;
+use crate::retry::Backoff;
 
 /// So much WAL is verified where it came; more goes to another thread.
 const VERIFIED_HERE_BYTES: u64 = 64 << 10;
+
+/// What the server sends is not what is stored.
+pub(super) fn two_histories(error: &TwoHistories) -> Error {
+    Error::damaged(error.to_string()).hint(
+        "the server was set back, or another one stored here: give this one its own --cluster name \
+         and take a backup",
+    )
+}
 
 impl Conversation<'_> {
     /// Takes what the server sent. Says so where the conversation is over.
@@ -96,12 +106,7 @@ impl Conversation<'_> {
     pub(super) fn take_back(&mut self, (intake, parts): Verified) -> Result<()> {
         self.intake = Some(intake);
         self.lent_bytes = 0;
-        let parts = parts.map_err(|error| {
-            Error::damaged(error.to_string()).hint(
-                "the server was set back, or another one stored here: give this one its own \
-                 --cluster name and take a backup",
-            )
-        })?;
+        let parts = parts.map_err(|error| two_histories(&error))?;
         for part in parts {
             for finding in &part.findings {
                 self.note_finding(*finding);
@@ -122,7 +127,8 @@ impl Conversation<'_> {
         Ok(())
     }
 
-    /// Says that WAL cannot be used, and notes that the window ends there, as it does at a hole.
+    /// Says that WAL cannot be used, and notes that the window ends there, as it does at a hole. What
+    /// is given to the store from now on counts once that is noted: nobody would know later.
     pub(super) fn note_finding(&mut self, finding: Finding) {
         let (from, timeline) = (finding.from, self.timeline);
         let reason = match finding.reason {
@@ -155,10 +161,23 @@ impl Conversation<'_> {
             state.failed(now, hole.reason.clone());
         });
         let repository = self.repository.clone();
+        let unrecorded = Arc::clone(&self.unrecorded);
+        unrecorded.send_modify(|count| *count += 1);
         self.jobs.spawn(async move {
-            if let Err(error) = repository.record_hole(&hole).await {
-                tracing::error!("that WAL is unverified was not recorded: {}", chain(&error));
+            let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(15));
+            loop {
+                match repository.record_hole(&hole).await {
+                    Ok(()) => break,
+                    Err(error) if error.is_unreachable() => tracing::warn!(
+                        "that WAL cannot be used is not recorded yet, and nothing behind it counts as \
+                         stored: {}",
+                        chain(&error)
+                    ),
+                    Err(error) => return Err(error),
+                }
+                backoff.wait().await;
             }
+            unrecorded.send_modify(|count| *count -= 1);
             Ok(JobDone::Aside)
         });
     }

@@ -5,8 +5,10 @@ use std::time::Instant;
 
 use wal::{Checked, SegmentName, WalRange};
 
+use super::arrivals::two_histories;
 use super::{Conversation, JobDone};
 use crate::error::{Error, Result, chain};
+use crate::receive::intake::TwoHistories;
 use crate::receive::pieces::Superseded;
 use crate::receive::session::{Event, Store};
 use crate::receive::storing::{self, Kept, SpoolNews};
@@ -19,6 +21,12 @@ impl Conversation<'_> {
         let Some(intake) = &self.intake else {
             return Ok(());
         };
+        self.others
+            .compare(|range, digest| intake.agrees(range, digest))
+            .map_err(|at| {
+                let timeline = self.timeline;
+                two_histories(&TwoHistories { at, timeline })
+            })?;
         let mut due = Vec::new();
         while let Some(store) = self.session.poll_store(Instant::now()) {
             let (Store::Piece(range) | Store::Merged(range) | Store::Segment(range)) = store;
@@ -30,12 +38,44 @@ impl Conversation<'_> {
             })?;
             due.push(checked);
         }
-        for checked in due {
-            let range = checked.range();
-            let segment = SegmentName::of(self.timeline, range.start, self.size);
-            self.store(ObjectName::Piece { segment, range }, checked);
+        for (name, checked) in self.others.released() {
+            self.store(name, checked);
         }
+        for checked in due {
+            self.store_piece(checked);
+        }
+        self.say_who_is_ahead();
         Ok(())
+    }
+
+    /// Stores a piece once it is known what else is stored of its segment.
+    fn store_piece(&mut self, checked: Checked<'static>) {
+        let range = checked.range();
+        self.unstored_bytes += range.len_bytes();
+        let segment = SegmentName::of(self.timeline, range.start, self.size);
+        let piece = (ObjectName::Piece { segment, range }, checked);
+        let (free, is_new) = self.others.admit(segment, piece, Instant::now());
+        if is_new {
+            let looked = self.storing.clone().look(segment, self.compared);
+            self.jobs.spawn(async move {
+                let found = looked.await?;
+                Ok(JobDone::Looked(segment, found))
+            });
+        }
+        for (name, checked) in free {
+            self.store(name, checked);
+        }
+    }
+
+    fn say_who_is_ahead(&mut self) {
+        if let Some(end) = self.others.suspicion(Instant::now()) {
+            let timeline = self.timeline;
+            tracing::error!(
+                "another archiver has stored WAL up to {end} on timeline {timeline}, which this server \
+                 does not send: nothing more is acknowledged until it does. hint: do two servers take \
+                 themselves for the primary? a standby that is behind catches up"
+            );
+        }
     }
 
     pub(super) fn store_segment(&mut self, checked: Checked<'static>) -> Result<()> {
@@ -48,18 +88,30 @@ impl Conversation<'_> {
             )));
         }
         let segment = SegmentName::of(self.timeline, range.start, self.size);
+        self.unstored_bytes += range.len_bytes();
         self.store(ObjectName::Segment(segment), checked);
+        for (name, checked) in self.others.leave() {
+            self.store(name, checked);
+        }
         Ok(())
     }
 
-    pub(super) fn store(&mut self, name: ObjectName, checked: Checked<'static>) {
-        self.unstored_bytes += checked.range().len_bytes();
+    fn store(&mut self, name: ObjectName, checked: Checked<'static>) {
         let (gauges, clock) = (self.gauges.clone(), Arc::clone(&self.clock));
         let failed =
             move |why: &str| gauges.update(|state| state.failed(clock.now(), why.to_owned()));
         let kept = self.storing.clone().keep(name, checked, failed);
-        self.jobs
-            .spawn(async move { kept.await.map(JobDone::Kept) });
+        let unrecorded = Arc::clone(&self.unrecorded);
+        self.jobs.spawn(async move {
+            let kept = kept.await?;
+            let recorded = unrecorded
+                .subscribe()
+                .wait_for(|count| *count == 0)
+                .await
+                .is_ok();
+            assert!(recorded, "this job holds the sender itself");
+            Ok(JobDone::Kept(kept))
+        });
     }
 
     pub(super) fn job_done(
@@ -71,6 +123,10 @@ impl Conversation<'_> {
             JobDone::Kept(Kept::Stored(wal, stored)) => (wal, stored),
             JobDone::Kept(Kept::Spooled(range)) => {
                 self.spooled(range);
+                return Ok(());
+            }
+            JobDone::Looked(segment, found) => {
+                self.others.found(segment, found);
                 return Ok(());
             }
             JobDone::Aside => return Ok(()),

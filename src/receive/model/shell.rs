@@ -80,6 +80,8 @@ pub(super) struct Shell {
     /// The server wants an answer, and what has come up to here stored at once.
     asked_for: Lsn,
     pub(super) reported_at: Instant,
+    /// The last record is a shutdown checkpoint.
+    ends_with_shutdown: bool,
     /// The server waits until then, if nothing follows.
     shuts_down_at: Option<Instant>,
 }
@@ -126,6 +128,7 @@ impl Shell {
             ungiven_since: None,
             asked_for: Lsn::ZERO,
             reported_at: now,
+            ends_with_shutdown: false,
             shuts_down_at: None,
         }
     }
@@ -156,11 +159,20 @@ impl Shell {
     pub(super) fn hears_keepalive(&mut self, reply: bool, now: Instant, tally: &mut Tally) {
         self.session.handle(Event::Keepalive { reply }, now);
         if reply {
+            self.is_asked(now);
             self.asked_for = self.received();
         }
         if reply && !self.is_all_verified() {
             self.reply_wanted = true;
             tally.count(Seen::ReplyLater);
+        }
+    }
+
+    /// The server wants an answer: behind a shutdown checkpoint, because it ends.
+    fn is_asked(&mut self, now: Instant) {
+        if self.ends_with_shutdown {
+            let until = now + self.options.shutdown_wait;
+            self.shuts_down_at.get_or_insert(until);
         }
     }
 
@@ -186,7 +198,11 @@ impl Shell {
         }
         if self.ended.is_some() && !self.told_end && self.is_all_verified() {
             self.told_end = true;
-            self.session.handle(Event::End, now);
+            let event = match self.ended {
+                Some(End::Stopped) => Event::Stop,
+                _ => Event::End,
+            };
+            self.session.handle(event, now);
         }
         self.store_what_is_due(server, now, tally);
         let mut wants = Vec::new();
@@ -239,6 +255,7 @@ impl Shell {
         }
         if std::mem::take(&mut self.reply_wanted) {
             self.session.handle(Event::Keepalive { reply: true }, now);
+            self.is_asked(now);
         }
         Ok(())
     }
@@ -259,7 +276,8 @@ impl Shell {
             return Err(range.start);
         }
         self.session.handle(Event::Wal { end, shutdown }, now);
-        self.shuts_down_at = shutdown.then(|| now + self.options.shutdown_wait);
+        self.ends_with_shutdown = shutdown;
+        self.shuts_down_at = None;
         if self.size.start_of(end) == end {
             self.known = None;
             let segment = self.size.range_of(range.start);
@@ -411,15 +429,16 @@ impl Shell {
         if self.finished {
             return;
         }
-        let is_open = self.connected && !self.told_end;
+        let is_heard = self.connected && (!self.told_end || self.ended == Some(End::Stopped));
         let silent = now.saturating_duration_since(self.reported_at);
         assert!(
-            !is_open || silent <= self.options.status_interval,
+            !is_heard || silent <= self.options.status_interval,
             "the server did not hear from us for {silent:?}"
         );
         assert!(self.deadline() > now, "a loop that never sleeps");
         let is_behind = progress.reported() < progress.received();
         let waits = self.shuts_down_at.is_some_and(|at| at <= now && is_behind);
+        let is_open = self.connected && !self.told_end;
         assert!(
             !(is_open && waits),
             "a server that shuts down is kept waiting"
