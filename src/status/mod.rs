@@ -11,7 +11,7 @@ use serde::Serialize;
 use wal::{Lsn, SegmentSize, TimelineId};
 
 use crate::clock::{Clock, rfc3339};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, chain};
 use crate::repository::catalog::{BranchEnd, Catalog, LeftOut};
 use crate::repository::destination::Destination;
 use crate::repository::records::BackupRecord;
@@ -61,6 +61,9 @@ pub struct ClusterStatus {
     pub stored: Stored,
     /// What a stream of this machine holds that is not in the repository yet.
     pub spool: Option<SpoolStatus>,
+    /// Why that is not known; absent where it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spool_error: Option<String>,
     /// Where it is kept.
     pub repositories: Vec<RepositoryStatus>,
     #[serde(skip)]
@@ -332,16 +335,17 @@ impl Shown {
 }
 
 impl Shown {
-    async fn spool_of(&self, repository: &Repository) -> Option<SpoolStatus> {
+    /// What is spooled of a system; the error says why that is not known.
+    async fn spool_of(&self, repository: &Repository) -> Result<Option<SpoolStatus>, String> {
         let cluster = repository.cluster();
-        let dir = self.spools.get(cluster.as_str())?;
+        let Some(dir) = self.spools.get(cluster.as_str()) else {
+            return Ok(None);
+        };
         let clock = Arc::clone(&self.clock);
-        match SpoolContents::read(dir, cluster, repository.system_id(), clock).await {
-            Ok(contents) => contents.map(SpoolStatus::from),
-            Err(error) => {
-                tracing::warn!("cannot look into the spool: {error}");
-                None
-            }
+        let contents = SpoolContents::read(dir, cluster, repository.system_id(), clock).await;
+        match contents {
+            Ok(contents) => Ok(contents.map(SpoolStatus::from)),
+            Err(error) => Err(chain(&error)),
         }
     }
 
@@ -375,7 +379,10 @@ pub async fn status(shown: &Shown, now: Timestamp) -> Result<Status> {
     };
     for repository in repositories {
         let mut cluster = cluster_status(&repository, now).await?;
-        cluster.spool = shown.spool_of(&repository).await;
+        match shown.spool_of(&repository).await {
+            Ok(spool) => cluster.spool = spool,
+            Err(reason) => cluster.spool_error = Some(reason),
+        }
         clusters.push(cluster);
     }
     Ok(Status {
@@ -450,6 +457,7 @@ async fn cluster_status(repository: &Repository, now: Timestamp) -> Result<Clust
             backup_bytes: catalog.backup_bytes,
         },
         spool: None,
+        spool_error: None,
         repositories: places.into_iter().map(RepositoryStatus::from).collect(),
         branches: branches(&catalog),
     })

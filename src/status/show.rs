@@ -71,6 +71,14 @@ pub fn status_text(status: &ClusterStatus, with_timelines: bool) -> String {
             format_args!("  SPOOL       {}\n", spool_line(spool)),
         );
     }
+    if let Some(reason) = &status.spool_error {
+        add(
+            &mut text,
+            format_args!(
+                "  SPOOL       not known: {reason}. hint: run this as the stream's user\n"
+            ),
+        );
+    }
     if status.repositories.len() > 1 {
         for repository in &status.repositories {
             add(

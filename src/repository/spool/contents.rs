@@ -1,5 +1,6 @@
 //! What lies in a spool, for those who only look.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use crate::repository::layout::{ClusterName, ObjectName};
 use crate::repository::member::Member;
 use crate::repository::place::Place;
 use crate::repository::store::StoreOptions;
-use crate::repository::{PlaceSettings, Result};
+use crate::repository::{PlaceSettings, RepositoryError, Result};
 
 /// What a spool holds that is not in the repository yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,13 +33,20 @@ pub struct SpoolContents {
 impl SpoolContents {
     /// Looks into the spool in the folder `dir`, which another process may hold; `None` where it is
     /// empty, or there is none. No key is needed.
+    ///
+    /// A spool that cannot be looked into is an error, and never an empty one.
     pub async fn read(
         dir: &Path,
         cluster: &ClusterName,
         system_id: u64,
         clock: Arc<dyn Clock>,
     ) -> Result<Option<Self>> {
-        if !dir.join(cluster.as_str()).join(super::LOCK).exists() {
+        let lock = dir.join(cluster.as_str()).join(super::LOCK);
+        // only a file that is not there says that nothing is spooled
+        if !lock
+            .try_exists()
+            .map_err(|error| unusable(dir, &lock, &error))?
+        {
             return Ok(None);
         }
         let settings = PlaceSettings {
@@ -78,11 +86,16 @@ impl SpoolContents {
         cluster: &ClusterName,
         clock: &Arc<dyn Clock>,
     ) -> Result<Vec<Self>> {
-        let Ok(folders) = std::fs::read_dir(dir.join(cluster.as_str())) else {
-            return Ok(Vec::new());
+        let path = dir.join(cluster.as_str());
+        let failed = |error: io::Error| unusable(dir, &path, &error);
+        let folders = match std::fs::read_dir(&path) {
+            Ok(folders) => folders,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
         };
         let mut found = Vec::new();
-        for folder in folders.flatten() {
+        for folder in folders {
+            let folder = folder.map_err(failed)?;
             if let Some(system_id) = folder.file_name().to_str().and_then(|id| id.parse().ok()) {
                 found.extend(Self::read(dir, cluster, system_id, Arc::clone(clock)).await?);
             }
@@ -115,5 +128,13 @@ impl SpoolContents {
         self.start = self.start.min(Some(start));
         self.end = self.end.max(Some(end));
         Ok(())
+    }
+}
+
+/// It is not known what lies in the spool in `dir`, since `path` in it cannot be read.
+fn unusable(dir: &Path, path: &Path, error: &io::Error) -> RepositoryError {
+    RepositoryError::SpoolFolder {
+        dir: super::shown(dir),
+        reason: format!("{}: {error}", path.display()),
     }
 }
