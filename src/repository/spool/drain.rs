@@ -19,6 +19,14 @@ pub enum Drained {
     Lost(ObjectName),
 }
 
+/// A spooled object that can leave.
+struct Readable {
+    /// As it is stored.
+    object: Bytes,
+    /// What it holds; `None` where its key is not at hand.
+    plain: Option<Vec<u8>>,
+}
+
 impl Spool {
     /// Stores everything in the repository, oldest first, and removes here what is acknowledged.
     /// Says whether nothing waits any more: where every place must hold what is acknowledged, and
@@ -46,8 +54,8 @@ impl Spool {
     }
 
     async fn drain_one(&self, repository: &Repository, name: &ObjectName) -> Result<Drained> {
-        let object = match self.read(name).await {
-            Ok(object) => object,
+        let Readable { object, plain } = match self.read(name).await {
+            Ok(readable) => readable,
             Err(error) if error.is_damage() || error.is_not_found() => {
                 tracing::error!(
                     "a spooled object is lost: what it held is received again, if the server still \
@@ -63,8 +71,10 @@ impl Spool {
         let stored = stored.map_err(|error| self.names_both(name, error))?;
         self.repository_answers();
         if stored == Stored::Everywhere || repository.acknowledge() == Acknowledge::Any {
-            self.remove_covered_by(repository, name, object, stored)
-                .await?;
+            if let Some(plain) = plain {
+                self.remove_covered_by(repository, name, &object, &plain, stored)
+                    .await?;
+            }
             self.member.store()?.delete(&name.path()).await?;
             self.index().remove(name);
         } else {
@@ -73,38 +83,46 @@ impl Spool {
         Ok(Drained::Stored(name.clone(), stored))
     }
 
-    /// The stored bytes of an object, which are what was written.
-    async fn read(&self, name: &ObjectName) -> Result<Bytes> {
+    /// An object as it was written, which is found out before a repository is given any of it: one
+    /// that cannot be decoded would be taken there for the WAL that it is named after.
+    async fn read(&self, name: &ObjectName) -> Result<Readable> {
         let object = self.member.raw(name).await?;
         self.member.header_in(name, &object)?;
         container::check_stored(&object).map_err(|error| self.member.damaged(name, &error))?;
-        Ok(object)
+        let plain = match self.member.decode(name, object.clone()).await {
+            Ok(fetched) => Some(fetched.plain),
+            // an archiver that was started anew may lack it; whoever reads the repository has it
+            Err(error) if error.lacks_key() || error.is_damaged_key() => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Readable { object, plain })
     }
 
-    /// Removes the pieces that an object covers, here and in the repository, as far as its bytes
-    /// can be read: an archiver that was started anew may lack the key.
+    /// Removes the pieces that an object covers, here and in the repository.
     async fn remove_covered_by(
         &self,
         repository: &Repository,
         name: &ObjectName,
-        object: Bytes,
+        object: &[u8],
+        plain: &[u8],
         stored: Stored,
     ) -> Result<()> {
-        let Some((segment, start)) = segment_of(name).zip(self.start_of(name, &object)?) else {
+        let Some((segment, start)) = segment_of(name).zip(self.start_of(name, object)?) else {
             return Ok(());
-        };
-        let plain = match self.member.decode(name, object).await {
-            Ok(fetched) => fetched.plain,
-            Err(error) if error.lacks_key() || error.is_damaged_key() => return Ok(()),
-            Err(error) => return Err(error),
         };
         let cover = Cover {
             segment,
             name,
             start,
-            plain: &plain,
+            plain,
         };
-        self.remove_covered(&cover).await?;
+        match self.remove_covered(&cover).await {
+            // a piece here: when its turn comes, it is put aside
+            Err(error) if error.is_damage() => {
+                tracing::warn!("a superseded piece stays for now: {}", chain(&error));
+            }
+            removed => removed?,
+        }
         if stored != Stored::Everywhere {
             return Ok(());
         }

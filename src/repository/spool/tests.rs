@@ -141,6 +141,38 @@ fn wal_of(
     repository.take_wal(name, timeline(id), size(), checked)
 }
 
+/// An object as a writer that digested other bytes would have left it: its stored bytes are whole.
+fn with_another_digest(object: &[u8]) -> Vec<u8> {
+    let mut object = object.to_vec();
+    let tail = object.len() - 16;
+    let length = u32::from_le_bytes(object[tail..tail + 4].try_into().unwrap());
+    let json = tail - usize::try_from(length).unwrap()..tail;
+    let text = String::from_utf8(object[json.clone()].to_vec()).unwrap();
+    let (before, digest) = text.split_once("blake3:").unwrap();
+    let other = if digest.starts_with('0') { "1" } else { "0" };
+    let text = format!("{before}blake3:{other}{}", &digest[1..]);
+    object[json].copy_from_slice(text.as_bytes());
+    let sum = crc32(text.as_bytes()).to_le_bytes();
+    object[tail + 4..tail + 8].copy_from_slice(&sum);
+    object
+}
+
+/// CRC-32 (IEEE 802.3), bit by bit.
+fn crc32(bytes: &[u8]) -> u32 {
+    let mut register = u32::MAX;
+    for byte in bytes {
+        register ^= u32::from(*byte);
+        for _ in 0..8 {
+            let carried = register & 1 == 1;
+            register >>= 1;
+            if carried {
+                register ^= 0xEDB8_8320;
+            }
+        }
+    }
+    !register
+}
+
 async fn put(spool: &Arc<Spool>, wal: &Arc<EncodedWal>) -> SpoolPut {
     spool.put(wal).await.unwrap()
 }
@@ -441,6 +473,77 @@ async fn a_segment_takes_the_place_of_its_pieces() {
     assert_eq!(spool.objects(), 1);
 }
 
+/// What was written wrongly has checksums that fit: the stream would stop at it for ever, with the repository
+/// taking it for the WAL that it is named after.
+#[tokio::test]
+async fn an_object_that_does_not_decode_is_put_aside_before_the_repository_has_any_of_it() {
+    let stage = Stage::new();
+    let repository = stage.repository().await;
+    let spool = stage.spool(&repository).await;
+    let bad = wal_of(&repository, (1, 2), (0, MIB), 0);
+    let good = wal_of(&repository, (1, 3), (0, MIB), 0);
+    for wal in [&bad, &good] {
+        put(&spool, wal).await;
+    }
+    let file = stage.spooled_file(&bad.name);
+    let bytes = with_another_digest(&std::fs::read(&file).unwrap());
+    container::check_stored(&bytes).unwrap();
+    std::fs::write(&file, &bytes).unwrap();
+
+    let (emptied, told) = drain(&spool, &repository).await.unwrap();
+    assert!(emptied);
+    assert_eq!(told, [Drained::Lost(bad.name.clone()), stored(&good.name)]);
+    assert!(!stage.stored_file(&bad.name).exists());
+    put(&spool, &bad).await;
+    let (_, told) = drain(&spool, &repository).await.unwrap();
+    assert_eq!(told, [stored(&bad.name)]);
+}
+
+/// A piece that nobody needs any more would hold up the segment that covers it, and all that follows.
+#[tokio::test]
+async fn a_damaged_piece_does_not_keep_the_segment_that_covers_it() {
+    let stage = Stage::new();
+    let repository = stage.repository().await;
+    let spool = stage.spool(&repository).await;
+    let whole = wal_of(&repository, (1, 2), (0, MIB), 0);
+    let piece = wal_of(&repository, (1, 2), (0, 100), 0);
+    for wal in [&whole, &piece] {
+        put(&spool, wal).await;
+    }
+    let file = stage.spooled_file(&piece.name);
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
+
+    let (emptied, told) = drain(&spool, &repository).await.unwrap();
+    assert!(emptied);
+    let lost = Drained::Lost(piece.name.clone());
+    assert_eq!(told, [stored(&whole.name), lost]);
+}
+
+/// The spool's copy may be the only good one: it is not to be thrown out for what another disk did.
+#[tokio::test]
+async fn damage_in_the_repository_is_not_taken_for_the_spools() {
+    let stage = Stage::new();
+    let repository = stage.repository().await;
+    let spool = stage.spool(&repository).await;
+    let wal = wal_of(&repository, (1, 2), (0, MIB), 0);
+    repository.put_wal(&wal).await.unwrap();
+    put(&spool, &wal).await;
+    let file = stage.stored_file(&wal.name);
+    let mut bytes = std::fs::read(&file).unwrap();
+    let end = bytes.len() - 6;
+    bytes[end] ^= 1;
+    std::fs::write(&file, &bytes).unwrap();
+
+    let error = drain(&spool, &repository).await.unwrap_err();
+    let at = stage.at("repository").display().to_string();
+    assert!(
+        error.is_damage() && error.to_string().contains(&at),
+        "{error}"
+    );
+    assert!(stage.spooled_file(&wal.name).exists());
+}
+
 /// The bucket's owner took care that nobody else reads it; the archiver's disk is somebody's too.
 #[tokio::test]
 async fn is_sealed_where_the_repository_is_and_leaves_without_an_identity() {
@@ -508,4 +611,27 @@ async fn tells_what_it_holds_without_a_key_while_another_process_has_it() {
         end: Some(Lsn::new(4 * MIB + 100)),
     };
     assert_eq!(read().await, Some(expected));
+}
+
+/// `status` would say that everything is in the bucket while WAL lies on this disk alone.
+#[tokio::test]
+async fn a_spool_that_cannot_be_looked_into_is_not_taken_for_an_empty_one() {
+    let stage = Stage::new();
+    let cluster = "main".parse().unwrap();
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let absent = stage.at("absent");
+    let read = SpoolContents::read(&absent, &cluster, SYSTEM, Arc::clone(&clock));
+    assert_eq!(read.await.unwrap(), None);
+    let read = SpoolContents::read_every_system(&absent, &cluster, &clock);
+    assert_eq!(read.await.unwrap(), []);
+
+    // every way in ends at a file, for root too
+    let spool = stage.at("spool");
+    std::fs::write(&spool, "").unwrap();
+    let one = SpoolContents::read(&spool, &cluster, SYSTEM, Arc::clone(&clock)).await;
+    let every = SpoolContents::read_every_system(&spool, &cluster, &clock).await;
+    for error in [one.unwrap_err(), every.unwrap_err()] {
+        let is_said = matches!(error, RepositoryError::SpoolFolder { .. });
+        assert!(is_said, "{error}");
+    }
 }
