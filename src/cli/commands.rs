@@ -13,7 +13,7 @@ use super::args::{
     ActionArg, ArchiveModeArg, BackupArgs, CheckpointArg, Cli, Command, DemoArgs, Global,
     RestoreArgs, SlotArgs, SlotCommand, StatusArgs, StreamArgs, TargetArgs, WalFetchArgs,
 };
-use super::destination::{destination, impatient_destination, spool};
+use super::destination::{destination, impatient_destination, spool, spool_dir};
 use super::output;
 use super::progress::Progress;
 use crate::backup::{BackupOptions, BackupTaker};
@@ -388,8 +388,9 @@ fn shown(global: &Global) -> Result<Shown> {
 /// The folder where each cluster's WAL is spooled.
 fn spools(global: &Global, args: &StatusArgs) -> Result<BTreeMap<String, PathBuf>> {
     let settings = Settings::load(&global.given())?;
+    let given = args.spool_dir.as_deref().map(spool_dir).transpose()?;
     let spools = settings.clusters().filter_map(|cluster| {
-        let dir = args.spool_dir.clone().or_else(|| cluster.spool_dir.clone());
+        let dir = given.clone().or_else(|| cluster.spool_dir.clone());
         Some((cluster.name.clone(), dir?))
     });
     Ok(spools.collect())

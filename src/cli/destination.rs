@@ -1,6 +1,6 @@
 //! Settings handed on: where a cluster's objects go.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config::{AcknowledgedBy, ClusterSettings, RepositorySettings};
@@ -54,10 +54,19 @@ pub(super) fn spool(
         );
     };
     Ok(Some(SpoolSettings {
-        dir: std::path::absolute(dir).map_err(|error| io("find", dir, &error))?,
+        dir: spool_dir(dir)?,
         bytes_max: bytes_max.unwrap_or(SPOOL_BYTES_MAX),
         acknowledges,
     }))
+}
+
+/// The folder that a flag names, from wherever the command is called: taken as it is, it would be an
+/// address, which a relative path is not.
+pub(super) fn spool_dir(dir: &Path) -> Result<PathBuf> {
+    std::path::absolute(dir).map_err(|error| {
+        let failure = Error::usage(io("find", dir, &error).message());
+        failure.hint("give the spool's folder as --spool-dir DIR")
+    })
 }
 
 /// One repository.
