@@ -141,6 +141,12 @@ fn local(path: &str, url: &str) -> Result<Address, StoreError> {
         check_segment(part, url)?;
         folder.push(part);
     }
+    if folder.parent().is_none() {
+        return Err(StoreError::url(format!(
+            "the root of the file system is no place for a repository: found {path:?}"
+        ))
+        .hint("give it a folder of its own, such as /srv/anywhen"));
+    }
     Ok(Address::Local(folder))
 }
 
@@ -262,6 +268,11 @@ mod tests {
         for (url, word) in [
             ("", "absolute"),
             ("relative/path", "absolute"),
+            // all of the machine's files would be taken for objects
+            ("/", "root"),
+            ("///", "root"),
+            ("file:///", "root"),
+            ("file://localhost/", "root"),
             ("http://x/", "scheme"),
             ("S3://x/", "scheme"),
             ("s3a://x/", "scheme"),
