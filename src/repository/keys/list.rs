@@ -86,18 +86,14 @@ impl fmt::Display for KeyList {
         let wrapped = wraps.filter_map(|wrap| wrap.recipient.as_deref());
         let missing = self.keys.iter().flat_map(|key| &key.missing);
         let people: BTreeSet<&str> = wrapped.chain(missing.map(String::as_str)).collect();
-        // a recipient has 62 letters: it is named once, and then by its number
-        let number = |wanted: &str| people.iter().position(|one| *one == wanted);
-        let numbered = |wanted: &str| match number(wanted) {
-            Some(at) => at.saturating_add(1).to_string(),
-            None => wanted.to_owned(),
-        };
+        // a recipient has 62 letters: it is named once, and then by the id of its wraps, which stays
+        // the same when others come and go, and is what `keys rotate` names
         for one in &people {
-            write!(f, "\n  {} = {one}", numbered(one))?;
+            write!(f, "\n  {} = {one}", WrapId::of(one))?;
         }
         for key in &self.keys {
             let whose = |wrap: &WrapRow| match &wrap.recipient {
-                Some(recipient) => numbered(recipient),
+                Some(_) => wrap.id.to_string(),
                 None => format!("{} (nobody configured here)", wrap.id),
             };
             let whose: Vec<String> = key.wraps.iter().map(whose).collect();
@@ -109,7 +105,7 @@ impl fmt::Display for KeyList {
                 whose.join(", ")
             )?;
             if !key.missing.is_empty() {
-                let missing = key.missing.iter().map(|one| numbered(one));
+                let missing = key.missing.iter().map(|one| WrapId::of(one).to_string());
                 write!(f, ", not for {}", missing.collect::<Vec<_>>().join(", "))?;
             }
             if key.in_use {

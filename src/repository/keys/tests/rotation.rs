@@ -369,3 +369,24 @@ async fn the_list_names_whom_each_key_is_for() {
     assert_eq!(json["keys"][0]["made_on"], "2026-11-20");
     assert_eq!(json["keys"][0]["id"], id.to_string());
 }
+
+/// Whoever noted that "2" is to be retired would retire another one after the next rotation.
+#[tokio::test]
+async fn a_list_calls_a_recipient_the_same_whoever_else_there_is() {
+    let stage = Stage::new();
+    let (_, first) = identity();
+    let named = async |recipients: &[&Recipient]| {
+        let process = stage.process(Told::archiver(recipients));
+        stage.store_object(&process, 2).await;
+        let listed = process.list().await.unwrap().to_string();
+        let line = listed.lines().find(|line| line.ends_with(first.as_str()));
+        line.unwrap().trim().to_owned()
+    };
+    let alone = named(&[&first]).await;
+    assert_eq!(alone, format!("{} = {}", first.wrap_id(), first.as_str()));
+    // among some that sort before it, and some that sort behind
+    for _ in 0..8 {
+        let ((_, one), (_, two)) = (identity(), identity());
+        assert_eq!(named(&[&one, &first, &two]).await, alone);
+    }
+}
