@@ -58,6 +58,11 @@ impl Destination {
     ///
     /// One place that cannot be reached is an error where it is the only one.
     pub fn open(&self, create: bool, clock: &Arc<dyn Clock>) -> Result<OpenDestination> {
+        let cluster = self.cluster.parse()?;
+        // what is wrong with settings leaves no folder behind
+        for place in &self.places {
+            place.encryption.check().map_err(RepositoryError::from)?;
+        }
         let places: Vec<Arc<Place>> = self
             .places
             .iter()
@@ -85,7 +90,7 @@ impl Destination {
         match outage {
             Some(error) if opened == 0 => Err(error.into()),
             _ => Ok(OpenDestination {
-                cluster: self.cluster.parse()?,
+                cluster,
                 places,
                 acknowledge: self.acknowledge,
             }),

@@ -58,6 +58,24 @@ pub struct EncryptionSettings {
     pub scope: String,
 }
 
+impl EncryptionSettings {
+    /// Whether recipients and identities can be read; asks no repository.
+    pub fn check(&self) -> Result<(), KeyError> {
+        self.people().map(drop)
+    }
+
+    fn people(&self) -> Result<(Vec<Recipient>, Identities), KeyError> {
+        let identities = match &self.identity_file {
+            Some(path) => {
+                let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+                Identities::read(&people::find(path, credentials.as_deref()))?
+            }
+            None => Identities::default(),
+        };
+        Ok((Recipient::parse_all(&self.recipients)?, identities))
+    }
+}
+
 /// Encrypts what goes to one repository, and finds the keys of what comes from it. Clones share
 /// their keys.
 #[derive(Clone)]
@@ -128,14 +146,7 @@ impl Encryption {
         root: &Store,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, KeyError> {
-        let identities = match &settings.identity_file {
-            Some(path) => {
-                let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-                Identities::read(&people::find(path, credentials.as_deref()))?
-            }
-            None => Identities::default(),
-        };
-        let recipients = Recipient::parse_all(&settings.recipients)?;
+        let (recipients, identities) = settings.people()?;
         Ok(Self::of(settings, recipients, identities, root, clock))
     }
 
