@@ -179,8 +179,7 @@ impl Settings {
             None => default_files().into_iter().find(|path| path.exists()),
         };
         let text = match &file {
-            Some(path) => std::fs::read_to_string(path)
-                .map_err(|error| Error::usage(io("read", path, &error).message()))?,
+            Some(path) => std::fs::read_to_string(path).map_err(|error| unread(path, &error))?,
             None => String::new(),
         };
         let shown = file.as_deref().unwrap_or_else(|| Path::new("(no file)"));
@@ -244,6 +243,9 @@ impl Settings {
                 "no cluster {name} in {}: configured={}",
                 shown.display(),
                 known.join(", ")
+            ))
+            .hint(format!(
+                "name one of these with --cluster, or add [cluster.{name}] to the file"
             )));
         }
         if state_dir.is_some_and(|path| !path.is_absolute()) {
@@ -310,6 +312,20 @@ fn default_files() -> Vec<PathBuf> {
         .collect()
 }
 
+fn unread(path: &Path, error: &std::io::Error) -> Error {
+    let hint = match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            "give --config (or ANYWHEN_CONFIG) a file that is there; left out, \
+             ~/.config/anywhen/anywhen.toml is read, or /etc/anywhen/anywhen.toml"
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            "run as a user that may read it, or give another with --config"
+        }
+        _ => "give --config (or ANYWHEN_CONFIG) a file that can be read",
+    };
+    Error::usage(io("read", path, error).message()).hint(hint)
+}
+
 fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|error| io("find", path, &error))
 }
@@ -317,7 +333,7 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 fn repository_at(name: &str, url: &str) -> RepositorySettings {
     RepositorySettings {
         name: name.to_owned(),
-        url: address::with_plain_scheme(url),
+        url: address::tidied(url),
         wal_level: 1,
         backup_level: 3,
         ..RepositorySettings::default()
@@ -424,7 +440,16 @@ fn named(
     wanted: &str,
 ) -> Result<RepositorySettings> {
     let known = repositories.get(wanted).cloned();
-    known.ok_or_else(|| Error::usage(format!("there is no repository of this name: {wanted}")))
+    known.ok_or_else(|| {
+        let names: Vec<&str> = repositories.keys().map(String::as_str).collect();
+        Error::usage(format!(
+            "there is no repository of this name: found={wanted}, configured={}",
+            names.join(", ")
+        ))
+        .hint(format!(
+            "add [repository.{wanted}] with its url to the file"
+        ))
+    })
 }
 
 /// Two names for one place would look like two copies.
@@ -464,7 +489,8 @@ fn check_cluster(
             return Err(Error::usage(format!(
                 "the cluster has no repository of this name: found={wanted}, configured={}",
                 known.join(", ")
-            )));
+            ))
+            .hint("name one of these with --repository, or leave it out for all of them"));
         }
     }
     if !given.repositories.is_empty() {
@@ -528,9 +554,9 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
 
 /// A length of time as people write it: `1s`, `250ms`, `2 minutes`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let span: jiff::SignedDuration = text
-        .parse()
-        .map_err(|error| format!("not a length of time, such as 1s or 250ms: {text:?}: {error}"))?;
+    let span: jiff::SignedDuration = text.parse().map_err(|_how_it_is_parsed: jiff::Error| {
+        format!("expected a length of time such as 1s, 500ms or 5min: found {text:?}")
+    })?;
     Duration::try_from(span).map_err(|_negative| format!("a length of time below zero: {text:?}"))
 }
 
@@ -695,6 +721,55 @@ mod tests {
         let twice = text.replace("file:///y", "file:///x/");
         let error = settings(&twice, &given(None, None)).unwrap_err();
         assert!(error.message().contains("are one place"), "{error}");
+    }
+
+    /// A name that is mistyped is seen at once beside those that there are.
+    #[test]
+    fn an_unknown_name_is_answered_with_the_known_ones_and_what_to_do() {
+        let refused = |given: &GivenSettings| {
+            let error = settings(FILE, given).unwrap_err();
+            (
+                error.message().to_owned(),
+                error.hint_text().map(str::to_owned),
+            )
+        };
+        let mut cluster = given(None, None);
+        cluster.cluster = Some("mian".to_owned());
+        let mut repository = given(None, None);
+        repository.repositories = vec!["nera".to_owned()];
+        for (given, known, flag) in [
+            (cluster, "configured=main, second", "--cluster"),
+            (repository, "configured=near", "--repository"),
+        ] {
+            let (message, hint) = refused(&given);
+            assert!(message.contains(known), "{message}");
+            assert!(hint.is_some_and(|hint| hint.contains(flag)), "{message}");
+        }
+        let text = FILE.replace("[\"near\"]", "[\"far\"]");
+        let error = settings(&text, &given(None, None)).unwrap_err();
+        assert!(error.message().contains("configured=near"), "{error}");
+        assert!(error.hint_text().unwrap().contains("[repository.far]"));
+    }
+
+    #[test]
+    fn an_address_is_shown_without_slashes_that_mean_nothing() {
+        let text = "[repository.a]\nurl = \"file:///x//y/\"\n[cluster.main]";
+        let url = |settings: Settings| settings.cluster().unwrap().repositories[0].url.clone();
+        assert_eq!(
+            url(settings(text, &given(None, None)).unwrap()),
+            "file:///x/y"
+        );
+        assert_eq!(url(settings("", &given(None, Some("/x/"))).unwrap()), "/x");
+    }
+
+    #[test]
+    fn a_length_of_time_that_is_none_is_answered_with_what_one_looks_like() {
+        assert_eq!(parse_duration("5min"), Ok(Duration::from_mins(5)));
+        for text in ["never", "", "10", "1 fortnight"] {
+            let said = parse_duration(text).unwrap_err();
+            let expected = "expected a length of time such as 1s, 500ms or 5min: found";
+            assert_eq!(said, format!("{expected} {text:?}"));
+        }
     }
 
     #[test]

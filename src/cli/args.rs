@@ -55,7 +55,7 @@ pub(super) struct Global {
     #[arg(long, global = true, env = "ANYWHEN_CLUSTER", value_name = "NAME")]
     pub(super) cluster: Option<String>,
     /// Which system, where several have lived under the cluster's name
-    #[arg(long, global = true, env = "ANYWHEN_SYSTEM_ID", value_name = "ID")]
+    #[arg(long, global = true, env = "ANYWHEN_SYSTEM_ID", value_parser = parse_system_id, value_name = "ID")]
     pub(super) system_id: Option<u64>,
     /// Which of the configured repositories [default: all of the cluster's]
     #[arg(
@@ -322,10 +322,10 @@ pub(super) struct TargetArgs {
     )]
     pub(super) to: Option<String>,
     /// An LSN
-    #[arg(long, env = "ANYWHEN_TO_LSN", value_name = "LSN")]
+    #[arg(long, env = "ANYWHEN_TO_LSN", value_parser = parse_lsn, value_name = "LSN")]
     pub(super) to_lsn: Option<wal::Lsn>,
     /// A transaction
-    #[arg(long, env = "ANYWHEN_TO_XID", value_name = "XID")]
+    #[arg(long, env = "ANYWHEN_TO_XID", value_parser = parse_xid, value_name = "XID")]
     pub(super) to_xid: Option<u64>,
     /// A restore point
     #[arg(long, env = "ANYWHEN_TO_NAME", value_name = "NAME")]
@@ -466,6 +466,26 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn parse_lsn(text: &str) -> Result<wal::Lsn, String> {
+    text.parse().map_err(|_not_an_lsn| {
+        format!("expected a position such as 16/B374D848, as pg_current_wal_lsn() prints it: found {text:?}")
+    })
+}
+
+fn parse_xid(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_not_a_number| {
+        format!("expected a transaction's number such as 4711, as pg_current_xact_id() prints it: found {text:?}")
+    })
+}
+
+fn parse_system_id(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_not_a_number| {
+        format!(
+            "expected a system identifier, a number as `anywhen status` prints it: found {text:?}"
+        )
+    })
+}
+
 /// A rate in KiB a second, as `BASE_BACKUP` takes it (basebackup.h, `MAX_RATE_LOWER` and
 /// `MAX_RATE_UPPER`): 32 KiB to 1 GiB.
 fn parse_rate(text: &str) -> Result<u32, String> {
@@ -532,6 +552,21 @@ mod tests {
                 );
             }
             commands.extend(command.get_subcommands().cloned());
+        }
+    }
+
+    /// What a library says of its own parsing helps nobody at a command line.
+    #[test]
+    fn a_value_that_does_not_fit_is_answered_with_what_one_looks_like() {
+        for (flag, value, expected) in [
+            ("--to-lsn", "12345", "such as 16/B374D848"),
+            ("--to-xid", "abc", "such as 4711"),
+            ("--system-id", "x", "`anywhen status` prints it"),
+        ] {
+            let line = ["anywhen", "restore", "-D", "/x", flag, value];
+            let error = Cli::try_parse_from(line).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+            assert!(!error.contains("invalid digit"), "{error}");
         }
     }
 

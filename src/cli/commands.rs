@@ -160,6 +160,7 @@ fn restore_options(
         "latest" => None,
         text => Some(text.parse().map_err(|_not_a_number| {
             Error::usage(format!("a timeline is a number, or latest: found {text:?}"))
+                .hint("`anywhen status --timelines` shows those that are stored")
         })?),
     };
     let backup = args.backup.map(|id| id.parse()).transpose()?;

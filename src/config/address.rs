@@ -24,6 +24,26 @@ pub(super) fn with_plain_scheme(url: &str) -> String {
     }
 }
 
+/// The address as it is shown: its scheme in small letters, without slashes that are doubled or
+/// trail. It names the same place; what is no address stays what it was, to be refused as written.
+pub(super) fn tidied(url: &str) -> String {
+    let url = with_plain_scheme(url);
+    if url.contains(['?', '#']) {
+        return url;
+    }
+    let (scheme, rest) = match url.split_once("://") {
+        Some((scheme, rest)) => (format!("{scheme}://"), rest),
+        None => (String::new(), url.as_str()),
+    };
+    let Some((authority, path)) = rest.split_once('/') else {
+        return url;
+    };
+    match segments(path, "/") {
+        path if path == "/" && !authority.is_empty() => format!("{scheme}{authority}"),
+        path => format!("{scheme}{authority}{path}"),
+    }
+}
+
 /// Whether it is a folder of this machine.
 pub(super) fn is_folder(url: &str) -> bool {
     let scheme = url.split_once("://").map(|(scheme, _)| scheme);
@@ -66,6 +86,25 @@ mod tests {
             ("s3://b/a%2", "s3://b/a%2"),
         ] {
             assert_eq!(cleaned(url), expected, "{url}");
+        }
+        for (url, expected) in [
+            ("/a//b/", "/a/b"),
+            ("//a", "/a"),
+            ("/", "/"),
+            ("FILE:///a/b//", "file:///a/b"),
+            ("file://", "file://"),
+            ("file:///", "file:///"),
+            ("file:///a%20b/", "file:///a%20b"),
+            ("file://host//a/", "file://host/a"),
+            ("s3://b", "s3://b"),
+            ("s3://b/", "s3://b"),
+            ("s3://b//p///q/", "s3://b/p/q"),
+            ("s3:///p/", "s3:///p"),
+            ("s3://b/?x=a//b/", "s3://b/?x=a//b/"),
+            ("a/b", "a/b"),
+        ] {
+            assert_eq!(tidied(url), expected, "{url}");
+            assert_eq!(cleaned(url), cleaned(expected), "{url}");
         }
         assert!(is_folder("/a") && is_folder("file:///a") && !is_folder("az://a"));
     }

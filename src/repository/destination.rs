@@ -133,17 +133,15 @@ impl OpenDestination {
     /// What is stored under the cluster's name, for reading; `system_id` chooses among several.
     pub async fn stored(&self, system_id: Option<u64>) -> Result<Repository, RepositoryError> {
         let (stored, unheard) = self.systems().await?;
-        let no_cluster = |name: String| match unheard {
-            Some(error) => error,
-            None => RepositoryError::NoCluster {
-                cluster: name,
-                url: self.urls(),
-            },
-        };
         let chosen = match (system_id, stored.as_slice()) {
             (Some(id), ids) if ids.contains(&id) => id,
-            (Some(id), _) => return Err(no_cluster(format!("{} of system {id}", self.cluster))),
-            (None, []) => return Err(no_cluster(self.cluster.to_string())),
+            (Some(_), _) | (None, []) => {
+                // a place that could not be asked may hold it
+                return Err(match unheard {
+                    Some(error) => error,
+                    None => self.not_stored(system_id, &stored).await,
+                });
+            }
             (None, [only]) => *only,
             (None, several) => {
                 return Err(RepositoryError::SeveralSystems {
@@ -156,6 +154,27 @@ impl OpenDestination {
         let repository = self.of_system(chosen);
         repository.check_format().await?;
         Ok(repository)
+    }
+
+    /// That nothing is stored of what was asked for, and what there is instead.
+    async fn not_stored(&self, system_id: Option<u64>, systems: &[u64]) -> RepositoryError {
+        let (cluster, url) = (self.cluster.clone(), self.urls());
+        if let (Some(system_id), [_, ..]) = (system_id, systems) {
+            return RepositoryError::NoSystem {
+                system_id,
+                cluster,
+                url,
+                known: systems.iter().map(ToString::to_string).collect(),
+            };
+        }
+        // it only helps: where it cannot be had, the answer is the same
+        let clusters = self.every_cluster().await.unwrap_or_default();
+        let known = clusters.into_iter().map(|one| one.cluster.to_string());
+        RepositoryError::NoCluster {
+            cluster,
+            url,
+            known: known.collect(),
+        }
     }
 
     /// Every system that is stored under the cluster's name.
@@ -234,5 +253,32 @@ impl OpenDestination {
     fn urls(&self) -> String {
         let urls: Vec<&str> = self.places.iter().map(|place| place.url()).collect();
         urls.join(" and ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+
+    /// Whoever restores must not have to guess under which name it was stored.
+    #[tokio::test]
+    async fn what_is_not_stored_is_answered_with_what_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let open = |cluster| Destination::local(folder.path(), cluster).open(true, &clock);
+        let absent = open("mian").unwrap().stored(None).await.unwrap_err();
+        assert!(!absent.to_string().contains("stored="), "{absent}");
+        let identity = ServerIdentity {
+            system_id: 7,
+            major: 18,
+            block_bytes: 8192,
+        };
+        let written = open("main").unwrap().repository(identity, false).await;
+        written.unwrap();
+        let absent = open("mian").unwrap().stored(None).await.unwrap_err();
+        assert!(absent.to_string().ends_with("stored=main"), "{absent}");
+        let absent = open("main").unwrap().stored(Some(8)).await.unwrap_err();
+        assert!(absent.to_string().ends_with("stored=7"), "{absent}");
     }
 }

@@ -60,12 +60,29 @@ pub enum RepositoryError {
         found: u64,
     },
     /// Nothing is stored for the cluster.
-    #[error("no cluster {cluster} in {url}")]
+    #[error("no cluster {cluster} in {url}{}", what_is(known))]
     NoCluster {
         /// The cluster's name.
-        cluster: String,
+        cluster: ClusterName,
         /// The repository.
         url: String,
+        /// The clusters that are there, as far as that is known.
+        known: Vec<String>,
+    },
+    /// The cluster is stored, and the system that was asked for is not.
+    #[error(
+        "no system {system_id} of cluster {cluster} in {url}{}",
+        what_is(known)
+    )]
+    NoSystem {
+        /// The system identifier.
+        system_id: u64,
+        /// The cluster's name.
+        cluster: ClusterName,
+        /// The repository.
+        url: String,
+        /// The systems that are there.
+        known: Vec<String>,
     },
     /// What was stored a while ago is not there.
     #[error("what was stored in {url} is not there any more")]
@@ -209,6 +226,14 @@ impl RepositoryError {
     }
 }
 
+/// What there is instead, where there is anything.
+fn what_is(known: &[String]) -> String {
+    match known {
+        [] => String::new(),
+        known => format!(": stored={}", known.join(", ")),
+    }
+}
+
 impl From<layout::InvalidClusterName> for Error {
     fn from(error: layout::InvalidClusterName) -> Self {
         Self::usage(error.to_string())
@@ -253,8 +278,16 @@ impl From<RepositoryError> for Error {
             RepositoryError::OtherSystem { .. } => Self::usage(message).hint(
                 "use another --cluster name, or --new-system if this server replaces the old one",
             ),
-            RepositoryError::NoCluster { .. } => Self::not_found(message)
-                .hint("check --repo and --cluster; `anywhen list` shows what is stored"),
+            RepositoryError::NoCluster { known, .. } if known.is_empty() => {
+                Self::not_found(message)
+                    .hint("check --repo and --cluster; `anywhen list` shows what is stored")
+            }
+            RepositoryError::NoCluster { .. } => {
+                Self::not_found(message).hint("name one that is stored with --cluster")
+            }
+            RepositoryError::NoSystem { .. } => {
+                Self::not_found(message).hint("name one that is stored with --system-id")
+            }
             RepositoryError::Gone { .. } => Self::new(Kind::Unreachable, message)
                 .hint("is the disk mounted? nothing is acknowledged until it is back"),
             RepositoryError::NoPlace | RepositoryError::Silent { .. } => {

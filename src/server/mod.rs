@@ -22,7 +22,12 @@ const LONG_PAGE_HEADER_BYTES: u64 = 40;
 /// Reads a conninfo as libpq does, with the environment of this process.
 pub fn resolve(conninfo: Option<&str>) -> Result<ConnectionSettings> {
     let settings = ConnectionSettings::resolve(conninfo.unwrap_or(""), &Environment::of_process())
-        .map_err(|error| Error::usage(chain(&error)))?;
+        .map_err(|error| {
+            Error::usage(chain(&error)).hint(
+                "a connection string is libpq's, such as 'host=db1 user=anywhen sslmode=require' \
+                 or postgres://anywhen@db1/?sslmode=require",
+            )
+        })?;
     Ok(settings.with_default_application_name("anywhen"))
 }
 

@@ -58,6 +58,9 @@ pub fn generate(
             path.display()
         ))
         .hint("name another file: what was encrypted to the old identity needs it")),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Err(io("write", path, &error).hint("make its folder first, for its owner alone"))
+        }
         Err(error) => Err(io("write", path, &error)),
     }
 }
