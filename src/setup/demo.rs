@@ -15,6 +15,8 @@ use crate::server;
 
 /// Where distributions put the servers' programs.
 const BIN_PARENTS: &[&str] = &["/usr/lib/postgresql", "/usr/local/pgsql", "/usr/pgsql"];
+/// What the story runs.
+const PROGRAMS: &[&str] = &["initdb", "pg_ctl", "postgres"];
 /// How long anything in the story may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -61,9 +63,10 @@ pub async fn run(options: DemoOptions, print: Print, bold: bool, mut stop: Stop)
             .hint("run the demo as another user, such as: sudo -u postgres anywhen demo"));
     }
     let bin = match &options.pg_bin {
-        Some(bin) => bin.clone(),
+        Some(bin) => std::path::absolute(bin).map_err(|error| io("find", bin, &error))?,
         None => find_bin()?,
     };
+    check_programs(&bin)?;
     let folder = folder();
     std::fs::create_dir(&folder).map_err(|error| io("create", &folder, &error))?;
     let mut story = Story {
@@ -123,6 +126,19 @@ fn find_bin() -> Result<PathBuf> {
             "install one (Debian: apt install postgresql), or name its programs: --pg-bin DIR",
         )
     })
+}
+
+fn check_programs(bin: &Path) -> Result<()> {
+    let missing = PROGRAMS.iter().find(|name| !bin.join(name).is_file());
+    let Some(name) = missing else { return Ok(()) };
+    let failure = Error::usage(format!(
+        "the server's programs are not there: {name} is missing in {}",
+        bin.display()
+    ));
+    Err(failure.hint(format!(
+        "--pg-bin names the folder of {}, such as /usr/lib/postgresql/18/bin",
+        PROGRAMS.join(", ")
+    )))
 }
 
 /// Whether anything of the demo is in its repositories.
@@ -312,6 +328,8 @@ impl Story {
             .args(arguments)
             .env("ANYWHEN_CONNECTION", self.conninfo())
             .env("ANYWHEN_CONFIG", config)
+            // what `restore` says of starting the server can be run as it is printed
+            .env("ANYWHEN_PG_BIN", &self.bin)
             .kill_on_drop(true);
         command
     }
