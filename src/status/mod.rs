@@ -370,8 +370,9 @@ impl Shown {
 pub async fn status(shown: &Shown, now: Timestamp) -> Result<Status> {
     let mut clusters = Vec::new();
     let repositories = match shown.repositories().await {
-        // a spool is filled while the repository is away: that much can be said
-        Err(error) if error.kind() == Kind::Unreachable => {
+        // a spool is filled while the repository is away, and is what is left of one that is gone:
+        // that much can be said
+        Err(error) if matches!(error.kind(), Kind::Unreachable | Kind::NotFound) => {
             shown.say_what_is_spooled().await;
             return Err(error);
         }

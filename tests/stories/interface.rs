@@ -35,6 +35,113 @@ fn wrong_usage_is_2() {
     assert!(!ground.path("target").exists());
 }
 
+/// Somebody who restores at night reads this one message, and nothing else.
+#[test]
+fn what_is_mistyped_is_answered_with_what_to_write_instead() {
+    let ground = Ground::on_disk();
+    let anywhen = Anywhen::new(&ground);
+    let file = format!(
+        "[repository.here]\nurl = \"{}/\"\n[cluster.main]\nrepositories = [\"here\"]\n",
+        anywhen.url()
+    );
+    let file = ground.write("anywhen.toml", &file, 0o600);
+    let config = ["--config", file.to_str().unwrap()];
+    let repo = ["--repo", anywhen.url()];
+    let restore = ["restore", "-D", "/nowhere"];
+    for (command, place, flags, words) in [
+        (
+            &["status"][..],
+            ["--config", "/nowhere/a.toml"],
+            &[][..],
+            &["/nowhere/a.toml", "hint", "ANYWHEN_CONFIG"][..],
+        ),
+        (
+            &["status"],
+            config,
+            &["--repository", "there"],
+            &["=here", "hint"],
+        ),
+        (
+            &["status"],
+            config,
+            &["--cluster", "mian"],
+            &["=main", "hint"],
+        ),
+        (
+            &["status"],
+            ["--repo", "/"],
+            &[],
+            &["root", "hint", "/srv/anywhen"],
+        ),
+        (&["list"], ["--repo", "file:///"], &[], &["root", "hint"]),
+        (
+            &restore,
+            repo,
+            &["--timeline", "x"],
+            &["hint", "status --timelines"],
+        ),
+        (&restore, repo, &["--to-lsn", "12345"], &["16/B374D848"]),
+        (&restore, repo, &["--to-xid", "abc"], &["such as 4711"]),
+        (
+            &["stream"],
+            repo,
+            &["--flush-interval", "never"],
+            &["1s, 500ms or 5min"],
+        ),
+        (
+            &["stream"],
+            repo,
+            &["-d", "host=h sslmode=x"],
+            &["verify-full", "hint"],
+        ),
+    ] {
+        let mut called = anywhen.bare();
+        called.args(command).args(place).args(flags);
+        let ended = anywhen.run_command(called);
+        ended.failed_with(2);
+        ended.says(words);
+        for leaked in ["invalid digit", "friendly"] {
+            assert!(!ended.stderr.contains(leaked), "{ended}");
+        }
+    }
+}
+
+/// An empty folder looks like a repository in which nothing is stored.
+#[test]
+fn wrong_settings_leave_no_folder_behind() {
+    let ground = Ground::on_disk();
+    let anywhen = Anywhen::new(&ground);
+    let folder = ground.path("new");
+    for flags in [
+        ["--recipient", "age1nobody"],
+        ["--identity-file", "/nowhere"],
+        ["--cluster", "Not/A Name"],
+    ] {
+        for command in ["stream", "backup"] {
+            let mut called = anywhen.bare();
+            called.args([command, "-d", "host=/nowhere", "--repo"]);
+            called.arg(&folder).args(flags);
+            anywhen.run_command(called).failed_with(2);
+            assert!(!folder.exists(), "{command} {flags:?}");
+        }
+    }
+}
+
+/// Called beside the folder, as `stream` may be, `status` must look into the same one.
+#[test]
+fn a_relative_spool_is_found_from_where_status_is_called() {
+    let ground = Ground::on_disk();
+    let anywhen = Anywhen::new(&ground);
+    // where nothing is stored, only the spool is told of; a file in its place is an error
+    ground.write("spool", "", 0o600);
+    let mut called = anywhen.command(&["status", "--spool-dir", "spool"]);
+    called.current_dir(ground.path(""));
+    let ended = anywhen.run_command(called);
+    ended.failed_with(3);
+    ended.says(&[&format!("{}/main", ground.path("spool").display())]);
+    assert!(!ended.stderr.contains("absolute path"), "{ended}");
+}
+
 /// Announced in the documents and missing here, a command must not look misspelt.
 #[test]
 fn a_command_that_is_not_built_yet_says_so() {
