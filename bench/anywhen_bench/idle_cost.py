@@ -20,6 +20,12 @@ DOLLARS_PER_WRITE = 0.005 / 1000  # PUT, COPY, POST, LIST
 DOLLARS_PER_READ = 0.0004 / 1000  # GET, HEAD and all others
 DOLLARS_PER_GB_MONTH = 0.023
 
+# of PostgreSQL: what its own work costs belongs to an idle server (archive_timeout is 0, as always here)
+DEFAULTS = """
+checkpoint_timeout = 5min
+autovacuum = on
+"""
+
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "stories", "AWS_SECRET_ACCESS_KEY": "stories-secret", "AWS_REGION": "us-east-1"}
 
 CONFIG = """
@@ -45,7 +51,7 @@ def run(options, programs, folder):
         sys.exit(f"bench: no program at {endpoint}\n  hint: cargo build --release --example s3_endpoint")
     runs = []
     for name, commits_per_second in [("idle", 0), ("1 commit/s", 1)]:
-        with Server(programs, folder / f"idle-{commits_per_second}") as server, \
+        with Server(programs, folder / f"idle-{commits_per_second}", settings=DEFAULTS) as server, \
                 Endpoint(endpoint, folder / f"store-{commits_per_second}") as store:
             runs.append({"server": name, **watch(options, programs, folder, server, store, commits_per_second)})
     report(runs)
