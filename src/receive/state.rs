@@ -11,6 +11,7 @@ use wal::{Lsn, TimelineId};
 /// with the process.
 ///
 /// `received >= stored >= reported` while connected; each is as far as this connection has come.
+/// Where the spool acknowledges, `reported` may be ahead of `stored`: what lies between is there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StreamState {
     /// Whether there is a server to receive from.
@@ -54,7 +55,8 @@ pub struct StreamState {
     pub merges: u64,
     /// Pieces removed because another object covers them.
     pub pieces_removed: u64,
-    /// Holes that this process found.
+    /// Holes that this process noted: removed before they were received, unverifiable, or written
+    /// with wal_level=minimal.
     pub holes: u64,
     /// How often the stream began again after it had been lost.
     pub reconnects: u64,

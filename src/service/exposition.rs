@@ -119,7 +119,8 @@ impl Page<'_, '_> {
             ),
             (
                 "anywhen_reported_lsn_bytes",
-                "The flush position that the server was last told, as a byte position.",
+                "The flush position that the server was last told, as a byte position; ahead of \
+                 what is stored where the spool acknowledges.",
                 state.reported,
             ),
         ] {
@@ -214,7 +215,8 @@ impl Page<'_, '_> {
             ),
             (
                 "anywhen_holes_total",
-                "Holes that this process found: stretches that no server could give.",
+                "Holes that this process noted: WAL that was removed before it was received, that \
+                 cannot be verified, or that was written with wal_level=minimal.",
                 state.holes,
             ),
         ] {
