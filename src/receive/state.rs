@@ -56,7 +56,7 @@ pub struct StreamState {
     /// Pieces removed because another object covers them.
     pub pieces_removed: u64,
     /// Holes that this process noted: removed before they were received, unverifiable, or written
-    /// with wal_level=minimal.
+    /// with `wal_level=minimal`.
     pub holes: u64,
     /// How often the stream began again after it had been lost.
     pub reconnects: u64,

@@ -119,8 +119,8 @@ impl Page<'_, '_> {
             ),
             (
                 "anywhen_reported_lsn_bytes",
-                "The flush position that the server was last told, as a byte position; ahead of \
-                 what is stored where the spool acknowledges.",
+                "The flush position that the server was last told, as a byte position; where \
+                 the spool acknowledges, it may be ahead of what is stored.",
                 state.reported,
             ),
         ] {
