@@ -5,6 +5,7 @@
 mod contact;
 mod conversation;
 mod ended;
+mod histories;
 mod intake;
 mod known;
 #[cfg(test)]

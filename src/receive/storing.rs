@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::{OnceCell, mpsc};
 use tokio::task::JoinHandle;
 use wal::{Checked, Lsn, SegmentName, SegmentSize, TimelineId, WalRange};
 
 use super::contact::Contact;
+use super::histories::Histories;
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result, chain};
 use crate::repository::layout::ObjectName;
@@ -28,43 +28,7 @@ pub(super) enum Kept {
     Spooled(WalRange),
 }
 
-/// The history files without which the WAL of a timeline has no place: stored before the first of it,
-/// and not before this server is known to be the one whose WAL is stored.
-struct Histories {
-    files: Vec<(TimelineId, Bytes)>,
-    stored: OnceCell<()>,
-}
-
-impl Histories {
-    /// Returns once they are stored.
-    async fn store(
-        &self,
-        repository: &Repository,
-        failed: impl Fn(&str),
-    ) -> Result<(), RepositoryError> {
-        let all = async || {
-            let mut backoff = new_backoff();
-            for (timeline, content) in &self.files {
-                let name = ObjectName::History(*timeline);
-                loop {
-                    match repository.store_file(&name, content.clone()).await {
-                        Ok(()) => break,
-                        Err(error) if error.is_unreachable() => {
-                            failed(&chain(&error));
-                            is_away_now(None, &error);
-                        }
-                        Err(error) => return Err(error),
-                    }
-                    backoff.wait().await;
-                }
-            }
-            Ok(())
-        };
-        self.stored.get_or_try_init(all).await.copied()
-    }
-}
-
-fn new_backoff() -> Backoff {
+pub(super) fn new_backoff() -> Backoff {
     Backoff::new(Duration::from_millis(200), Duration::from_secs(15))
 }
 
@@ -210,7 +174,7 @@ async fn stored_in(
     Ok(Kept::Stored(wal, stored))
 }
 
-fn is_away_now(spool: Option<&Spool>, error: &RepositoryError) {
+pub(super) fn is_away_now(spool: Option<&Spool>, error: &RepositoryError) {
     match spool {
         None => tracing::warn!("cannot store WAL, trying again: {}", chain(error)),
         Some(spool) => {
@@ -323,15 +287,8 @@ impl Spooling {
             let listener = &draining.listener;
             *listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
         }
-        // those of later timelines wait for their own WAL
-        let files = contact.histories.iter();
-        let files = files.filter(|(of, _)| *of <= timeline).cloned().collect();
-        let histories = Histories {
-            files,
-            stored: OnceCell::new(),
-        };
         let storing = Storing {
-            histories: Arc::new(histories),
+            histories: Arc::new(Histories::until(timeline, &contact.histories)),
             repository: repository.clone(),
             spool: draining.map(|draining| Arc::clone(&draining.spool)),
             timeline,

@@ -1,0 +1,56 @@
+//! When the history files of timelines are stored.
+
+use bytes::Bytes;
+use tokio::sync::OnceCell;
+use wal::TimelineId;
+
+use super::storing::{is_away_now, new_backoff};
+use crate::error::chain;
+use crate::repository::layout::ObjectName;
+use crate::repository::{Repository, RepositoryError};
+
+/// The history files without which the WAL of a timeline has no place: stored before the first of it,
+/// and not before this server is known to be the one whose WAL is stored.
+pub(super) struct Histories {
+    files: Vec<(TimelineId, Bytes)>,
+    stored: OnceCell<()>,
+}
+
+impl Histories {
+    /// Of what is not stored yet, that of `timeline` and of those before it: later ones wait for their
+    /// own WAL.
+    pub(super) fn until(timeline: TimelineId, missing: &[(TimelineId, Bytes)]) -> Self {
+        let files = missing.iter().filter(|(of, _)| *of <= timeline);
+        Self {
+            files: files.cloned().collect(),
+            stored: OnceCell::new(),
+        }
+    }
+
+    /// Returns once they are stored.
+    pub(super) async fn store(
+        &self,
+        repository: &Repository,
+        failed: impl Fn(&str),
+    ) -> Result<(), RepositoryError> {
+        let all = async || {
+            let mut backoff = new_backoff();
+            for (timeline, content) in &self.files {
+                let name = ObjectName::History(*timeline);
+                loop {
+                    match repository.store_file(&name, content.clone()).await {
+                        Ok(()) => break,
+                        Err(error) if error.is_unreachable() => {
+                            failed(&chain(&error));
+                            is_away_now(None, &error);
+                        }
+                        Err(error) => return Err(error),
+                    }
+                    backoff.wait().await;
+                }
+            }
+            Ok(())
+        };
+        self.stored.get_or_try_init(all).await.copied()
+    }
+}
