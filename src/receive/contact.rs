@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use replication::connection::Connection;
 use replication::conninfo::ConnectionSettings;
 use replication::slots::{SlotState, read_slot, reserve_slot};
-use wal::{Lsn, SegmentName, TimelineHistory, TimelineId};
+use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
 
 use super::options::ReceiverOptions;
 use super::resume::{ResumeAt, floor, resume_at, skip_removed};
@@ -157,8 +157,17 @@ impl Contact {
             self.repository.record_hole(&hole).await?;
         }
         self.at = next;
+        self.pieces = pieces_at(&catalog, next, size);
         Ok(count)
     }
+}
+
+/// In how many pieces the segment is stored that begins where a stream goes on.
+fn pieces_at(catalog: &Catalog, at: ResumeAt, size: SegmentSize) -> usize {
+    let segment = SegmentName::of(at.timeline, at.start, size);
+    let stored = catalog.timelines.get(&at.timeline);
+    let pieces = stored.and_then(|stored| stored.pieces.get(&segment));
+    pieces.map_or(0, BTreeSet::len)
 }
 
 /// Where to go on, from what is stored, and in how many pieces the segment there is.
@@ -181,16 +190,11 @@ async fn resume(
         })
     };
     let mut at = from(&catalog)?;
-    let pieces = |at: &ResumeAt| {
-        let segment = SegmentName::of(at.timeline, at.start, facts.segment_size);
-        let stored = catalog.timelines.get(&at.timeline);
-        let pieces = stored.and_then(|stored| stored.pieces.get(&segment));
-        pieces.map_or(0, BTreeSet::len)
-    };
+    let pieces = |at: ResumeAt| pieces_at(&catalog, at, facts.segment_size);
     let waits_for_all =
         repository.has_several_places() && repository.acknowledge() == Acknowledge::All;
     let Some(kept) = kept.filter(|_| waits_for_all) else {
-        return Ok((at, pieces(&at)));
+        return Ok((at, pieces(at)));
     };
     // what one place lacks was not acknowledged, so the slot kept it: it is received again
     let kept = facts.segment_size.start_of(kept);
@@ -201,7 +205,7 @@ async fn resume(
             at = behind;
         }
     }
-    Ok((at, pieces(&at)))
+    Ok((at, pieces(at)))
 }
 
 /// The slot that is wanted.

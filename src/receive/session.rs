@@ -377,7 +377,7 @@ impl Session {
         } = self.before;
         let received = self.progress.received();
         let at_hand = received >= known && received < self.options.segment_size.end_of(start);
-        if pieces <= MERGED_TOGETHER || !at_hand {
+        if pieces <= MERGED_TOGETHER || known <= start || !at_hand {
             return None;
         }
         let range = WalRange { start, end: known };
@@ -493,6 +493,16 @@ mod tests {
             done(&mut session, later),
             (vec![piece(MIB, MIB + 100)], vec![])
         );
+    }
+
+    /// What was stored may not be readable, or lie in another segment than the one that is sent.
+    #[test]
+    fn nothing_known_is_not_merged() {
+        let now = Instant::now();
+        let mut session = session(MIB, MIB, now);
+        session.before.pieces = 40;
+        session.handle(wal(MIB + 100), now);
+        assert_eq!(done(&mut session, now).0, []);
     }
 
     /// A loop that is woken for what it cannot do yet would never sleep.
