@@ -6,17 +6,19 @@ use std::time::{Duration, Instant};
 use replication::connection::Connection;
 use replication::conninfo::ConnectionSettings;
 use replication::slots::{SlotState, read_slot, reserve_slot};
-use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
+use wal::{Lsn, Reach, SegmentName, SegmentSize, TimelineHistory, TimelineId};
 
 use super::options::ReceiverOptions;
-use super::resume::{ResumeAt, floor, resume_at, skip_removed};
+use super::resume::{
+    ResumeAt, floor, lacks_at, last_before, resume_at, skip_to_earliest, was_streamed,
+};
 use super::storing::Spooling;
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::repository::catalog::Catalog;
 use crate::repository::destination::OpenDestination;
 use crate::repository::layout::ObjectName;
-use crate::repository::records::Hole;
+use crate::repository::records::{BackupRecord, Hole};
 use crate::repository::{Acknowledge, Repository, ServerIdentity};
 use crate::retry::Backoff;
 use crate::server::{self, ServerFacts};
@@ -117,24 +119,31 @@ impl Contact {
     }
 
     /// Notes the holes that removed WAL leaves, and goes on behind them, or stops there where that is
-    /// asked for. Gives how many there are.
-    pub(super) async fn skip_removed(&mut self, strict: bool, clock: &dyn Clock) -> Result<usize> {
+    /// asked for. What begins at `refused` was asked for last. Gives how many holes there are.
+    pub(super) async fn skip_removed(
+        &mut self,
+        refused: Lsn,
+        strict: bool,
+        clock: &dyn Clock,
+    ) -> Result<usize> {
         let size = self.facts.segment_size;
-        let oldest = server::oldest_segment(&mut self.sql, self.facts.timeline).await;
-        let oldest = oldest.and_then(|segment| segment.start(size));
         let catalog = self.repository.wal_catalog().await?;
-        let places = [self.kept, oldest, Some(self.facts.flushed)];
-        let skipped = places
-            .into_iter()
-            .flatten()
-            .find_map(|place| skip_removed(self.at, &self.branch, &catalog, place, size));
+        let mut places = self.oldest_places().await;
+        places.extend(self.kept);
+        places.push(self.facts.flushed);
+        let (at, branch) = (self.at, &self.branch);
+        let skipped = skip_to_earliest(at, branch, &catalog, &places, refused, size);
         let Some((holes, next)) = skipped else {
             return Err(Error::failure(format!(
-                "the server no longer has WAL from {} on timeline {}",
-                self.at.start, self.at.timeline
+                "the server no longer has WAL from {refused} on timeline {}",
+                self.at.timeline
             ))
             .hint("take a backup: it begins a new window"));
         };
+        // WAL that backups alone have brought has gaps, and no stream lost what lies there
+        let streamed = was_streamed(&self.branch, &catalog)
+            || !self.is_of_backups(&catalog, next.start).await?;
+        let holes = if streamed { holes } else { Vec::new() };
         if strict && !holes.is_empty() {
             return Err(self.removed());
         }
@@ -156,9 +165,45 @@ impl Contact {
             };
             self.repository.record_hole(&hole).await?;
         }
+        if !streamed {
+            tracing::info!(
+                "the server no longer has what follows on the last backup: the stream begins at {}",
+                next.start
+            );
+        }
         self.at = next;
         self.pieces = pieces_at(&catalog, next, size);
         Ok(count)
+    }
+}
+
+impl Contact {
+    /// From where on the server may have WAL: what it has of each timeline of the branch. The first
+    /// segment of a timeline holds what its parent wrote before the fork too.
+    async fn oldest_places(&mut self) -> Vec<Lsn> {
+        let size = self.facts.segment_size;
+        let segments = server::oldest_segments(&mut self.sql).await;
+        let starts = segments.into_iter().filter_map(|segment| {
+            let start = segment.start(size)?;
+            let is_of_branch = self.branch.reach(segment.timeline) != Reach::NotAncestor;
+            (is_of_branch && self.branch.timeline_at(start) <= segment.timeline).then_some(start)
+        });
+        starts.collect()
+    }
+
+    /// Whether a backup brought what is stored last before `lsn`.
+    async fn is_of_backups(&self, catalog: &Catalog, lsn: Lsn) -> Result<bool> {
+        let size = self.facts.segment_size;
+        let Some(last) = last_before(&self.branch, catalog, lsn, size) else {
+            return Ok(false);
+        };
+        let backups = self.repository.backups().await?.readable;
+        let brought = |backup: &BackupRecord| {
+            backup.timeline == last.timeline
+                && backup.start_lsn < last.lsn
+                && last.lsn <= size.end_of(backup.stop_lsn)
+        };
+        Ok(backups.iter().any(brought))
     }
 }
 
@@ -180,26 +225,24 @@ async fn resume(
     // what is listed may be there only in memory, after a crash of this machine or of a writer
     repository.sync().await?;
     let catalog = repository.wal_catalog().await?;
-    let from = |catalog: &Catalog| {
-        let floor = floor(branch, catalog, kept).unwrap_or(facts.flushed);
-        resume_at(branch, catalog, floor, facts.segment_size).map_err(|error| {
-            Error::usage(error.to_string()).hint(
-                "connect to the current primary; if this server is meant to go its own way, give it \
-                 another --cluster name",
-            )
-        })
-    };
-    let mut at = from(&catalog)?;
-    let pieces = |at: ResumeAt| pieces_at(&catalog, at, facts.segment_size);
+    let size = facts.segment_size;
+    let floor = floor(branch, &catalog, kept, size).unwrap_or(facts.flushed);
+    let mut at = resume_at(branch, &catalog, floor, size).map_err(|error| {
+        Error::usage(error.to_string()).hint(
+            "connect to the current primary; if this server is meant to go its own way, give it \
+             another --cluster name",
+        )
+    })?;
+    let pieces = |at: ResumeAt| pieces_at(&catalog, at, size);
     let waits_for_all =
         repository.has_several_places() && repository.acknowledge() == Acknowledge::All;
     let Some(kept) = kept.filter(|_| waits_for_all) else {
         return Ok((at, pieces(at)));
     };
     // what one place lacks was not acknowledged, so the slot kept it: it is received again
-    let kept = facts.segment_size.start_of(kept);
+    let kept = size.start_of(kept);
     for catalog in repository.wal_catalogs().await? {
-        let behind = from(&catalog)?;
+        let behind = lacks_at(branch, &catalog, kept, size);
         let is_earlier = (behind.timeline, behind.start) < (at.timeline, at.start);
         if is_earlier && behind.known >= kept {
             at = behind;

@@ -7,6 +7,7 @@ use replication::conninfo::ConnectionSettings;
 use replication::stream::{Started, WalStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use wal::Lsn;
 
 use super::contact::Contact;
 use super::conversation::Conversation;
@@ -163,14 +164,20 @@ impl Receiver {
         .await?;
         meetings.met = true;
         let server = contact.replication.described().to_owned();
+        let resumed = contact.at;
         // another server may have it, and meanwhile it may have been stored
-        if meetings.refused == Some((server.clone(), contact.at)) {
+        let same = |refused: &&WalAsked| refused.server == server && refused.resumed == resumed;
+        if let Some(refused) = meetings.refused.as_ref().filter(same) {
             let strict = self.options.strict;
-            let holes = contact.skip_removed(strict, self.clock.as_ref()).await?;
-            let holes = u64::try_from(holes).unwrap_or(u64::MAX);
+            let skipping = contact.skip_removed(refused.start, strict, self.clock.as_ref());
+            let holes = u64::try_from(skipping.await?).unwrap_or(u64::MAX);
             self.gauges.update(|state| state.holes += holes);
         }
-        meetings.asked = Some((server.clone(), contact.at));
+        meetings.asked = Some(WalAsked {
+            server: server.clone(),
+            resumed,
+            start: contact.at.start,
+        });
         let clock = Arc::clone(&self.clock);
         let gauges = self.gauges.clone();
         let (timeline, size) = (contact.at.timeline, contact.facts.segment_size);
@@ -227,10 +234,20 @@ impl Receiver {
 struct Meetings {
     /// One has succeeded.
     met: bool,
-    /// Which server was asked last, and from where on.
-    asked: Option<(String, ResumeAt)>,
-    /// Which server no longer had the WAL that it was asked for, and from where on.
-    refused: Option<(String, ResumeAt)>,
+    /// What was asked for last.
+    asked: Option<WalAsked>,
+    /// The same, where the server no longer had it.
+    refused: Option<WalAsked>,
+}
+
+/// WAL that a server was asked for.
+#[derive(Debug)]
+struct WalAsked {
+    server: String,
+    /// Where the stream is to go on, by what is stored.
+    resumed: ResumeAt,
+    /// From here on: there, or behind what was refused before.
+    start: Lsn,
 }
 
 /// Everything that a conversation needs.

@@ -281,14 +281,24 @@ impl Repository {
     pub async fn wal_catalog(&self) -> Result<Catalog> {
         let mut catalog = Catalog::default();
         catalog.add_listing(&self.list("wal/").await?);
-        for object in self.list("tip/").await? {
-            if let Some(name @ ObjectName::Tip(timeline)) = ObjectName::parse(&object.path)
-                && let Ok(Some(tip)) = self.find::<Tip>(&name).await
-            {
-                catalog.tips.insert(timeline, tip);
-            }
+        catalog.add_listing(&self.list("tip/").await?);
+        for timeline in catalog.streamed.clone() {
+            let tip = self.tip(timeline).await?;
+            catalog.tips.extend(tip.map(|tip| (timeline, tip)));
         }
         Ok(catalog)
+    }
+
+    /// A timeline's tip. A hint: one that is damaged is as good as none, and one that cannot be asked
+    /// for is not taken for none.
+    async fn tip(&self, timeline: TimelineId) -> Result<Option<Tip>> {
+        match self.find(&ObjectName::Tip(timeline)).await {
+            Err(error @ RepositoryError::Damaged { .. }) => {
+                tracing::warn!("passed over, and written anew by the next stream: {error}");
+                Ok(None)
+            }
+            found => found,
+        }
     }
 
     /// Every backup that came to its end, oldest first.
@@ -406,11 +416,9 @@ impl Repository {
                     let history = history.map(|history| (timeline, history));
                     catalog.histories.extend(history);
                 }
-                Some(name @ ObjectName::Tip(timeline)) => {
-                    // a hint: one that cannot be read is as good as none
-                    if let Ok(Some(tip)) = self.find::<Tip>(&name).await {
-                        catalog.tips.insert(timeline, tip);
-                    }
+                Some(ObjectName::Tip(timeline)) => {
+                    let tip = self.tip(timeline).await?;
+                    catalog.tips.extend(tip.map(|tip| (timeline, tip)));
                 }
                 Some(name @ ObjectName::Hole { .. }) => {
                     catalog

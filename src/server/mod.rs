@@ -333,14 +333,14 @@ pub async fn read_standing(
     })
 }
 
-/// The oldest segment of a timeline that the server still has, where it lets us look
+/// The oldest segment of each timeline that the server still has, where it lets us look
 /// (`pg_monitor`).
-pub async fn oldest_segment(sql: &mut Connection, timeline: TimelineId) -> Option<SegmentName> {
-    let query = format!(
-        "SELECT min(name) FROM pg_ls_waldir() WHERE name ~ '^{}[0-9A-F]{{16}}$'",
-        timeline.hex8()
-    );
-    sql.query_value(&query).await.ok().flatten()?.parse().ok()
+pub async fn oldest_segments(sql: &mut Connection) -> Vec<SegmentName> {
+    let query = "SELECT min(name) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$' \
+                 GROUP BY left(name, 8)";
+    let rows = sql.query(query).await.map(|result| result.rows);
+    let names = rows.unwrap_or_default().into_iter().flatten().flatten();
+    names.filter_map(|name| name.parse().ok()).collect()
 }
 
 /// How much WAL the server keeps from `restart` on, in bytes.
