@@ -18,7 +18,7 @@ use super::resume::ResumeAt;
 use super::state::{Connection, StreamGauges};
 use super::storing::Spooling;
 use crate::clock::Clock;
-use crate::error::{Kind, Result};
+use crate::error::Result;
 use crate::repository::Repository;
 use crate::repository::destination::{Destination, OpenDestination};
 use crate::retry::Backoff;
@@ -100,7 +100,7 @@ impl Receiver {
                         backoff = new_backoff();
                     }
                 }
-                Err(error) if meetings.met && error.kind() == Kind::Unreachable => {
+                Err(error) if meetings.met && error.may_pass() => {
                     tracing::warn!("{}", error.message());
                     self.failed(error.message());
                 }
