@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use replication::connection::Connection;
 use replication::conninfo::ConnectionSettings;
-use replication::slots::{SlotState, read_slot, reserve_slot};
+use replication::slots::{SlotError, SlotState, read_slot, reserve_slot};
 use wal::{Lsn, Reach, SegmentName, SegmentSize, TimelineHistory, TimelineId};
 
 use super::options::ReceiverOptions;
 use super::resume::{
-    ResumeAt, floor, lacks_at, last_before, resume_at, skip_to_earliest, was_streamed,
+    ResumeAt, ResumeError, floor, lacks_at, last_before, resume_at, skip_to_earliest, was_streamed,
 };
 use super::storing::Spooling;
 use crate::clock::Clock;
@@ -46,6 +46,21 @@ pub(super) struct Contact {
     kept: Option<Lsn>,
 }
 
+/// How a meeting ended.
+pub(super) enum Met {
+    /// There is WAL to receive.
+    Ready(Box<Contact>),
+    /// Not with this server, or not now.
+    Unfit(Unfit),
+}
+
+/// A server that is not followed: another of the list may be.
+pub(super) struct Unfit {
+    pub(super) why: Error,
+    /// Settings that lead to the others of the list.
+    pub(super) others: Option<Box<ConnectionSettings>>,
+}
+
 impl Contact {
     /// Meets the server: reads its facts, prepares the slot, and finds where to go on. `met` says
     /// that this is not the first time.
@@ -55,7 +70,7 @@ impl Contact {
         spooling: &Spooling,
         options: &ReceiverOptions,
         met: bool,
-    ) -> Result<Self> {
+    ) -> Result<Met> {
         let replication = server::connect_replication(settings).await?;
         let mut replication = replication.with_silence_max(SILENCE_MAX);
         let facts = ServerFacts::read(&mut replication).await?;
@@ -67,53 +82,138 @@ impl Contact {
         };
         let repository = destination.repository(identity, options.new_system).await?;
         repository.check_segment_size(facts.segment_size).await?;
+        let others = settings.clone().without(&replication).map(Box::new);
+        let described = replication.described().to_owned();
+        let unfit = |why: Error| {
+            let why = why.context(described);
+            Ok(Met::Unfit(Unfit { why, others }))
+        };
+        if let Some(why) = left_behind(&repository, &facts).await? {
+            return unfit(why);
+        }
         // what is spooled goes on before what follows it
         spooling.empty_into(&repository, identity).await?;
         // with several hosts, whatever is asked over SQL must come from the same server
         let settings = settings.clone().pinned_to(&replication);
         let sql = server::connect_sql(&settings).await?;
-        let mut sql = sql.with_silence_max(SILENCE_MAX);
-        let kept = match &options.slot {
-            Some(slot) => {
-                let asked = SlotAsked {
-                    slot,
-                    met,
-                    strict: options.strict,
-                };
-                Some(prepare_slot(&mut replication, &mut sql, &asked).await?)
-            }
-            None => None,
+        let sql = sql.with_silence_max(SILENCE_MAX);
+        let branch = store_histories(&mut replication, &repository, facts.timeline).await?;
+        let mut contact = Self {
+            at: ResumeAt {
+                timeline: facts.timeline,
+                start: facts.flushed,
+                known: facts.flushed,
+            },
+            replication,
+            sql,
+            settings,
+            facts,
+            repository,
+            pieces: 0,
+            branch,
+            kept: None,
         };
-        let limitless = facts.max_slot_wal_keep_size == "-1";
-        if !met && options.slot.is_some() && limitless {
+        if let Some(why) = contact.take_slot(options, met).await? {
+            return unfit(why);
+        }
+        Ok(match contact.is_behind().await? {
+            Some(why) => return unfit(why),
+            None => Met::Ready(Box::new(contact)),
+        })
+    }
+
+    /// Prepares the slot, and finds where to go on. Says so where this server is not the one: then
+    /// no slot was made that would keep WAL for nobody.
+    async fn take_slot(&mut self, options: &ReceiverOptions, met: bool) -> Result<Option<Error>> {
+        let Some(slot) = &options.slot else {
+            self.resume().await?;
+            return Ok(None);
+        };
+        let mut streamed = false;
+        let found = read_slot(&mut self.sql, slot).await;
+        if found.map_err(|error| slot_failed(slot, &error))? == SlotState::Absent {
+            streamed = self.resume().await?;
+            if let Some(why) = self.is_behind().await? {
+                return Ok(Some(why));
+            }
+        }
+        let asked = SlotAsked {
+            slot,
+            met,
+            strict: options.strict,
+            streamed,
+        };
+        let kept = prepare_slot(&mut self.replication, &mut self.sql, &asked).await?;
+        self.kept = Some(kept);
+        if !met && self.facts.max_slot_wal_keep_size == "-1" {
             tracing::warn!(
                 "max_slot_wal_keep_size is unlimited: if this archiver stays away, WAL fills the \
                  server's disk. hint: ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; \
                  SELECT pg_reload_conf(); or drop the slot when you are done: anywhen slot drop"
             );
         }
-        let branch = store_histories(&mut replication, &repository, facts.timeline).await?;
-        let (at, pieces) = resume(&repository, &branch, &facts, kept).await?;
-        Ok(Self {
-            replication,
-            sql,
-            settings,
-            facts,
-            repository,
-            at,
-            pieces,
-            branch,
-            kept,
-        })
+        self.resume().await?;
+        Ok(None)
+    }
+
+    /// Finds where to go on, from what is stored; says whether a stream stored any of the branch.
+    async fn resume(&mut self) -> Result<bool> {
+        // what is listed may be there only in memory, after a crash of this machine or of a writer
+        self.repository.sync().await?;
+        let catalog = self.repository.wal_catalog().await?;
+        let (repository, branch) = (&self.repository, &self.branch);
+        self.at = resume(repository, &catalog, branch, &self.facts, self.kept).await?;
+        self.pieces = pieces_at(&catalog, self.at, self.facts.segment_size);
+        Ok(was_streamed(branch, &catalog))
+    }
+
+    /// Why this server cannot be streamed from though it is on the right branch: what is stored lies
+    /// ahead of what it has.
+    async fn is_behind(&mut self) -> Result<Option<Error>> {
+        let is_ahead =
+            |at: ResumeAt, timeline, flushed| at.timeline == timeline && at.start > flushed;
+        if !is_ahead(self.at, self.facts.timeline, self.facts.flushed) {
+            return Ok(None);
+        }
+        let failed = |error| server::query_error("ask how far the server is", &error);
+        let is_standby = server::is_in_recovery(&mut self.sql)
+            .await
+            .map_err(failed)?;
+        // what it had a moment ago may be what it had before its promotion
+        let now = self.replication.identify_system().await.map_err(failed)?;
+        let at = self.at;
+        if !is_ahead(at, now.timeline, now.xlogpos) {
+            let moved = format!("the server went on meanwhile: timeline {}", now.timeline);
+            return Err(Error::new(Kind::Unreachable, moved));
+        }
+        let message = format!(
+            "the server is behind what is stored: timeline {}, it has WAL up to {}, and what is \
+             stored ends at {}",
+            at.timeline, now.xlogpos, at.known
+        );
+        Ok(Some(if is_standby {
+            Error::new(Kind::Unreachable, message).hint("a standby is waited for")
+        } else {
+            Error::damaged(format!("two histories: {message}, and it is no standby")).hint(
+                "the server was set back, to an older disk or snapshot: give it its own --cluster \
+                 name and take a backup",
+            )
+        }))
     }
 
     /// Why a strict stream does not go on where the server removed WAL.
-    fn removed(&self) -> Error {
-        Error::failure(format!(
+    /// `silent` names the repositories that cannot be asked.
+    fn removed(&self, silent: &str) -> Error {
+        let message = format!(
             "the server no longer has WAL from {} on timeline {}, and this stream is strict",
             self.at.known, self.at.timeline
-        ))
-        .hint(
+        );
+        if !silent.is_empty() {
+            let message = format!("{message}; repository {silent} may have it, and is not there");
+            return Error::new(Kind::Unreachable, message)
+                .hint("the stream goes on once that repository can be asked");
+        }
+        Error::failure(message).hint(
             "take a backup, and start the stream once without --strict: it goes on behind the hole",
         )
     }
@@ -144,8 +244,15 @@ impl Contact {
         let streamed = was_streamed(&self.branch, &catalog)
             || !self.is_of_backups(&catalog, next.start).await?;
         let holes = if streamed { holes } else { Vec::new() };
+        let silent = self.repository.silent().join(", ");
         if strict && !holes.is_empty() {
-            return Err(self.removed());
+            return Err(self.removed(&silent));
+        }
+        if !holes.is_empty() && !silent.is_empty() {
+            tracing::warn!(
+                "repository {silent} cannot be asked, and may have the WAL that is missing here: \
+                 then the hole is gone once it is back"
+            );
         }
         let count = holes.len();
         for (timeline, range) in holes {
@@ -215,29 +322,45 @@ fn pieces_at(catalog: &Catalog, at: ResumeAt, size: SegmentSize) -> usize {
     pieces.map_or(0, BTreeSet::len)
 }
 
-/// Where to go on, from what is stored, and in how many pieces the segment there is.
+/// Why a server must not be followed whose timeline the repository has left behind.
+async fn left_behind(repository: &Repository, facts: &ServerFacts) -> Result<Option<Error>> {
+    let Some(stored) = repository.timelines().await?.last().copied() else {
+        return Ok(None);
+    };
+    // a folder may be left of what was removed
+    let is_older = stored > facts.timeline
+        && repository
+            .timeline_wal(stored)
+            .await?
+            .end(facts.segment_size)
+            .is_some();
+    let server = facts.timeline;
+    Ok(is_older.then(|| older_server(&ResumeError::OlderServer { stored, server })))
+}
+
+fn older_server(error: &ResumeError) -> Error {
+    Error::usage(error.to_string()).hint(
+        "connect to the current primary; if this server is meant to go its own way, give it another \
+         --cluster name",
+    )
+}
+
+/// Where to go on, from what is stored.
 async fn resume(
     repository: &Repository,
+    catalog: &Catalog,
     branch: &TimelineHistory,
     facts: &ServerFacts,
     kept: Option<Lsn>,
-) -> Result<(ResumeAt, usize)> {
-    // what is listed may be there only in memory, after a crash of this machine or of a writer
-    repository.sync().await?;
-    let catalog = repository.wal_catalog().await?;
+) -> Result<ResumeAt> {
     let size = facts.segment_size;
-    let floor = floor(branch, &catalog, kept, size).unwrap_or(facts.flushed);
-    let mut at = resume_at(branch, &catalog, floor, size).map_err(|error| {
-        Error::usage(error.to_string()).hint(
-            "connect to the current primary; if this server is meant to go its own way, give it \
-             another --cluster name",
-        )
-    })?;
-    let pieces = |at: ResumeAt| pieces_at(&catalog, at, size);
+    let floor = floor(branch, catalog, kept, size).unwrap_or(facts.flushed);
+    let resumed = resume_at(branch, catalog, floor, size);
+    let mut at = resumed.map_err(|error| older_server(&error))?;
     let waits_for_all =
         repository.has_several_places() && repository.acknowledge() == Acknowledge::All;
     let Some(kept) = kept.filter(|_| waits_for_all) else {
-        return Ok((at, pieces(at)));
+        return Ok(at);
     };
     // what one place lacks was not acknowledged, so the slot kept it: it is received again
     let kept = size.start_of(kept);
@@ -248,7 +371,7 @@ async fn resume(
             at = behind;
         }
     }
-    Ok((at, pieces(at)))
+    Ok(at)
 }
 
 /// The slot that is wanted.
@@ -258,6 +381,12 @@ struct SlotAsked<'a> {
     met: bool,
     /// A slot that the server gave up is not made anew.
     strict: bool,
+    /// A stream has stored WAL of this branch: there was a slot, or there should have been.
+    streamed: bool,
+}
+
+fn slot_failed(slot: &str, error: &SlotError) -> Error {
+    server::slot_error(&format!("use replication slot {slot}"), error)
 }
 
 /// Makes sure that the slot is there and keeps WAL; says from where on.
@@ -266,8 +395,13 @@ async fn prepare_slot(
     sql: &mut Connection,
     asked: &SlotAsked<'_>,
 ) -> Result<Lsn> {
-    let SlotAsked { slot, met, strict } = *asked;
-    let failed = |error| server::slot_error(&format!("use replication slot {slot}"), &error);
+    let SlotAsked {
+        slot,
+        met,
+        strict,
+        streamed,
+    } = *asked;
+    let failed = |error| slot_failed(slot, &error);
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
     let waiting_since = Instant::now();
     let mut said = false;
@@ -278,6 +412,13 @@ async fn prepare_slot(
                 let made = replication.create_physical_slot(slot, false, true).await;
                 made.map_err(failed)?;
                 tracing::info!("created replication slot {slot}");
+                if streamed {
+                    tracing::warn!(
+                        "slot {slot} was not there, though WAL of this branch was streamed: it was \
+                         dropped, or this is another server, as after a failover. Until now the \
+                         server kept no WAL for this stream: what it removed will be said"
+                    );
+                }
             }
             SlotState::Unreserved => {
                 tracing::warn!("slot {slot} kept no WAL: reserving from now on");

@@ -176,6 +176,15 @@ impl Repository {
         silent.collect()
     }
 
+    /// The names of the places that could not be asked a moment ago.
+    pub fn silent(&self) -> Vec<String> {
+        let silent = self
+            .members
+            .iter()
+            .filter(|member| self.silence_of(member).is_some());
+        silent.map(|member| member.name().to_owned()).collect()
+    }
+
     /// The names of the places that can be asked.
     pub fn heard(&self) -> Vec<String> {
         let heard = self

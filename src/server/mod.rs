@@ -354,6 +354,12 @@ pub async fn read_standing(
     })
 }
 
+/// Whether the server is a standby, or otherwise still replays WAL.
+pub async fn is_in_recovery(sql: &mut Connection) -> Result<bool, QueryError> {
+    let found = sql.query_value("SELECT pg_is_in_recovery()").await?;
+    Ok(found.as_deref() == Some("t"))
+}
+
 /// The oldest segment of each timeline that the server still has, where it lets us look
 /// (`pg_monitor`).
 pub async fn oldest_segments(sql: &mut Connection) -> Vec<SegmentName> {
