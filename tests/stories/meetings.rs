@@ -96,16 +96,23 @@ fn behind_removed_wal_all_that_the_server_still_has_is_stored() {
     record.store_all();
     record.stop_stream();
     drop_slot(&record.server);
-    let small = ["max_wal_size = '2MB'", "min_wal_size = '2MB'"];
-    keep(&record.server, &small);
-    record.fill_segments(4);
-    record.server.execute("checkpoint");
-    record.server.execute("checkpoint");
+    let nothing = [
+        "wal_keep_size = 0",
+        "max_wal_size = '2MB'",
+        "min_wal_size = '2MB'",
+    ];
+    keep(&record.server, &nothing);
+    // the first one lets go of what came before the second last
+    for _ in 0..2 {
+        record.fill_segments(3);
+        record.server.execute("checkpoint");
+    }
     keep(&record.server, &["wal_keep_size = '1GB'"]);
     record.fill_segments(4);
     record.server.execute("checkpoint");
     record.insert(1);
     let oldest = record.server.value(OLDEST);
+    let system = system_dir(&record.anywhen, &record.server);
     let kept = redo_segment(&record.server);
     assert!(
         oldest < kept,
@@ -114,7 +121,6 @@ fn behind_removed_wal_all_that_the_server_still_has_is_stored() {
     record.stream = Some(record.anywhen.stream(&record.server));
     record.store_all();
     record.stop_stream();
-    let system = system_dir(&record.anywhen, &record.server);
     let segments = stored_segments(&system);
     assert!(segments.contains_key(&oldest), "{oldest} of {segments:?}");
     assert_eq!(holes(&record), 1);
