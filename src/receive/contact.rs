@@ -8,6 +8,7 @@ use replication::conninfo::ConnectionSettings;
 use replication::slots::{SlotError, SlotState, read_slot, reserve_slot};
 use wal::{Lsn, Reach, SegmentName, SegmentSize, TimelineHistory, TimelineId};
 
+use super::known::Known;
 use super::options::ReceiverOptions;
 use super::resume::{
     ResumeAt, ResumeError, floor, lacks_at, last_before, resume_at, skip_to_earliest, was_streamed,
@@ -199,6 +200,29 @@ impl Contact {
                  name and take a backup",
             )
         }))
+    }
+
+    /// Reads what is stored of the segment at hand, to compare with it. Where that is a whole segment
+    /// that cannot be read, the stream goes on behind it.
+    pub(super) async fn read_known(&mut self) -> Result<Known> {
+        let size = self.facts.segment_size;
+        let was = self.at;
+        loop {
+            let known = Known::of(&self.repository, &self.branch, self.at, size).await?;
+            if !known.is_lost() {
+                break match self.is_behind().await? {
+                    Some(why) if self.at != was => Err(why),
+                    _ => Ok(known),
+                };
+            }
+            let catalog = self.repository.wal_catalog().await?;
+            let start = size.end_of(self.at.start);
+            let stored = catalog.timelines.get(&self.at.timeline);
+            let covered = stored.map_or(start, |wal| wal.covered_from(start, size));
+            self.at.start = start;
+            self.at.known = covered.min(size.end_of(start));
+            self.pieces = pieces_at(&catalog, self.at, size);
+        }
     }
 
     /// Why a strict stream does not go on where the server removed WAL.

@@ -212,6 +212,7 @@ impl Receiver {
             let holes = u64::try_from(skipping.await?).unwrap_or(u64::MAX);
             self.gauges.update(|state| state.holes += holes);
         }
+        let known = contact.read_known().await?;
         meetings.asked = Some(WalAsked {
             server: server.clone(),
             resumed,
@@ -222,7 +223,7 @@ impl Receiver {
         let (timeline, size) = (contact.at.timeline, contact.facts.segment_size);
         let storing = self.spooling.storing(&contact.repository, timeline, size);
         let conversation =
-            Conversation::new(&contact, storing, &self.options, clock, gauges).await?;
+            Conversation::new(&contact, known, storing, &self.options, clock, gauges).await?;
         let whole = self
             .mending
             .get_or_init(|| Mending::begin(&contact.repository));

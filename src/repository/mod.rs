@@ -41,6 +41,7 @@ pub use container::digest;
 pub use error::RepositoryError;
 pub use mending::PlaceState;
 pub use place::PlaceSettings;
+pub use reading::Readable;
 pub use spool::{Drained, SPOOL_BYTES_MAX, Spool, SpoolContents, SpoolPut, SpoolSettings};
 pub use writing::{BackupRecipe, Stored};
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use container::{FrameReader, Trailer};
 use serde::de::DeserializeOwned;
-use wal::{SegmentName, SegmentSize, TimelineHistory, TimelineId, WalRange};
+use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalRange};
 
 use super::catalog::{Catalog, LeftOut, ListedBackups, TimelineWal};
 use super::layout::{BackupId, ObjectName, pieces_prefix, timeline_prefix};
@@ -256,7 +256,15 @@ impl Repository {
             return Ok(());
         };
         let wal = self.timeline_wal(newest).await?;
-        let Some((name, stored)) = self.size_of_any(names_of(&wal).rev()).await? else {
+        let found = match self.size_of_any(names_of(&wal).rev()).await {
+            // one that cannot be read says nothing, and does not stop what comes
+            Err(error) if error.is_damage() => {
+                tracing::error!("the segment size of what is stored is not known: {error}");
+                return Ok(());
+            }
+            found => found?,
+        };
+        let Some((name, stored)) = found else {
             return Ok(());
         };
         if stored == size {
@@ -454,18 +462,24 @@ impl Repository {
     }
 
     /// The segment size that the first of these objects names, with its name. A piece that was listed
-    /// may have given way since: then the next is asked.
+    /// may have given way since, or be damaged: then the next is asked.
     async fn size_of_any(
         &self,
         names: impl Iterator<Item = ObjectName>,
     ) -> Result<Option<(ObjectName, SegmentSize)>> {
-        let mut any_gone = false;
+        let (mut any_gone, mut damaged) = (false, None);
         for name in names {
             match self.segment_size_of(&name).await {
                 Ok(size) => return Ok(Some((name, size))),
                 Err(error) if error.is_not_found() => any_gone = true,
+                Err(error) if error.is_damage() => {
+                    damaged.get_or_insert(error);
+                }
                 Err(error) => return Err(error),
             }
+        }
+        if let Some(error) = damaged {
+            return Err(error);
         }
         match self.unheard().pop() {
             // it may be in a place that has fallen silent since
@@ -509,12 +523,7 @@ impl Repository {
                 Err(error) => return Err(error),
             }
             match self.assemble(segment, size).await {
-                Ok(bytes) => {
-                    return Ok(bytes.map(|bytes| SegmentContent {
-                        bytes,
-                        complete: false,
-                    }));
-                }
+                Ok(assembled) => return Self::covering(assembled, segment, size),
                 Err(error) if error.is_not_found() => {}
                 Err(error) => return Err(error),
             }
@@ -522,33 +531,83 @@ impl Repository {
         Ok(None)
     }
 
-    /// As [`Self::segment_content`], without reading it: the stretches that are stored, sorted, and
+    /// What pieces hold, where others hold what the damaged ones should.
+    fn covering(
+        assembled: Readable<Vec<u8>>,
+        segment: SegmentName,
+        size: SegmentSize,
+    ) -> Result<Option<SegmentContent>> {
+        let Readable { content, damaged } = assembled;
+        let start = segment.start(size).unwrap_or(Lsn::ZERO);
+        let end = start.saturating_add(u64::try_from(content.len()).unwrap_or(u64::MAX));
+        for (name, error) in damaged {
+            match name {
+                ObjectName::Piece { range, .. } if range.end <= end => {
+                    tracing::error!("read from other pieces instead: {error}");
+                }
+                _ => return Err(error),
+            }
+        }
+        let content = (!content.is_empty()).then_some(content);
+        Ok(content.map(|bytes| SegmentContent {
+            bytes,
+            complete: false,
+        }))
+    }
+
+    /// As [`Self::segment_content`], as far as what is stored can be read: what is damaged is named
+    /// beside it, and what else it would have led to is left out.
+    pub async fn readable_content(
+        &self,
+        segment: SegmentName,
+        size: SegmentSize,
+    ) -> Result<Readable<Vec<u8>>> {
+        let name = ObjectName::Segment(segment);
+        for _ in 0..3 {
+            match self.fetch(&name).await {
+                Ok(fetched) => return Ok(Readable::whole(fetched.plain)),
+                Err(error) if error.is_not_found() => {}
+                Err(error @ RepositoryError::Damaged { .. }) => {
+                    return Ok(Readable {
+                        content: Vec::new(),
+                        damaged: vec![(name, error)],
+                    });
+                }
+                Err(error) => return Err(error),
+            }
+            match self.assemble(segment, size).await {
+                Err(error) if error.is_not_found() => {}
+                assembled => return assembled,
+            }
+        }
+        Ok(Readable::whole(Vec::new()))
+    }
+
+    /// As [`Self::readable_content`], without reading it: the stretches that are stored, sorted, and
     /// the digests of their bytes. Needs no key.
     pub async fn segment_digests(
         &self,
         segment: SegmentName,
         size: SegmentSize,
-    ) -> Result<Vec<(WalRange, String)>> {
+    ) -> Result<Readable<Vec<(WalRange, String)>>> {
+        let mut digests = Readable::whole(Vec::new());
         let Some(start) = segment.start(size) else {
-            return Ok(Vec::new());
+            return Ok(digests);
         };
-        let mut digests = Vec::new();
-        match self.trailer(&ObjectName::Segment(segment)).await {
-            Ok(trailer) => {
-                let end = size.end_of(start);
-                digests.push((WalRange { start, end }, trailer.digest));
-            }
-            Err(error) if error.is_not_found() => {}
-            Err(error) => return Err(error),
-        }
+        let mut stretches = vec![(ObjectName::Segment(segment), size.range_of(start))];
         for name in self.pieces_of(segment).await? {
-            let ObjectName::Piece { range, .. } = name else {
-                continue;
-            };
+            if let ObjectName::Piece { range, .. } = name {
+                stretches.push((name, range));
+            }
+        }
+        for (name, range) in stretches {
             match self.trailer(&name).await {
-                Ok(trailer) => digests.push((range, trailer.digest)),
+                Ok(trailer) => digests.content.push((range, trailer.digest)),
                 // it gave way to its segment
                 Err(error) if error.is_not_found() => {}
+                Err(error @ RepositoryError::Damaged { .. }) => {
+                    digests.damaged.push((name, error));
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -565,11 +624,13 @@ impl Repository {
             .collect())
     }
 
-    async fn assemble(&self, segment: SegmentName, size: SegmentSize) -> Result<Option<Vec<u8>>> {
+    /// The bytes of a segment from its beginning on, from the pieces that can be read.
+    async fn assemble(&self, segment: SegmentName, size: SegmentSize) -> Result<Readable<Vec<u8>>> {
+        let mut readable = Readable::whole(Vec::new());
         let Some(start) = segment.start(size) else {
-            return Ok(None);
+            return Ok(readable);
         };
-        let mut bytes: Vec<u8> = Vec::new();
+        let bytes = &mut readable.content;
         // listed by path, so by start: each piece overlaps what is there, follows it, or is beyond
         for name in self.pieces_of(segment).await? {
             let ObjectName::Piece { range, .. } = &name else {
@@ -580,19 +641,13 @@ impl Repository {
             if at > have {
                 break;
             }
-            let piece = self.fetch(&name).await?.plain;
-            let damaged = |reason: String| RepositoryError::Damaged {
-                path: self.locate(&name),
-                reason,
+            let piece = match self.piece(&name, *range, size).await {
+                Err(error @ RepositoryError::Damaged { .. }) => {
+                    readable.damaged.push((name, error));
+                    continue;
+                }
+                piece => piece?,
             };
-            if u64::try_from(piece.len()).ok() != Some(range.end.bytes_since(range.start))
-                || range.end.bytes_since(start) > size.bytes()
-            {
-                return Err(damaged(format!(
-                    "its name does not fit its length: {}",
-                    piece.len()
-                )));
-            }
             let overlap = usize::try_from(have.saturating_sub(at)).unwrap_or(usize::MAX);
             let overlap = overlap.min(piece.len());
             let (known, new) = piece.split_at(overlap);
@@ -611,7 +666,43 @@ impl Repository {
             }
             bytes.extend_from_slice(new);
         }
-        Ok((!bytes.is_empty()).then_some(bytes))
+        Ok(readable)
+    }
+
+    /// The bytes of a piece.
+    async fn piece(
+        &self,
+        name: &ObjectName,
+        range: WalRange,
+        size: SegmentSize,
+    ) -> Result<Vec<u8>> {
+        let piece = self.fetch(name).await?.plain;
+        let of_segment = size.range_of(range.start).covers(range);
+        if of_segment && u64::try_from(piece.len()).ok() == Some(range.len_bytes()) {
+            return Ok(piece);
+        }
+        Err(RepositoryError::Damaged {
+            path: self.locate(name),
+            reason: format!("its name does not fit its length: {}", piece.len()),
+        })
+    }
+}
+
+/// What can be read of something that is stored in several objects, and what cannot.
+#[derive(Debug)]
+pub struct Readable<T> {
+    /// What can be read.
+    pub content: T,
+    /// The objects that are damaged, and how.
+    pub damaged: Vec<(ObjectName, RepositoryError)>,
+}
+
+impl<T> Readable<T> {
+    fn whole(content: T) -> Self {
+        Self {
+            content,
+            damaged: Vec::new(),
+        }
     }
 }
 
