@@ -71,6 +71,7 @@ struct Inner {
     hint: Option<String>,
     nearest: Option<Nearest>,
     is_reported: bool,
+    may_pass: bool,
 }
 
 /// The result of a command or a part of one.
@@ -86,6 +87,7 @@ impl Error {
                 hint: None,
                 nearest: None,
                 is_reported: false,
+                may_pass: false,
             }),
         }
     }
@@ -150,6 +152,18 @@ impl Error {
     pub fn is_in_report(mut self) -> Self {
         self.inner.is_reported = true;
         self
+    }
+
+    /// A service that has been under way tries again: this may pass with nothing changed by anyone.
+    #[must_use]
+    pub fn passing(mut self) -> Self {
+        self.inner.may_pass = true;
+        self
+    }
+
+    /// Whether another attempt may succeed: nothing was reached, or what it met may pass.
+    pub fn may_pass(&self) -> bool {
+        self.inner.may_pass || self.inner.kind == Kind::Unreachable
     }
 
     /// Whether the report that was printed says it.

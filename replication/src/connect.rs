@@ -405,6 +405,17 @@ impl ConnectionSettings {
     }
 }
 
+impl ConnectionSettings {
+    /// The same, for the other servers of the list than the one that `connection` has led to; `None`
+    /// where there are none.
+    #[must_use]
+    pub fn without(mut self, connection: &Connection) -> Option<Self> {
+        self.hosts
+            .retain(|host| !may_be(host, connection.described()));
+        (!self.hosts.is_empty()).then_some(self)
+    }
+}
+
 /// Whether `described` is what a connection to this host is called, at any of its addresses.
 fn may_be(host: &Host, described: &str) -> bool {
     let Host { place, port, .. } = host;

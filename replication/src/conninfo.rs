@@ -66,6 +66,11 @@ impl ConnectionSettings {
         resolve::resolve(conninfo, environment)
     }
 
+    /// Whether they name one host and no list.
+    pub fn is_one_host(&self) -> bool {
+        self.hosts.len() == 1
+    }
+
     /// The same with this application name, which is the name that `synchronous_standby_names`
     /// matches, whatever the user set.
     #[must_use]

@@ -71,6 +71,16 @@ impl ServerError {
     }
 }
 
+/// Whether an error of this SQLSTATE may pass with nothing changed by anyone, on this connection or a
+/// new one: a statement that was cancelled or timed out, memory or disk that ran out, a file that
+/// could not be read, a conflict with another session. Not WAL that was removed (58P01).
+pub fn may_pass(sqlstate: &str) -> bool {
+    // errcodes.txt: 08 connection exception, 40 transaction rollback, 53 insufficient resources,
+    // 57 operator intervention, 58 system error; 58P01 is undefined_file
+    let class = sqlstate.get(..2).unwrap_or_default();
+    matches!(class, "08" | "40" | "53" | "57" | "58") && sqlstate != "58P01"
+}
+
 impl fmt::Display for ServerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.severity, self.message)?;
@@ -85,3 +95,20 @@ impl fmt::Display for ServerError {
 }
 
 impl std::error::Error for ServerError {}
+
+#[cfg(test)]
+mod tests {
+    use super::may_pass;
+
+    #[test]
+    fn removed_wal_does_not_come_back() {
+        for passes in [
+            "57014", "53100", "53200", "58030", "40P01", "57P03", "08006",
+        ] {
+            assert!(may_pass(passes), "{passes}");
+        }
+        for stays in ["58P01", "42501", "XX000", "28P01", "", "5"] {
+            assert!(!may_pass(stays), "{stays}");
+        }
+    }
+}

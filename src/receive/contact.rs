@@ -6,18 +6,21 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use replication::connection::Connection;
 use replication::conninfo::ConnectionSettings;
-use replication::slots::{SlotState, read_slot, reserve_slot};
-use wal::{Lsn, SegmentName, TimelineHistory, TimelineId};
+use replication::slots::{SlotError, SlotState, read_slot, reserve_slot};
+use wal::{Lsn, Reach, SegmentName, SegmentSize, TimelineHistory, TimelineId};
 
+use super::known::Known;
 use super::options::ReceiverOptions;
-use super::resume::{ResumeAt, floor, resume_at, skip_removed};
+use super::resume::{
+    ResumeAt, ResumeError, floor, lacks_at, last_before, resume_at, skip_to_earliest, was_streamed,
+};
 use super::storing::Spooling;
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::repository::catalog::Catalog;
 use crate::repository::destination::OpenDestination;
 use crate::repository::layout::ObjectName;
-use crate::repository::records::Hole;
+use crate::repository::records::{BackupRecord, Hole};
 use crate::repository::{Acknowledge, Repository, ServerIdentity};
 use crate::retry::Backoff;
 use crate::server::{self, ServerFacts};
@@ -47,6 +50,21 @@ pub(super) struct Contact {
     kept: Option<Lsn>,
 }
 
+/// How a meeting ended.
+pub(super) enum Met {
+    /// There is WAL to receive.
+    Ready(Box<Contact>),
+    /// Not with this server, or not now.
+    Unfit(Unfit),
+}
+
+/// A server that is not followed: another of the list may be.
+pub(super) struct Unfit {
+    pub(super) why: Error,
+    /// Settings that lead to the others of the list.
+    pub(super) others: Option<Box<ConnectionSettings>>,
+}
+
 impl Contact {
     /// Meets the server: reads its facts, prepares the slot, and finds where to go on. `met` says
     /// that this is not the first time.
@@ -56,7 +74,7 @@ impl Contact {
         spooling: &Spooling,
         options: &ReceiverOptions,
         met: bool,
-    ) -> Result<Self> {
+    ) -> Result<Met> {
         let replication = server::connect_replication(settings).await?;
         let mut replication = replication.with_silence_max(SILENCE_MAX);
         let facts = ServerFacts::read(&mut replication).await?;
@@ -68,80 +86,202 @@ impl Contact {
         };
         let repository = destination.repository(identity, options.new_system).await?;
         repository.check_segment_size(facts.segment_size).await?;
+        let others = settings.clone().without(&replication).map(Box::new);
+        let described = replication.described().to_owned();
+        let unfit = |why: Error| {
+            let why = why.context(described);
+            Ok(Met::Unfit(Unfit { why, others }))
+        };
+        if let Some(why) = left_behind(&repository, &facts).await? {
+            return unfit(why);
+        }
         // what is spooled goes on before what follows it
         spooling.empty_into(&repository, identity).await?;
         // with several hosts, whatever is asked over SQL must come from the same server
         let settings = settings.clone().pinned_to(&replication);
         let sql = server::connect_sql(&settings).await?;
-        let mut sql = sql.with_silence_max(SILENCE_MAX);
-        let kept = match &options.slot {
-            Some(slot) => {
-                let asked = SlotAsked {
-                    slot,
-                    met,
-                    strict: options.strict,
-                };
-                Some(prepare_slot(&mut replication, &mut sql, &asked).await?)
-            }
-            None => None,
+        let sql = sql.with_silence_max(SILENCE_MAX);
+        let (branch, histories) =
+            read_histories(&mut replication, &repository, facts.timeline).await?;
+        let mut contact = Self {
+            at: ResumeAt {
+                timeline: facts.timeline,
+                start: facts.flushed,
+                known: facts.flushed,
+            },
+            replication,
+            sql,
+            settings,
+            facts,
+            repository,
+            pieces: 0,
+            branch,
+            histories,
+            kept: None,
         };
-        let limitless = facts.max_slot_wal_keep_size == "-1";
-        if !met && options.slot.is_some() && limitless {
+        if let Some(why) = contact.take_slot(options, met).await? {
+            return unfit(why);
+        }
+        Ok(match contact.is_behind().await? {
+            Some(why) => return unfit(why),
+            None => Met::Ready(Box::new(contact)),
+        })
+    }
+
+    /// Prepares the slot, and finds where to go on. Says so where this server is not the one: then
+    /// no slot was made that would keep WAL for nobody.
+    async fn take_slot(&mut self, options: &ReceiverOptions, met: bool) -> Result<Option<Error>> {
+        let Some(slot) = &options.slot else {
+            self.resume().await?;
+            return Ok(None);
+        };
+        let mut streamed = false;
+        let found = read_slot(&mut self.sql, slot).await;
+        if found.map_err(|error| slot_failed(slot, &error))? == SlotState::Absent {
+            streamed = self.resume().await?;
+            if let Some(why) = self.is_behind().await? {
+                return Ok(Some(why));
+            }
+        }
+        let asked = SlotAsked {
+            slot,
+            met,
+            strict: options.strict,
+            streamed,
+        };
+        let kept = prepare_slot(&mut self.replication, &mut self.sql, &asked).await?;
+        self.kept = Some(kept);
+        if !met && self.facts.max_slot_wal_keep_size == "-1" {
             tracing::warn!(
                 "max_slot_wal_keep_size is unlimited: if this archiver stays away, WAL fills the \
                  server's disk. hint: ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; \
                  SELECT pg_reload_conf(); or drop the slot when you are done: anywhen slot drop"
             );
         }
-        let (branch, histories) =
-            read_histories(&mut replication, &repository, facts.timeline).await?;
-        let (at, pieces) = resume(&repository, &branch, &facts, kept).await?;
-        Ok(Self {
-            replication,
-            sql,
-            settings,
-            facts,
-            repository,
-            at,
-            pieces,
-            branch,
-            histories,
-            kept,
-        })
+        self.resume().await?;
+        Ok(None)
+    }
+
+    /// Finds where to go on, from what is stored; says whether a stream stored any of the branch.
+    async fn resume(&mut self) -> Result<bool> {
+        // what is listed may be there only in memory, after a crash of this machine or of a writer
+        self.repository.sync().await?;
+        let catalog = self.repository.wal_catalog().await?;
+        let (repository, branch) = (&self.repository, &self.branch);
+        self.at = resume(repository, &catalog, branch, &self.facts, self.kept).await?;
+        self.pieces = pieces_at(&catalog, self.at, self.facts.segment_size);
+        Ok(was_streamed(branch, &catalog))
+    }
+
+    /// Why this server cannot be streamed from though it is on the right branch: what is stored lies
+    /// ahead of what it has.
+    async fn is_behind(&mut self) -> Result<Option<Error>> {
+        let is_ahead =
+            |at: ResumeAt, timeline, flushed| at.timeline == timeline && at.start > flushed;
+        if !is_ahead(self.at, self.facts.timeline, self.facts.flushed) {
+            return Ok(None);
+        }
+        let failed = |error| server::query_error("ask how far the server is", &error);
+        let is_standby = server::is_in_recovery(&mut self.sql)
+            .await
+            .map_err(failed)?;
+        // what it had a moment ago may be what it had before its promotion
+        let now = self.replication.identify_system().await.map_err(failed)?;
+        let at = self.at;
+        if !is_ahead(at, now.timeline, now.xlogpos) {
+            let moved = format!("the server went on meanwhile: timeline {}", now.timeline);
+            return Err(Error::new(Kind::Unreachable, moved));
+        }
+        let message = format!(
+            "the server is behind what is stored: timeline {}, it has WAL up to {}, and what is \
+             stored ends at {}",
+            at.timeline, now.xlogpos, at.known
+        );
+        Ok(Some(if is_standby {
+            Error::new(Kind::Unreachable, message).hint("a standby is waited for")
+        } else {
+            Error::damaged(format!("two histories: {message}, and it is no standby")).hint(
+                "the server was set back, to an older disk or snapshot: give it its own --cluster \
+                 name and take a backup",
+            )
+        }))
+    }
+
+    /// Reads what is stored of the segment at hand, to compare with it. Where that is a whole segment
+    /// that cannot be read, the stream goes on behind it.
+    pub(super) async fn read_known(&mut self) -> Result<Known> {
+        let size = self.facts.segment_size;
+        let was = self.at;
+        loop {
+            let known = Known::of(&self.repository, &self.branch, self.at, size).await?;
+            if !known.is_lost() {
+                break match self.is_behind().await? {
+                    Some(why) if self.at != was => Err(why),
+                    _ => Ok(known),
+                };
+            }
+            let catalog = self.repository.wal_catalog().await?;
+            let start = size.end_of(self.at.start);
+            let stored = catalog.timelines.get(&self.at.timeline);
+            let covered = stored.map_or(start, |wal| wal.covered_from(start, size));
+            self.at.start = start;
+            self.at.known = covered.min(size.end_of(start));
+            self.pieces = pieces_at(&catalog, self.at, size);
+        }
     }
 
     /// Why a strict stream does not go on where the server removed WAL.
-    fn removed(&self) -> Error {
-        Error::failure(format!(
+    /// `silent` names the repositories that cannot be asked.
+    fn removed(&self, silent: &str) -> Error {
+        let message = format!(
             "the server no longer has WAL from {} on timeline {}, and this stream is strict",
             self.at.known, self.at.timeline
-        ))
-        .hint(
+        );
+        if !silent.is_empty() {
+            let message = format!("{message}; repository {silent} may have it, and is not there");
+            return Error::new(Kind::Unreachable, message)
+                .hint("the stream goes on once that repository can be asked");
+        }
+        Error::failure(message).hint(
             "take a backup, and start the stream once without --strict: it goes on behind the hole",
         )
     }
 
     /// Notes the holes that removed WAL leaves, and goes on behind them, or stops there where that is
-    /// asked for. Gives how many there are.
-    pub(super) async fn skip_removed(&mut self, strict: bool, clock: &dyn Clock) -> Result<usize> {
+    /// asked for. What begins at `refused` was asked for last. Gives how many holes there are.
+    pub(super) async fn skip_removed(
+        &mut self,
+        refused: Lsn,
+        strict: bool,
+        clock: &dyn Clock,
+    ) -> Result<usize> {
         let size = self.facts.segment_size;
-        let oldest = server::oldest_segment(&mut self.sql, self.facts.timeline).await;
-        let oldest = oldest.and_then(|segment| segment.start(size));
         let catalog = self.repository.wal_catalog().await?;
-        let places = [self.kept, oldest, Some(self.facts.flushed)];
-        let skipped = places
-            .into_iter()
-            .flatten()
-            .find_map(|place| skip_removed(self.at, &self.branch, &catalog, place, size));
+        let mut places = self.oldest_places().await;
+        places.extend(self.kept);
+        places.push(self.facts.flushed);
+        let (at, branch) = (self.at, &self.branch);
+        let skipped = skip_to_earliest(at, branch, &catalog, &places, refused, size);
         let Some((holes, next)) = skipped else {
             return Err(Error::failure(format!(
-                "the server no longer has WAL from {} on timeline {}",
-                self.at.start, self.at.timeline
+                "the server no longer has WAL from {refused} on timeline {}",
+                self.at.timeline
             ))
             .hint("take a backup: it begins a new window"));
         };
+        // WAL that backups alone have brought has gaps, and no stream lost what lies there
+        let streamed = was_streamed(&self.branch, &catalog)
+            || !self.is_of_backups(&catalog, next.start).await?;
+        let holes = if streamed { holes } else { Vec::new() };
+        let silent = self.repository.silent().join(", ");
         if strict && !holes.is_empty() {
-            return Err(self.removed());
+            return Err(self.removed(&silent));
+        }
+        if !holes.is_empty() && !silent.is_empty() {
+            tracing::warn!(
+                "repository {silent} cannot be asked, and may have the WAL that is missing here: \
+                 then the hole is gone once it is back"
+            );
         }
         let count = holes.len();
         for (timeline, range) in holes {
@@ -161,52 +301,106 @@ impl Contact {
             };
             self.repository.record_hole(&hole).await?;
         }
+        if !streamed {
+            tracing::info!(
+                "the server no longer has what follows on the last backup: the stream begins at {}",
+                next.start
+            );
+        }
         self.at = next;
+        self.pieces = pieces_at(&catalog, next, size);
         Ok(count)
     }
 }
 
-/// Where to go on, from what is stored, and in how many pieces the segment there is.
+impl Contact {
+    /// From where on the server may have WAL: what it has of each timeline of the branch. The first
+    /// segment of a timeline holds what its parent wrote before the fork too.
+    async fn oldest_places(&mut self) -> Vec<Lsn> {
+        let size = self.facts.segment_size;
+        let segments = server::oldest_segments(&mut self.sql).await;
+        let starts = segments.into_iter().filter_map(|segment| {
+            let start = segment.start(size)?;
+            let is_of_branch = self.branch.reach(segment.timeline) != Reach::NotAncestor;
+            (is_of_branch && self.branch.timeline_at(start) <= segment.timeline).then_some(start)
+        });
+        starts.collect()
+    }
+
+    /// Whether a backup brought what is stored last before `lsn`.
+    async fn is_of_backups(&self, catalog: &Catalog, lsn: Lsn) -> Result<bool> {
+        let size = self.facts.segment_size;
+        let Some(last) = last_before(&self.branch, catalog, lsn, size) else {
+            return Ok(false);
+        };
+        let backups = self.repository.backups().await?.readable;
+        let brought = |backup: &BackupRecord| {
+            backup.timeline == last.timeline
+                && backup.start_lsn < last.lsn
+                && last.lsn <= size.end_of(backup.stop_lsn)
+        };
+        Ok(backups.iter().any(brought))
+    }
+}
+
+/// In how many pieces the segment is stored that begins where a stream goes on.
+fn pieces_at(catalog: &Catalog, at: ResumeAt, size: SegmentSize) -> usize {
+    let segment = SegmentName::of(at.timeline, at.start, size);
+    let stored = catalog.timelines.get(&at.timeline);
+    let pieces = stored.and_then(|stored| stored.pieces.get(&segment));
+    pieces.map_or(0, BTreeSet::len)
+}
+
+/// Why a server must not be followed whose timeline the repository has left behind.
+async fn left_behind(repository: &Repository, facts: &ServerFacts) -> Result<Option<Error>> {
+    let Some(stored) = repository.timelines().await?.last().copied() else {
+        return Ok(None);
+    };
+    // a folder may be left of what was removed
+    let is_older = stored > facts.timeline
+        && repository
+            .timeline_wal(stored)
+            .await?
+            .end(facts.segment_size)
+            .is_some();
+    let server = facts.timeline;
+    Ok(is_older.then(|| older_server(&ResumeError::OlderServer { stored, server })))
+}
+
+fn older_server(error: &ResumeError) -> Error {
+    Error::usage(error.to_string()).hint(
+        "connect to the current primary; if this server is meant to go its own way, give it another \
+         --cluster name",
+    )
+}
+
+/// Where to go on, from what is stored.
 async fn resume(
     repository: &Repository,
+    catalog: &Catalog,
     branch: &TimelineHistory,
     facts: &ServerFacts,
     kept: Option<Lsn>,
-) -> Result<(ResumeAt, usize)> {
-    // what is listed may be there only in memory, after a crash of this machine or of a writer
-    repository.sync().await?;
-    let catalog = repository.wal_catalog().await?;
-    let from = |catalog: &Catalog| {
-        let floor = floor(branch, catalog, kept).unwrap_or(facts.flushed);
-        resume_at(branch, catalog, floor, facts.segment_size).map_err(|error| {
-            Error::usage(error.to_string()).hint(
-                "connect to the current primary; if this server is meant to go its own way, give it \
-                 another --cluster name",
-            )
-        })
-    };
-    let mut at = from(&catalog)?;
-    let pieces = |at: &ResumeAt| {
-        let segment = SegmentName::of(at.timeline, at.start, facts.segment_size);
-        let stored = catalog.timelines.get(&at.timeline);
-        let pieces = stored.and_then(|stored| stored.pieces.get(&segment));
-        pieces.map_or(0, BTreeSet::len)
-    };
+) -> Result<ResumeAt> {
+    let size = facts.segment_size;
+    let floor = floor(branch, catalog, kept, size).unwrap_or(facts.flushed);
+    let resumed = resume_at(branch, catalog, floor, size);
+    let mut at = resumed.map_err(|error| older_server(&error))?;
     let waits_for_all =
         repository.has_several_places() && repository.acknowledge() == Acknowledge::All;
     let Some(kept) = kept.filter(|_| waits_for_all) else {
-        return Ok((at, pieces(&at)));
+        return Ok(at);
     };
     // what one place lacks was not acknowledged, so the slot kept it: it is received again
-    let kept = facts.segment_size.start_of(kept);
+    let kept = size.start_of(kept);
     for catalog in repository.wal_catalogs().await? {
-        let behind = from(&catalog)?;
+        let behind = lacks_at(branch, &catalog, kept, size);
         let is_earlier = (behind.timeline, behind.start) < (at.timeline, at.start);
         if is_earlier && behind.known >= kept {
             at = behind;
         }
     }
-    Ok((at, pieces(&at)))
+    Ok(at)
 }
 
 /// The slot that is wanted.
@@ -216,6 +410,12 @@ struct SlotAsked<'a> {
     met: bool,
     /// A slot that the server gave up is not made anew.
     strict: bool,
+    /// A stream has stored WAL of this branch: there was a slot, or there should have been.
+    streamed: bool,
+}
+
+fn slot_failed(slot: &str, error: &SlotError) -> Error {
+    server::slot_error(&format!("use replication slot {slot}"), error)
 }
 
 /// Makes sure that the slot is there and keeps WAL; says from where on.
@@ -224,8 +424,13 @@ async fn prepare_slot(
     sql: &mut Connection,
     asked: &SlotAsked<'_>,
 ) -> Result<Lsn> {
-    let SlotAsked { slot, met, strict } = *asked;
-    let failed = |error| server::slot_error(&format!("use replication slot {slot}"), &error);
+    let SlotAsked {
+        slot,
+        met,
+        strict,
+        streamed,
+    } = *asked;
+    let failed = |error| slot_failed(slot, &error);
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
     let waiting_since = Instant::now();
     let mut said = false;
@@ -236,6 +441,13 @@ async fn prepare_slot(
                 let made = replication.create_physical_slot(slot, false, true).await;
                 made.map_err(failed)?;
                 tracing::info!("created replication slot {slot}");
+                if streamed {
+                    tracing::warn!(
+                        "slot {slot} was not there, though WAL of this branch was streamed: it was \
+                         dropped, or this is another server, as after a failover. Until now the \
+                         server kept no WAL for this stream: what it removed will be said"
+                    );
+                }
             }
             SlotState::Unreserved => {
                 tracing::warn!("slot {slot} kept no WAL: reserving from now on");

@@ -121,9 +121,11 @@ impl Ending {
 }
 
 impl<'a> Conversation<'a> {
-    /// A conversation that begins where `contact` says, with what is stored there to compare with.
+    /// A conversation that begins where `contact` says, with what is known to be stored there to compare
+    /// with.
     pub(super) async fn new(
         contact: &Contact,
+        known: Known,
         (storing, spool_news): (Storing, mpsc::UnboundedReceiver<SpoolNews>),
         options: &'a ReceiverOptions,
         clock: Arc<dyn Clock>,
@@ -136,7 +138,6 @@ impl<'a> Conversation<'a> {
             ..
         } = contact;
         let size = facts.segment_size;
-        let known = Known::of(repository, &contact.branch, *at, size).await?;
         // what was listed and cannot be put together from the beginning is received again
         let before = Before {
             start: at.start,
@@ -148,7 +149,8 @@ impl<'a> Conversation<'a> {
             .find(|major| major.number() == facts.major);
         let verifier = primed_verifier(contact).await?;
         let now = Instant::now();
-        let session = Session::new(session_options(options, facts), before, now);
+        let mut session = Session::new(session_options(options, facts), before, now);
+        session.avoid(known.damaged_pieces());
         Ok(Self {
             session,
             intake: Some(Intake::new(
@@ -472,6 +474,13 @@ async fn primed_verifier(contact: &Contact) -> Result<Verifier> {
                     at.start
                 );
             }
+            // the stream goes on: one record is not checked
+            Err(error) if error.is_damage() => tracing::error!(
+                "the record that goes on at {} is not checked, since what comes before it cannot be \
+                 read: {}. hint: restore this object from a copy of the repository, or take a backup",
+                at.start,
+                chain(&error)
+            ),
             Err(error) => return Err(error.into()),
         }
     }

@@ -1,9 +1,11 @@
 //! How a conversation with a server ends.
 
+use replication::server_error::may_pass;
 use replication::stream::StreamError;
 use tokio::sync::watch;
 
 use crate::error::{Error, Result, chain};
+use crate::server;
 
 /// Why the conversation with a server ended.
 pub(super) enum Ended {
@@ -21,10 +23,7 @@ pub(super) enum Ended {
 pub(super) fn stream_failed(error: &StreamError) -> Result<Ended> {
     match error.sqlstate() {
         Some("58P01") => Ok(Ended::Removed),
-        // the slot is still held by our own last connection
-        Some("55006") => Ok(Ended::Lost(chain(error))),
-        // a standby that has not received what we have
-        Some(_) if chain(error).contains("ahead of the WAL flush position") => {
+        Some(sqlstate) if may_pass(sqlstate) || server::slot_has_changed(sqlstate) => {
             Ok(Ended::Lost(chain(error)))
         }
         _ if error.is_transient() => Ok(Ended::Lost(chain(error))),
@@ -39,5 +38,34 @@ pub(super) fn stream_failed(error: &StreamError) -> Result<Ended> {
 pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
     if stop.wait_for(|asked| *asked).await.is_err() {
         std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use replication::server_error::ServerError;
+
+    use super::*;
+
+    /// A service that has streamed for months would stand still over a full disk that is cleaned up, a
+    /// `statement_timeout`, or a slot that an operator dropped just now.
+    #[test]
+    fn what_passes_does_not_end_the_stream() {
+        let failed = |sqlstate: &str| {
+            let error = ServerError {
+                sqlstate: sqlstate.to_owned(),
+                ..ServerError::default()
+            };
+            stream_failed(&StreamError::from(error))
+        };
+        for sqlstate in [
+            "57014", "53200", "53100", "58030", "42704", "55000", "55006",
+        ] {
+            assert!(matches!(failed(sqlstate), Ok(Ended::Lost(_))), "{sqlstate}");
+        }
+        assert!(matches!(failed("58P01"), Ok(Ended::Removed)));
+        for sqlstate in ["42501", "XX000", "0A000"] {
+            assert!(failed(sqlstate).is_err(), "{sqlstate}");
+        }
     }
 }

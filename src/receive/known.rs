@@ -4,6 +4,7 @@ use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, WalRange};
 
 use super::resume::ResumeAt;
 use crate::error::chain;
+use crate::repository::layout::ObjectName;
 use crate::repository::{Repository, RepositoryError, digest};
 
 /// What is stored of the segment at hand, from its beginning on without a break.
@@ -13,6 +14,8 @@ pub(super) struct Known {
     /// What the timelines that it came from hold of the same segment, up to where the branch left
     /// them: another server's past shows itself there.
     ancestors: Vec<Content>,
+    /// What is damaged of the segment on its own timeline.
+    damaged: Vec<ObjectName>,
 }
 
 impl Known {
@@ -21,6 +24,7 @@ impl Known {
         Self {
             own: Content::nothing(),
             ancestors: Vec::new(),
+            damaged: Vec::new(),
         }
     }
 
@@ -30,22 +34,23 @@ impl Known {
         Self {
             own: Content::Bytes(bytes),
             ancestors: Vec::new(),
+            damaged: Vec::new(),
         }
     }
 
-    /// What is stored of the segment that begins at `at.start`, on a branch.
+    /// What is stored of the segment that begins at `at.start`, on a branch, as far as it can be read.
     pub(super) async fn of(
         repository: &Repository,
         branch: &TimelineHistory,
         at: ResumeAt,
         size: SegmentSize,
     ) -> Result<Self, RepositoryError> {
-        let own = if at.known > at.start {
+        let mut own = (Content::nothing(), Vec::new());
+        if at.known > at.start {
             let segment = SegmentName::of(at.timeline, at.start, size);
-            Content::of(repository, segment, size).await?
-        } else {
-            Content::nothing()
-        };
+            own = Content::of(repository, segment, size).await?;
+        }
+        let (own, damaged) = own;
         let mut ancestors = Vec::new();
         let parts = branch.parts().into_iter();
         for part in parts.take_while(|part| part.timeline != at.timeline) {
@@ -54,7 +59,7 @@ impl Known {
             };
             let segment = SegmentName::of(part.timeline, at.start, size);
             match Content::of(repository, segment, size).await {
-                Ok(content) => ancestors.push(content.until(at.start, fork)),
+                Ok((content, _damaged)) => ancestors.push(content.until(at.start, fork)),
                 Err(error) if error.is_unreachable() => return Err(error),
                 // the stream goes on: this server's WAL is none the worse for it
                 Err(error) => tracing::warn!(
@@ -63,7 +68,26 @@ impl Known {
                 ),
             }
         }
-        Ok(Self { own, ancestors })
+        Ok(Self {
+            own,
+            ancestors,
+            damaged,
+        })
+    }
+
+    /// Whether the whole segment is stored, and cannot be read: nothing can be stored in its place.
+    pub(super) fn is_lost(&self) -> bool {
+        let mut damaged = self.damaged.iter();
+        damaged.any(|name| matches!(name, ObjectName::Segment(_)))
+    }
+
+    /// Pieces that cannot be read: what they should hold is stored under other names.
+    pub(super) fn damaged_pieces(&self) -> Vec<WalRange> {
+        let ranges = self.damaged.iter().filter_map(|name| match name {
+            ObjectName::Piece { range, .. } => Some(*range),
+            _ => None,
+        });
+        ranges.collect()
     }
 
     /// Where what its own timeline holds ends, in a segment that begins at `start`.
@@ -94,22 +118,33 @@ impl Content {
         Self::Bytes(Vec::new())
     }
 
+    /// What can be read, and what is damaged, which is said.
     async fn of(
         repository: &Repository,
         segment: SegmentName,
         size: SegmentSize,
-    ) -> Result<Self, RepositoryError> {
-        match repository.segment_content(segment, size).await {
-            Ok(content) => {
-                Ok(content.map_or_else(Self::nothing, |content| Self::Bytes(content.bytes)))
-            }
+    ) -> Result<(Self, Vec<ObjectName>), RepositoryError> {
+        let (content, damaged) = match repository.readable_content(segment, size).await {
+            Ok(readable) => (Self::Bytes(readable.content), readable.damaged),
             // what cannot be read is compared all the same: by the digests of what it should hold
             Err(error) if error.lacks_key() || error.is_damaged_key() => {
-                let digests = repository.segment_digests(segment, size, Lsn::ZERO).await?;
-                Ok(Self::Digests(digests))
+                let readable = repository.segment_digests(segment, size, Lsn::ZERO).await?;
+                (Self::Digests(readable.content), readable.damaged)
             }
-            Err(error) => Err(error),
+            Err(error) => return Err(error),
+        };
+        for (name, error) in &damaged {
+            let what = match name {
+                ObjectName::Segment(_) => "the stream goes on behind it",
+                _ => "what it should hold is received again, where the server still has it",
+            };
+            tracing::error!(
+                "stored WAL cannot be read, {what}: {}. hint: restore this object from a copy of the \
+                 repository, or take a backup",
+                chain(error)
+            );
         }
+        Ok((content, damaged.into_iter().map(|(name, _)| name).collect()))
     }
 
     /// What of it lies before `end`, in a segment that begins at `start`.
@@ -229,6 +264,7 @@ mod tests {
         let known = |ancestor: Content| Known {
             own: Content::nothing(),
             ancestors: vec![ancestor.until(START, fork)],
+            damaged: Vec::new(),
         };
         let mut abandoned = content.clone();
         abandoned[120] ^= 1;

@@ -48,6 +48,8 @@ pub struct Pieces {
     covers: Vec<WalRange>,
     /// Segments before this were given to the store as a whole: their pieces are not merged.
     settled_before: Lsn,
+    /// Names that are taken by what cannot be read.
+    damaged: Vec<WalRange>,
 }
 
 impl Pieces {
@@ -59,7 +61,22 @@ impl Pieces {
             merging: None,
             covers: Vec::new(),
             settled_before: Lsn::ZERO,
+            damaged: Vec::new(),
         }
+    }
+
+    /// Nothing is stored under these names: they are taken by what cannot be read.
+    pub fn avoid(&mut self, damaged: Vec<WalRange>) {
+        self.damaged = damaged;
+    }
+
+    /// As much of `piece` as can be stored under a name of its own.
+    pub fn named_freely(&self, piece: WalRange) -> WalRange {
+        let mut free = piece;
+        while self.damaged.contains(&free) && free.len_bytes() > 1 {
+            free.end = free.start.saturating_add(free.len_bytes() / 2);
+        }
+        free
     }
 
     /// How many were given to the store that neither it nor the spool has acknowledged, merged ones
@@ -123,6 +140,10 @@ impl Pieces {
                 _ => Some((piece.range, piece.level, 1)),
             };
             if let Some((range, _, MERGED_TOGETHER)) = run {
+                if self.damaged.contains(&range) {
+                    run = None;
+                    continue;
+                }
                 self.merging = Some(range);
                 return self.merging;
             }

@@ -7,8 +7,9 @@ use replication::conninfo::ConnectionSettings;
 use replication::stream::{Started, WalStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use wal::Lsn;
 
-use super::contact::Contact;
+use super::contact::{Contact, Met, Unfit};
 use super::conversation::Conversation;
 use super::ended::{Ended, stopped, stream_failed};
 use super::moments::{self, Asked, Asking};
@@ -17,7 +18,7 @@ use super::resume::ResumeAt;
 use super::state::{Connection, StreamGauges};
 use super::storing::Spooling;
 use crate::clock::Clock;
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::repository::Repository;
 use crate::repository::destination::{Destination, OpenDestination};
 use crate::retry::Backoff;
@@ -99,7 +100,7 @@ impl Receiver {
                         backoff = new_backoff();
                     }
                 }
-                Err(error) if meetings.met && error.kind() == Kind::Unreachable => {
+                Err(error) if meetings.met && error.may_pass() => {
                     tracing::warn!("{}", error.message());
                     self.failed(error.message());
                 }
@@ -151,31 +152,77 @@ impl Receiver {
         Ok((ended, since.elapsed()))
     }
 
+    /// Meets the first server of the list that can be followed.
+    async fn meet(&self, meetings: &mut Meetings) -> Result<Box<Contact>> {
+        let mut settings = Some(self.settings.clone());
+        let mut unfit: Option<Error> = None;
+        while let Some(tried) = settings.take() {
+            let made = Contact::make(
+                &tried,
+                &self.destination,
+                &self.spooling,
+                &self.options,
+                meetings.met,
+            );
+            match made.await {
+                Ok(Met::Ready(contact)) => {
+                    meetings.unfit = None;
+                    return Ok(contact);
+                }
+                Ok(Met::Unfit(Unfit { why, others })) => {
+                    unfit.get_or_insert(why);
+                    settings = others.map(|others| *others);
+                }
+                // the rest of the list: what was found before says more
+                Err(error) if unfit.is_some() && error.may_pass() => break,
+                Err(error) => return Err(error),
+            }
+        }
+        let why = unfit.expect("the list ends with a server that does not do");
+        let is_alone = self.settings.is_one_host();
+        // a standby comes on; a list may lead to another server in a moment, and a name too
+        let is_waited_for = why.kind() == Kind::Unreachable
+            || (meetings.met && !(is_alone && why.kind() == Kind::Damaged));
+        if !is_waited_for {
+            return Err(why);
+        }
+        meetings.met = true;
+        if meetings.unfit.as_deref() != Some(why.message()) {
+            let hint = why.hint_text().unwrap_or_default();
+            tracing::error!(
+                "no server can be followed now, trying again: {}. hint: {hint}",
+                why.message()
+            );
+            meetings.unfit = Some(why.message().to_owned());
+        }
+        Err(Error::new(Kind::Unreachable, why.message()))
+    }
+
     /// Meets the server and begins to stream; or says why there is nothing to stream.
     async fn prepare(&self, meetings: &mut Meetings) -> Result<Result<Prepared<'_>, Ended>> {
-        let mut contact = Contact::make(
-            &self.settings,
-            &self.destination,
-            &self.spooling,
-            &self.options,
-            meetings.met,
-        )
-        .await?;
+        let mut contact = *self.meet(meetings).await?;
         meetings.met = true;
         let server = contact.replication.described().to_owned();
+        let resumed = contact.at;
         // another server may have it, and meanwhile it may have been stored
-        if meetings.refused == Some((server.clone(), contact.at)) {
+        let same = |refused: &&WalAsked| refused.server == server && refused.resumed == resumed;
+        if let Some(refused) = meetings.refused.as_ref().filter(same) {
             let strict = self.options.strict;
-            let holes = contact.skip_removed(strict, self.clock.as_ref()).await?;
-            let holes = u64::try_from(holes).unwrap_or(u64::MAX);
+            let skipping = contact.skip_removed(refused.start, strict, self.clock.as_ref());
+            let holes = u64::try_from(skipping.await?).unwrap_or(u64::MAX);
             self.gauges.update(|state| state.holes += holes);
         }
-        meetings.asked = Some((server.clone(), contact.at));
+        let known = contact.read_known().await?;
+        meetings.asked = Some(WalAsked {
+            server: server.clone(),
+            resumed,
+            start: contact.at.start,
+        });
         let clock = Arc::clone(&self.clock);
         let gauges = self.gauges.clone();
         let storing = self.spooling.storing(&contact);
         let conversation =
-            Conversation::new(&contact, storing, &self.options, clock, gauges).await?;
+            Conversation::new(&contact, known, storing, &self.options, clock, gauges).await?;
         let whole = self
             .mending
             .get_or_init(|| Mending::begin(&contact.repository));
@@ -228,10 +275,22 @@ impl Receiver {
 struct Meetings {
     /// One has succeeded.
     met: bool,
-    /// Which server was asked last, and from where on.
-    asked: Option<(String, ResumeAt)>,
-    /// Which server no longer had the WAL that it was asked for, and from where on.
-    refused: Option<(String, ResumeAt)>,
+    /// Why the last server could not be followed, as it was said.
+    unfit: Option<String>,
+    /// What was asked for last.
+    asked: Option<WalAsked>,
+    /// The same, where the server no longer had it.
+    refused: Option<WalAsked>,
+}
+
+/// WAL that a server was asked for.
+#[derive(Debug)]
+struct WalAsked {
+    server: String,
+    /// Where the stream is to go on, by what is stored.
+    resumed: ResumeAt,
+    /// From here on: there, or behind what was refused before.
+    start: Lsn,
 }
 
 /// Everything that a conversation needs.

@@ -34,8 +34,15 @@ pub enum ResumeError {
 
 /// From where on what is stored is followed to its first break: what the slot keeps, or where the
 /// last stream was, whichever is earlier. A slot that is new, as after a failover, says nothing of
-/// what came before it, and a backup may have stored what it points at.
-pub fn floor(branch: &TimelineHistory, catalog: &Catalog, kept: Option<Lsn>) -> Option<Lsn> {
+/// what came before it, and a backup may have stored what it points at. Where no tip says where a
+/// stream was, it is what is stored first: the server is asked for what it has removed, perhaps, and
+/// that costs one answer. `None` where nothing is stored and no slot keeps anything.
+pub fn floor(
+    branch: &TimelineHistory,
+    catalog: &Catalog,
+    kept: Option<Lsn>,
+    size: SegmentSize,
+) -> Option<Lsn> {
     let streamed =
         catalog
             .tips
@@ -46,7 +53,23 @@ pub fn floor(branch: &TimelineHistory, catalog: &Catalog, kept: Option<Lsn>) -> 
                 Reach::Until(fork) => Some(tip.lsn.min(fork)),
                 Reach::NotAncestor => None,
             });
+    let streamed = streamed.or_else(|| first_stored(branch, catalog, size));
     kept.into_iter().chain(streamed).min()
+}
+
+/// Where the first stored stretch of the branch begins.
+fn first_stored(branch: &TimelineHistory, catalog: &Catalog, size: SegmentSize) -> Option<Lsn> {
+    branch.parts().iter().find_map(|part| {
+        let coverage = catalog.timelines.get(&part.timeline)?.coverage(size);
+        let first = coverage.first()?.start;
+        part.end.is_none_or(|fork| first < fork).then_some(first)
+    })
+}
+
+/// Whether a stream has stored WAL of the branch, whatever became of its tip.
+pub fn was_streamed(branch: &TimelineHistory, catalog: &Catalog) -> bool {
+    let mut streamed = catalog.streamed.iter();
+    streamed.any(|timeline| branch.reach(*timeline) != Reach::NotAncestor)
 }
 
 /// Where to go on.
@@ -66,19 +89,34 @@ pub fn resume_at(
     if let Some(stored) = newest.filter(|newest| *newest > server) {
         return Err(ResumeError::OlderServer { stored, server });
     }
-    let floor_start = size.start_of(floor);
-    let at = BranchEnd {
-        timeline: branch.timeline_at(floor_start),
-        lsn: floor_start,
-    };
+    let at = branch_at(branch, size.start_of(floor));
     let end = catalog.reach(branch, at.timeline, at.lsn, size);
     // nothing is stored there: the server may still have what follows the last that is
     let end = if end == at {
-        last_before(branch, catalog, floor_start, size).unwrap_or(end)
+        last_before(branch, catalog, at.lsn, size).unwrap_or(end)
     } else {
         end
     };
     Ok(behind(branch, catalog, end, size))
+}
+
+/// Where one place of several lacks something of what the slot keeps, from `kept` on.
+pub fn lacks_at(
+    branch: &TimelineHistory,
+    catalog: &Catalog,
+    kept: Lsn,
+    size: SegmentSize,
+) -> ResumeAt {
+    let at = branch_at(branch, size.start_of(kept));
+    let end = catalog.reach(branch, at.timeline, at.lsn, size);
+    behind(branch, catalog, end, size)
+}
+
+fn branch_at(branch: &TimelineHistory, lsn: Lsn) -> BranchEnd {
+    BranchEnd {
+        timeline: branch.timeline_at(lsn),
+        lsn,
+    }
 }
 
 /// Where what follows on `end` begins: in the segment at hand, or with the next timeline.
@@ -134,16 +172,13 @@ fn compared_from(end: BranchEnd, catalog: &Catalog, size: SegmentSize) -> Lsn {
     }
 }
 
-/// The end of the last stored stretch of the branch that lies before `lsn`, if streams wrote any.
-fn last_before(
+/// The end of the last stored stretch of the branch that lies before `lsn`.
+pub fn last_before(
     branch: &TimelineHistory,
     catalog: &Catalog,
     lsn: Lsn,
     size: SegmentSize,
 ) -> Option<BranchEnd> {
-    if catalog.tips.is_empty() {
-        return None;
-    }
     branch.parts().iter().rev().find_map(|part| {
         let coverage = catalog.timelines.get(&part.timeline)?.coverage(size);
         let before = coverage.iter().rev().find(|range| range.start < lsn)?;
@@ -155,11 +190,29 @@ fn last_before(
     })
 }
 
+/// As [`skip_removed`], to the earliest of `places` from which more than `refused` can be asked for:
+/// the server no longer has what begins there. A slot that is new keeps less than the server has.
+pub fn skip_to_earliest(
+    at: ResumeAt,
+    branch: &TimelineHistory,
+    catalog: &Catalog,
+    places: &[Lsn],
+    refused: Lsn,
+    size: SegmentSize,
+) -> Option<(Vec<(TimelineId, WalRange)>, ResumeAt)> {
+    let mut places = places.to_vec();
+    places.sort_unstable();
+    let mut skipped = places
+        .into_iter()
+        .filter_map(|place| skip_removed(at, branch, catalog, place, size));
+    skipped.find(|(_, next)| next.start > refused)
+}
+
 /// The holes that are left when the server no longer has what would follow, by timeline, and where
 /// to go on: at `available`, which it has, or where what is stored from there on ends. It is stored
 /// already where an earlier stream went on there, and was lost before it could write its tip. There
 /// is no hole where the server removed only what is stored.
-pub fn skip_removed(
+fn skip_removed(
     at: ResumeAt,
     branch: &TimelineHistory,
     catalog: &Catalog,
@@ -315,12 +368,64 @@ mod tests {
         let mut catalog = stored(&[(1, 2 * MIB, 2 * MIB + 5), (2, 6 * MIB, 7 * MIB)], true);
         catalog.tips.get_mut(&timeline(1)).unwrap().lsn = Lsn::new(2 * MIB + 5);
         let kept = Some(Lsn::new(6 * MIB + 40));
-        let from = floor(&branch(), &catalog, kept).unwrap();
+        let from = floor(&branch(), &catalog, kept, size()).unwrap();
         assert_eq!(
             resume(&catalog, from.as_u64()),
             Ok(at(1, 2 * MIB, 2 * MIB + 5))
         );
-        assert_eq!(floor(&branch(), &stored(&[], false), kept), kept);
+        assert_eq!(floor(&branch(), &none(), kept, size()), kept);
+    }
+
+    /// A stream that was killed before its first tip, or whose tip cannot be read: the WAL up to the new
+    /// slot would be passed over without a word, though the server has it.
+    #[test]
+    fn what_came_before_a_new_slot_is_asked_for_without_a_tip() {
+        let catalog = stored(&[(2, 4 * MIB, 4 * MIB + 100)], false);
+        let kept = Some(Lsn::new(6 * MIB));
+        let from = floor(&branch(), &catalog, kept, size()).unwrap();
+        assert_eq!(
+            resume(&catalog, from.as_u64()),
+            Ok(at(2, 4 * MIB, 4 * MIB + 100))
+        );
+        assert!(!was_streamed(&branch(), &catalog));
+        // what lies behind the fork is of another branch
+        let beyond = stored(&[(1, 4 * MIB, 5 * MIB)], false);
+        assert_eq!(floor(&branch(), &beyond, kept, size()), kept);
+        assert_eq!(
+            resume_at(&branch(), &catalog, Lsn::new(6 * MIB), size()),
+            Ok(at(2, 4 * MIB, 4 * MIB + 100))
+        );
+    }
+
+    /// A new primary that keeps much WAL: its slot begins behind what it still has.
+    #[test]
+    fn goes_on_at_the_oldest_wal_that_the_server_has() {
+        let from = at(2, 10 * MIB, 10 * MIB + 5);
+        let places = [
+            Lsn::new(20 * MIB + 7),
+            Lsn::new(12 * MIB),
+            Lsn::new(30 * MIB),
+        ];
+        let skip = |refused: u64| {
+            let refused = Lsn::new(refused);
+            let skipped = skip_to_earliest(from, &branch(), &none(), &places, refused, size());
+            skipped.map(|(holes, next)| (holes, next.start))
+        };
+        let hole = |end: u64| vec![(timeline(2), range(10 * MIB + 5, end * MIB))];
+        assert_eq!(skip(10 * MIB), Some((hole(12), Lsn::new(12 * MIB))));
+        // it was removed meanwhile: the slot keeps what begins there
+        assert_eq!(skip(12 * MIB), Some((hole(20), Lsn::new(20 * MIB))));
+        assert_eq!(skip(20 * MIB), Some((hole(30), Lsn::new(30 * MIB))));
+        assert_eq!(skip(30 * MIB), None);
+    }
+
+    /// Another place has everything before the slot, perhaps: what one lacks before it is not asked for.
+    #[test]
+    fn what_a_place_lacks_is_looked_for_where_the_slot_keeps_it() {
+        let catalog = stored(&[(2, 4 * MIB, 5 * MIB), (2, 6 * MIB, 6 * MIB + 9)], true);
+        let lacking = |kept: u64| lacks_at(&branch(), &catalog, Lsn::new(kept), size());
+        assert_eq!(lacking(6 * MIB + 3), at(2, 6 * MIB, 6 * MIB + 9));
+        assert_eq!(lacking(7 * MIB + 3), at(2, 7 * MIB, 7 * MIB));
     }
 
     /// A kill while a large segment was under way, and a small piece behind it was not.

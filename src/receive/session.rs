@@ -166,6 +166,12 @@ impl Session {
         }
     }
 
+    /// Nothing is stored under these names: they are taken by pieces that cannot be read, and may lie
+    /// where the server sends again what was stored.
+    pub fn avoid(&mut self, damaged: Vec<WalRange>) {
+        self.pieces.avoid(damaged);
+    }
+
     /// Where the connection stands.
     pub fn progress(&self) -> &Progress {
         &self.progress
@@ -256,7 +262,10 @@ impl Session {
         if let Some(segment) = self.full.take() {
             return Some(Store::Segment(segment));
         }
-        if let Some(piece) = self.due_piece(now) {
+        if let Some(due) = self.due_piece(now) {
+            let piece = self.pieces.named_freely(due);
+            // the rest follows as soon as the store takes it
+            self.wanted = self.wanted.max(due.end);
             self.pieces.given(piece);
             self.given_at.push_back((piece, now));
             self.given = piece.end;
@@ -389,7 +398,7 @@ impl Session {
         } = self.before;
         let received = self.progress.received();
         let at_hand = received >= known && received < self.options.segment_size.end_of(start);
-        if pieces <= MERGED_TOGETHER || !at_hand {
+        if pieces <= MERGED_TOGETHER || known <= start || !at_hand {
             return None;
         }
         let range = WalRange { start, end: known };
@@ -505,6 +514,34 @@ mod tests {
             done(&mut session, later),
             (vec![piece(MIB, MIB + 100)], vec![])
         );
+    }
+
+    /// What was stored may not be readable, or lie in another segment than the one that is sent.
+    #[test]
+    fn nothing_known_is_not_merged() {
+        let now = Instant::now();
+        let mut session = session(MIB, MIB, now);
+        session.before.pieces = 40;
+        session.handle(wal(MIB + 100), now);
+        assert_eq!(done(&mut session, now).0, []);
+    }
+
+    /// A damaged piece is there under the name that what comes again would have: taken for stored, the
+    /// server would let go of the only bytes that can be read.
+    #[test]
+    fn nothing_is_stored_under_the_name_of_what_is_damaged() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(1);
+        let mut session = session(MIB, MIB, now);
+        session.avoid(vec![range(MIB, MIB + 100), range(MIB, MIB + 50)]);
+        session.handle(wal(MIB + 100), now);
+        session.handle(Event::Deadline, later);
+        assert_eq!(done(&mut session, later).0, [piece(MIB, MIB + 25)]);
+        session.handle(Event::Stored(range(MIB, MIB + 25)), later);
+        let (stores, _) = done(&mut session, later);
+        assert_eq!(stores, [piece(MIB + 25, MIB + 100)]);
+        session.handle(Event::Stored(range(MIB + 25, MIB + 100)), later);
+        assert_eq!(session.progress().stored(), Lsn::new(MIB + 100));
     }
 
     /// A loop that is woken for what it cannot do yet would never sleep.

@@ -104,7 +104,12 @@ impl Storing {
             }
             let looked = self.repository.segment_digests(segment, self.size, beyond);
             match looked.await {
-                Ok(found) => return Ok(found),
+                Ok(found) => {
+                    for (_, error) in found.damaged {
+                        tracing::warn!("what others stored is not compared: {error}");
+                    }
+                    return Ok(found.content);
+                }
                 Err(error) if error.is_unreachable() => {
                     is_away_now(self.spool.as_deref(), &error);
                 }

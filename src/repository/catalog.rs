@@ -129,6 +129,8 @@ pub struct Catalog {
     pub left_out: Vec<LeftOut>,
     /// Where streams last were.
     pub tips: BTreeMap<TimelineId, Tip>,
+    /// Of these timelines there is a tip, readable or not: a stream has been there.
+    pub streamed: BTreeSet<TimelineId>,
     /// Stretches that were given up, as they were recorded.
     pub holes: Vec<Hole>,
     /// Bytes stored for WAL.
@@ -151,6 +153,9 @@ impl Catalog {
                 }
                 Some(ObjectName::Pack { .. } | ObjectName::Manifest(_) | ObjectName::Backup(_)) => {
                     self.backup_bytes = self.backup_bytes.saturating_add(object.bytes);
+                }
+                Some(ObjectName::Tip(timeline)) => {
+                    self.streamed.insert(timeline);
                 }
                 _ => {}
             }

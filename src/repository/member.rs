@@ -548,6 +548,11 @@ impl Member {
             let stored = match self.trailer(&name).await {
                 Ok(trailer) => trailer.digest,
                 Err(error) if error.is_not_found() => continue,
+                // whatever it was: what covers it is here
+                Err(error) if error.is_damage() => {
+                    tracing::warn!("left where it is, and superseded: {error}");
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
             let new = container::digest(ours);

@@ -6,6 +6,7 @@
 mod backup_record;
 pub mod buffers;
 pub mod catalog;
+mod contents;
 pub mod destination;
 mod error;
 pub mod keys;
@@ -38,6 +39,7 @@ use records::ClusterRecord;
 use store::Store;
 
 pub use container::digest;
+pub use contents::Readable;
 pub use error::RepositoryError;
 pub use mending::PlaceState;
 pub use place::PlaceSettings;

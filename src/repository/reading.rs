@@ -9,14 +9,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use container::{FrameReader, Trailer};
 use serde::de::DeserializeOwned;
-use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalRange};
+use wal::{SegmentSize, TimelineHistory, TimelineId};
 
 use super::catalog::{Catalog, LeftOut, ListedBackups, TimelineWal};
-use super::layout::{BackupId, ObjectName, pieces_prefix, timeline_prefix};
+use super::layout::{BackupId, ObjectName, timeline_prefix};
 use super::member::Member;
 use super::records::{AncestorFacts, BackupRecord, HISTORY_FACTS, Hole, Tip, WalFacts};
 use super::store::Listed;
-use super::{Fetched, Repository, RepositoryError, Result, SegmentContent};
+use super::{Fetched, Repository, RepositoryError, Result};
 
 impl Repository {
     /// Asks the places in their order until one has an answer.
@@ -118,7 +118,7 @@ impl Repository {
     }
 
     /// Every object below `folder` in any place that can be asked, sorted by path.
-    async fn list(&self, folder: &str) -> Result<Vec<Listed>> {
+    pub(super) async fn list(&self, folder: &str) -> Result<Vec<Listed>> {
         let listed = self.every_place(|member| async move { member.list(folder).await });
         let mut objects = BTreeMap::new();
         for object in listed.await?.into_iter().flatten() {
@@ -174,6 +174,15 @@ impl Repository {
             Some((member.name().to_owned(), reason))
         });
         silent.collect()
+    }
+
+    /// The names of the places that could not be asked a moment ago.
+    pub fn silent(&self) -> Vec<String> {
+        let silent = self
+            .members
+            .iter()
+            .filter(|member| self.silence_of(member).is_some());
+        silent.map(|member| member.name().to_owned()).collect()
     }
 
     /// The names of the places that can be asked.
@@ -247,7 +256,15 @@ impl Repository {
             return Ok(());
         };
         let wal = self.timeline_wal(newest).await?;
-        let Some((name, stored)) = self.size_of_any(names_of(&wal).rev()).await? else {
+        let found = match self.size_of_any(names_of(&wal).rev()).await {
+            // one that cannot be read says nothing, and does not stop what comes
+            Err(error) if error.is_damage() => {
+                tracing::error!("the segment size of what is stored is not known: {error}");
+                return Ok(());
+            }
+            found => found?,
+        };
+        let Some((name, stored)) = found else {
             return Ok(());
         };
         if stored == size {
@@ -281,14 +298,24 @@ impl Repository {
     pub async fn wal_catalog(&self) -> Result<Catalog> {
         let mut catalog = Catalog::default();
         catalog.add_listing(&self.list("wal/").await?);
-        for object in self.list("tip/").await? {
-            if let Some(name @ ObjectName::Tip(timeline)) = ObjectName::parse(&object.path)
-                && let Ok(Some(tip)) = self.find::<Tip>(&name).await
-            {
-                catalog.tips.insert(timeline, tip);
-            }
+        catalog.add_listing(&self.list("tip/").await?);
+        for timeline in catalog.streamed.clone() {
+            let tip = self.tip(timeline).await?;
+            catalog.tips.extend(tip.map(|tip| (timeline, tip)));
         }
         Ok(catalog)
+    }
+
+    /// A timeline's tip. A hint: one that is damaged is as good as none, and one that cannot be asked
+    /// for is not taken for none.
+    async fn tip(&self, timeline: TimelineId) -> Result<Option<Tip>> {
+        match self.find(&ObjectName::Tip(timeline)).await {
+            Err(error @ RepositoryError::Damaged { .. }) => {
+                tracing::warn!("passed over, and written anew by the next stream: {error}");
+                Ok(None)
+            }
+            found => found,
+        }
     }
 
     /// Every backup that came to its end, oldest first.
@@ -406,11 +433,9 @@ impl Repository {
                     let history = history.map(|history| (timeline, history));
                     catalog.histories.extend(history);
                 }
-                Some(name @ ObjectName::Tip(timeline)) => {
-                    // a hint: one that cannot be read is as good as none
-                    if let Ok(Some(tip)) = self.find::<Tip>(&name).await {
-                        catalog.tips.insert(timeline, tip);
-                    }
+                Some(ObjectName::Tip(timeline)) => {
+                    let tip = self.tip(timeline).await?;
+                    catalog.tips.extend(tip.map(|tip| (timeline, tip)));
                 }
                 Some(name @ ObjectName::Hole { .. }) => {
                     catalog
@@ -437,18 +462,24 @@ impl Repository {
     }
 
     /// The segment size that the first of these objects names, with its name. A piece that was listed
-    /// may have given way since: then the next is asked.
+    /// may have given way since, or be damaged: then the next is asked.
     async fn size_of_any(
         &self,
         names: impl Iterator<Item = ObjectName>,
     ) -> Result<Option<(ObjectName, SegmentSize)>> {
-        let mut any_gone = false;
+        let (mut any_gone, mut damaged) = (false, None);
         for name in names {
             match self.segment_size_of(&name).await {
                 Ok(size) => return Ok(Some((name, size))),
                 Err(error) if error.is_not_found() => any_gone = true,
+                Err(error) if error.is_damage() => {
+                    damaged.get_or_insert(error);
+                }
                 Err(error) => return Err(error),
             }
+        }
+        if let Some(error) = damaged {
+            return Err(error);
         }
         match self.unheard().pop() {
             // it may be in a place that has fallen silent since
@@ -470,135 +501,6 @@ impl Repository {
             path: self.locate(name),
             reason: format!("not a WAL segment size: {bytes:?}"),
         })
-    }
-
-    /// The bytes of a segment, from the complete one or put together from its pieces; `None`
-    /// where nothing from its beginning on is stored.
-    pub async fn segment_content(
-        &self,
-        segment: SegmentName,
-        size: SegmentSize,
-    ) -> Result<Option<SegmentContent>> {
-        // a piece that was listed may be gone when it is read: the segment has taken its place
-        for _ in 0..3 {
-            match self.fetch(&ObjectName::Segment(segment)).await {
-                Ok(fetched) => {
-                    return Ok(Some(SegmentContent {
-                        bytes: fetched.plain,
-                        complete: true,
-                    }));
-                }
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error),
-            }
-            match self.assemble(segment, size).await {
-                Ok(bytes) => {
-                    return Ok(bytes.map(|bytes| SegmentContent {
-                        bytes,
-                        complete: false,
-                    }));
-                }
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(None)
-    }
-
-    /// As [`Self::segment_content`], without reading it: the stretches that are stored and end behind
-    /// `beyond`, sorted, and the digests of their bytes. Needs no key.
-    pub async fn segment_digests(
-        &self,
-        segment: SegmentName,
-        size: SegmentSize,
-        beyond: Lsn,
-    ) -> Result<Vec<(WalRange, String)>> {
-        let Some(start) = segment.start(size) else {
-            return Ok(Vec::new());
-        };
-        let mut digests = Vec::new();
-        match self.trailer(&ObjectName::Segment(segment)).await {
-            Ok(trailer) => {
-                let end = size.end_of(start);
-                digests.push((WalRange { start, end }, trailer.digest));
-            }
-            Err(error) if error.is_not_found() => {}
-            Err(error) => return Err(error),
-        }
-        for name in self.pieces_of(segment).await? {
-            let ObjectName::Piece { range, .. } = name else {
-                continue;
-            };
-            if range.end <= beyond {
-                continue;
-            }
-            match self.trailer(&name).await {
-                Ok(trailer) => digests.push((range, trailer.digest)),
-                // it gave way to its segment
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(digests)
-    }
-
-    pub(super) async fn pieces_of(&self, segment: SegmentName) -> Result<Vec<ObjectName>> {
-        let listed = self.list(&pieces_prefix(segment)).await?;
-        let names = listed
-            .iter()
-            .filter_map(|object| ObjectName::parse(&object.path));
-        Ok(names
-            .filter(|name| matches!(name, ObjectName::Piece { .. }))
-            .collect())
-    }
-
-    async fn assemble(&self, segment: SegmentName, size: SegmentSize) -> Result<Option<Vec<u8>>> {
-        let Some(start) = segment.start(size) else {
-            return Ok(None);
-        };
-        let mut bytes: Vec<u8> = Vec::new();
-        // listed by path, so by start: each piece overlaps what is there, follows it, or is beyond
-        for name in self.pieces_of(segment).await? {
-            let ObjectName::Piece { range, .. } = &name else {
-                continue;
-            };
-            let at = range.start.bytes_since(start);
-            let have = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-            if at > have {
-                break;
-            }
-            let piece = self.fetch(&name).await?.plain;
-            let damaged = |reason: String| RepositoryError::Damaged {
-                path: self.locate(&name),
-                reason,
-            };
-            if u64::try_from(piece.len()).ok() != Some(range.end.bytes_since(range.start))
-                || range.end.bytes_since(start) > size.bytes()
-            {
-                return Err(damaged(format!(
-                    "its name does not fit its length: {}",
-                    piece.len()
-                )));
-            }
-            let overlap = usize::try_from(have.saturating_sub(at)).unwrap_or(usize::MAX);
-            let overlap = overlap.min(piece.len());
-            let (known, new) = piece.split_at(overlap);
-            let from = usize::try_from(at).unwrap_or(usize::MAX);
-            let stored = bytes
-                .get(from..from.saturating_add(overlap))
-                .unwrap_or_default();
-            if let Some(differs) = known.iter().zip(stored).position(|(a, b)| a != b) {
-                return Err(RepositoryError::TwoHistories {
-                    lsn: range
-                        .start
-                        .saturating_add(u64::try_from(differs).unwrap_or(u64::MAX)),
-                    timeline: segment.timeline,
-                    path: self.locate(&name),
-                });
-            }
-            bytes.extend_from_slice(new);
-        }
-        Ok((!bytes.is_empty()).then_some(bytes))
     }
 }
 

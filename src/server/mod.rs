@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use replication::connect::{ConnectError, Purpose, connect};
 use replication::connection::{Connection, QueryError, literal};
 use replication::conninfo::{ConnectionSettings, Environment};
+use replication::server_error::may_pass;
 use replication::slots::SlotError;
 use wal::{Lsn, SegmentName, SegmentSize, TimelineId};
 
@@ -87,7 +88,7 @@ pub fn is_shutting_down(error: &Error) -> bool {
 /// A failed command, for people.
 pub fn query_error(doing: &str, error: &QueryError) -> Error {
     let message = format!("cannot {doing}: {}", chain(error));
-    match error.sqlstate() {
+    let failure = match error.sqlstate() {
         Some("42501") => Error::usage(message).hint(
             "the role lacks a right; as a superuser: ALTER ROLE <role> REPLICATION; \
              GRANT pg_monitor TO <role>;",
@@ -96,15 +97,35 @@ pub fn query_error(doing: &str, error: &QueryError) -> Error {
             .hint("raise max_replication_slots or max_wal_senders, or drop a slot that is unused"),
         _ if error.is_transient() => Error::new(Kind::Unreachable, message),
         _ => Error::failure(message),
+    };
+    match error.sqlstate() {
+        Some(sqlstate) if may_pass(sqlstate) => failure.passing(),
+        _ => failure,
     }
 }
 
 /// A failed command on a slot, for people.
 pub fn slot_error(doing: &str, error: &SlotError) -> Error {
+    let message = || format!("cannot {doing}: {}", chain(error));
     match error {
+        SlotError::Query(inner) if inner.sqlstate().is_some_and(slot_has_changed) => {
+            query_error(doing, inner).passing()
+        }
         SlotError::Query(inner) => query_error(doing, inner),
-        other => Error::failure(format!("cannot {doing}: {}", chain(other))),
+        // somebody else did something to it at the same time
+        SlotError::NotUnreserved { .. } => Error::failure(message()).passing(),
+        SlotError::Dropped { reason, .. } if query_error(doing, reason).may_pass() => {
+            Error::failure(message()).passing()
+        }
+        SlotError::Dropped { .. } | SlotError::InvalidName { .. } => Error::failure(message()),
     }
+}
+
+/// Whether this SQLSTATE says that a slot has come, gone, been taken or given up since it was looked
+/// at: the next look tells.
+pub fn slot_has_changed(sqlstate: &str) -> bool {
+    // duplicate_object, undefined_object, object_not_in_prerequisite_state, object_in_use
+    matches!(sqlstate, "42710" | "42704" | "55000" | "55006")
 }
 
 /// What is read from a server at first contact; nothing of it is assumed.
@@ -344,14 +365,20 @@ pub async fn read_standing(
     })
 }
 
-/// The oldest segment of a timeline that the server still has, where it lets us look
+/// Whether the server is a standby, or otherwise still replays WAL.
+pub async fn is_in_recovery(sql: &mut Connection) -> Result<bool, QueryError> {
+    let found = sql.query_value("SELECT pg_is_in_recovery()").await?;
+    Ok(found.as_deref() == Some("t"))
+}
+
+/// The oldest segment of each timeline that the server still has, where it lets us look
 /// (`pg_monitor`).
-pub async fn oldest_segment(sql: &mut Connection, timeline: TimelineId) -> Option<SegmentName> {
-    let query = format!(
-        "SELECT min(name) FROM pg_ls_waldir() WHERE name ~ '^{}[0-9A-F]{{16}}$'",
-        timeline.hex8()
-    );
-    sql.query_value(&query).await.ok().flatten()?.parse().ok()
+pub async fn oldest_segments(sql: &mut Connection) -> Vec<SegmentName> {
+    let query = "SELECT min(name) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$' \
+                 GROUP BY left(name, 8)";
+    let rows = sql.query(query).await.map(|result| result.rows);
+    let names = rows.unwrap_or_default().into_iter().flatten().flatten();
+    names.filter_map(|name| name.parse().ok()).collect()
 }
 
 /// How much WAL the server keeps from `restart` on, in bytes.

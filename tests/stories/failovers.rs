@@ -271,7 +271,7 @@ fn a_host_that_is_behind_is_waited_for() {
     standby.start();
     eventually("the stream says what it waits for", || {
         stream.assert_running();
-        stream.stderr().contains("ahead of the WAL flush position")
+        stream.stderr().contains("behind what is stored")
     });
     record.server.start();
     follow(&record.server, &standby);

@@ -36,6 +36,7 @@ mod harmless;
 mod interface;
 mod kills;
 mod layout;
+mod meetings;
 mod metrics;
 mod networks;
 mod outages;

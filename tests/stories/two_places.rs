@@ -156,6 +156,55 @@ fn where_one_is_enough_the_other_is_filled_up_later() {
     assert_eq!(rows, "0,1,2", "{report}");
 }
 
+/// What the server removed is in the repository that cannot be asked just now: a strict stream that ended
+/// over that would have to be started by hand, and would have missed nothing.
+#[test]
+fn a_strict_stream_waits_for_the_repository_that_may_have_what_the_server_removed() {
+    let mut record = in_two("any").begin();
+    eventually_acknowledged(&record, "both hold everything");
+    record.ground.endpoint_mut().kill9();
+    for setting in [
+        "wal_keep_size = 0",
+        "max_wal_size = '32MB'",
+        "min_wal_size = '32MB'",
+    ] {
+        record
+            .server
+            .execute(&format!("alter system set {setting}"));
+    }
+    record.server.execute("select pg_reload_conf()");
+    let first = record
+        .server
+        .value("select pg_walfile_name(pg_current_wal_lsn())");
+    for _ in 0..2 {
+        record.fill_segments(2);
+        eventually_acknowledged(&record, "one repository is enough");
+        record.server.execute("checkpoint");
+    }
+    record.insert(1);
+    eventually_acknowledged(&record, "one repository is enough");
+    record.stop_stream();
+    let removed = format!("select count(*) from pg_ls_waldir() where name = '{first}'");
+    assert_eq!(record.server.value(&removed), "0", "{first} is still there");
+    let folder = near(&record);
+    let set_mode = |mode| fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).unwrap();
+    set_mode(0o000);
+    record.ground.endpoint_mut().go_on(&[]);
+    let mut command = record.anywhen.command(&["stream", "--strict"]);
+    command.args(["-d", &record.server.conninfo()]);
+    let mut stream = record.anywhen.launch(command);
+    eventually("the stream says who may have it", || {
+        assert!(stream.ended().is_none(), "{}", stream.stderr());
+        stream.stderr().contains("may have it, and is not there")
+    });
+    set_mode(0o700);
+    record.insert(2);
+    eventually_acknowledged(&record, "the stream goes on");
+    let status = record.anywhen.json(&["status"]);
+    let holes = status["clusters"][0]["holes"].as_array().unwrap().len();
+    assert_eq!(holes, 0, "{status}");
+}
+
 /// An outage of one repository must not look like the end of what there is.
 #[test]
 fn what_only_the_lost_repository_has_is_unreachable_and_not_absent() {

@@ -5,6 +5,9 @@ use thiserror::Error;
 use crate::lsn::Lsn;
 use crate::timeline::TimelineId;
 
+/// More promotions than a cluster sees in its life: a longer file is damaged, or hostile.
+const ENTRIES_MAX: usize = 10_000;
+
 /// A timeline and the timelines that it grew out of, as in its `.history` file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TimelineHistory {
@@ -85,6 +88,12 @@ pub enum HistoryError {
         /// The timeline of the line.
         found: TimelineId,
     },
+    /// More ancestors than a timeline can have.
+    #[error("timeline history is too long: line={line}, most_entries={ENTRIES_MAX}")]
+    TooLong {
+        /// The line of the first that is too many.
+        line: usize,
+    },
 }
 
 impl TimelineHistory {
@@ -99,7 +108,8 @@ impl TimelineHistory {
     /// Reads the history file of `timeline` as `timeline.c`, `readTimeLineHistory` does: lines of
     /// timeline, position and reason; blank ones and those that start with `#` say nothing.
     ///
-    /// `file` may be damaged or hostile: never panics, allocates in proportion to its length.
+    /// `file` may be damaged or hostile: never panics, allocates in proportion to its length, and
+    /// takes 10,000 ancestors at most.
     pub fn parse(timeline: TimelineId, file: &[u8]) -> Result<Self, HistoryError> {
         let mut entries: Vec<HistoryEntry> = Vec::new();
         for (index, bytes) in file.split(|byte| *byte == b'\n').enumerate() {
@@ -108,6 +118,9 @@ impl TimelineHistory {
             let text = text.trim_ascii();
             if text.is_empty() || text.starts_with('#') {
                 continue;
+            }
+            if entries.len() == ENTRIES_MAX {
+                return Err(HistoryError::TooLong { line });
             }
             let entry = parse_line(line, text)?;
             let previous = entries.last().map(|entry| entry.timeline);
@@ -171,12 +184,16 @@ impl TimelineHistory {
 
     /// The stretches of this branch and where to read each, oldest first; none is empty.
     pub fn parts(&self) -> Vec<HistoryPart> {
+        // as `reach`, for all of them at once: the earliest position of a line and those after it
+        let mut ends: Vec<Lsn> = self.entries.iter().map(|entry| entry.end).collect();
+        let mut earliest = Lsn::new(u64::MAX);
+        for end in ends.iter_mut().rev() {
+            earliest = earliest.min(*end);
+            *end = earliest;
+        }
         let mut parts = Vec::new();
         let mut start = Lsn::ZERO;
-        for entry in &self.entries {
-            let Reach::Until(end) = self.reach(entry.timeline) else {
-                continue;
-            };
+        for (entry, end) in self.entries.iter().zip(ends) {
             if start < end {
                 parts.push(HistoryPart {
                     timeline: entry.timeline,
@@ -286,6 +303,37 @@ mod tests {
             (id(1), Some(lsn("0/3000")))
         );
         assert_eq!((parts[1].timeline, parts[1].start), (id(3), lsn("0/3000")));
+    }
+
+    /// A file of megabytes would keep a thread busy for minutes, and the stream with it.
+    #[test]
+    fn refuses_a_file_of_more_lines_than_there_are_promotions() {
+        use std::fmt::Write as _;
+        let mut file = String::new();
+        for line in 1..=ENTRIES_MAX {
+            writeln!(file, "{line}\t0/{line:X}\tx").unwrap();
+        }
+        let history = TimelineHistory::parse(id(20_000), file.as_bytes()).unwrap();
+        assert_eq!(history.parts().len(), ENTRIES_MAX + 1);
+        file.push_str("10001\t1/0\tx\n");
+        assert_eq!(
+            TimelineHistory::parse(id(20_000), file.as_bytes()),
+            Err(HistoryError::TooLong { line: 10_001 })
+        );
+    }
+
+    /// What is read from each part is what `reach` allows, also where positions run backwards.
+    #[test]
+    fn parts_end_where_the_branch_left_them() {
+        let file = b"1\t0/5000\tx\n2\t0/3000\ty\n3\t0/9000\tz\n4\t0/7000\tw\n";
+        let history = TimelineHistory::parse(id(5), file).unwrap();
+        let parts = history.parts();
+        let ends: Vec<_> = parts.iter().filter_map(|part| part.end).collect();
+        assert_eq!(ends, [lsn("0/3000"), lsn("0/7000")]);
+        for part in parts.iter().filter(|part| part.end.is_some()) {
+            let until = part.end.map(Reach::Until).unwrap();
+            assert_eq!(history.reach(part.timeline), until);
+        }
     }
 
     #[test]

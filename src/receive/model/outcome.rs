@@ -9,7 +9,7 @@ use super::store::stretches;
 use super::tally::Seen;
 use super::world::{Removal, SEGMENT, World};
 use crate::receive::pieces::Superseded;
-use crate::receive::resume::{ResumeAt, floor, resume_at, skip_removed};
+use crate::receive::resume::{ResumeAt, floor, resume_at, skip_to_earliest};
 use crate::receive::session::{Before, Event};
 
 impl World {
@@ -65,9 +65,6 @@ impl World {
                     });
                 }
             }
-        }
-        if self.tips.is_empty() {
-            self.write_tip(shell);
         }
     }
 
@@ -218,7 +215,7 @@ impl World {
         let catalog = self.store.catalog(&self.tips);
         let server = &self.servers[self.current];
         let branch = &server.branch;
-        let floor = floor(branch, &catalog, server.slot).unwrap_or(server.end);
+        let floor = floor(branch, &catalog, server.slot, self.size).unwrap_or(server.end);
         let needed = match resume_at(branch, &catalog, floor, self.size) {
             Ok(needed) => needed,
             Err(error) => {
@@ -249,19 +246,22 @@ impl World {
             return;
         };
         // another server may still have it, and meanwhile it may have been stored
-        let skipped = self.refused.take() == Some((self.current, at));
-        if skipped {
-            at = self.skips(at);
+        let resumed = at;
+        let refused = self
+            .refused
+            .take()
+            .filter(|(server, was, _)| (*server, *was) == (self.current, at));
+        if let Some((_, _, start)) = refused {
+            at = self.skips(at, start);
         }
         let server = &self.servers[self.current];
         let (until, over) = server.sends_until(at.timeline);
         if at.start < server.oldest {
             self.tally.count(Seen::Removed);
-            assert!(!skipped, "no end to what was removed");
             if server.is_copy {
                 self.current = self.newest;
             } else {
-                self.refused = Some((self.current, at));
+                self.refused = Some((self.current, resumed, at.start));
             }
             return;
         }
@@ -292,13 +292,13 @@ impl World {
     }
 
     /// Notes holes, and goes on behind them.
-    fn skips(&mut self, at: ResumeAt) -> ResumeAt {
+    fn skips(&mut self, at: ResumeAt, refused: Lsn) -> ResumeAt {
         let server = &self.servers[self.current];
-        let places = [server.slot, Some(server.oldest), Some(server.end)];
-        let mut places = places.into_iter().flatten();
+        let mut places = vec![server.oldest, server.end];
+        places.extend(server.slot);
         let catalog = self.store.catalog(&self.tips);
-        let skipped =
-            places.find_map(|place| skip_removed(at, &server.branch, &catalog, place, self.size));
+        let (branch, size) = (&server.branch, self.size);
+        let skipped = skip_to_earliest(at, branch, &catalog, &places, refused, size);
         let (holes, next) = skipped.expect("what was removed lies before what the server has");
         for hole in holes {
             self.tally.count(Seen::Hole);

@@ -97,8 +97,9 @@ pub(super) struct World {
     pub(super) first: Option<Lsn>,
     /// What servers were told: it must be stored for ever.
     pub(super) owed: Vec<(TimelineId, Content)>,
-    /// The server that no longer had what it was asked for, and from where on that was.
-    pub(super) refused: Option<(usize, ResumeAt)>,
+    /// The server that no longer had what it was asked for, where the stream was to go on, and from
+    /// where on it asked.
+    pub(super) refused: Option<(usize, ResumeAt, Lsn)>,
     pub(super) shell: Option<Shell>,
     pub(super) lends: bool,
     pub(super) outage: bool,
@@ -157,10 +158,10 @@ impl World {
             Step::Cut => open.is_some(),
             Step::Promote | Step::FailOver(_) | Step::GoAstray(_) => {
                 let quiet = self.current == self.newest && !server.shutdown;
-                quiet && (step == Step::Promote || !self.tips.is_empty()) && self.timelines < 9
+                quiet && (step == Step::Promote || self.knows_beginning()) && self.timelines < 9
             }
             Step::GoBack => self.current == self.newest && self.servers.len() > 1,
-            Step::LoseSlot => server.slot.is_some() && !self.tips.is_empty(),
+            Step::LoseSlot => server.slot.is_some() && self.knows_beginning(),
             Step::Verified => shell.is_some_and(|shell| shell.lent),
             Step::Lend(lends) => self.lends != lends,
             Step::Land(at) | Step::Acknowledge(at) => {
@@ -178,6 +179,12 @@ impl World {
             Step::Stop | Step::Kill(_) => open.is_some() || shell.is_some(),
             Step::Recycle | Step::Pass(_) | Step::Deadline => true,
         }
+    }
+
+    /// A slot that is gone takes with it where the first stream began, unless that is stored.
+    fn knows_beginning(&self) -> bool {
+        let told = |(_, content): &(_, Content)| !content.range().is_empty();
+        !self.tips.is_empty() || self.owed.iter().any(told)
     }
 
     fn is_on_newest_timeline(&self) -> bool {

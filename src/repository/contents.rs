@@ -1,0 +1,214 @@
+//! The bytes of a segment: of the whole one, or put together from its pieces.
+
+use wal::{Lsn, SegmentName, SegmentSize, WalRange};
+
+use super::layout::{ObjectName, pieces_prefix};
+use super::{Repository, RepositoryError, Result, SegmentContent};
+
+/// What can be read of something that is stored in several objects, and what cannot.
+#[derive(Debug)]
+pub struct Readable<T> {
+    /// What can be read.
+    pub content: T,
+    /// The objects that are damaged, and how.
+    pub damaged: Vec<(ObjectName, RepositoryError)>,
+}
+
+impl<T> Readable<T> {
+    fn whole(content: T) -> Self {
+        Self {
+            content,
+            damaged: Vec::new(),
+        }
+    }
+}
+
+impl Repository {
+    /// The bytes of a segment, from the complete one or put together from its pieces; `None`
+    /// where nothing from its beginning on is stored.
+    pub async fn segment_content(
+        &self,
+        segment: SegmentName,
+        size: SegmentSize,
+    ) -> Result<Option<SegmentContent>> {
+        // a piece that was listed may be gone when it is read: the segment has taken its place
+        for _ in 0..3 {
+            match self.fetch(&ObjectName::Segment(segment)).await {
+                Ok(fetched) => {
+                    return Ok(Some(SegmentContent {
+                        bytes: fetched.plain,
+                        complete: true,
+                    }));
+                }
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+            match self.assemble(segment, size).await {
+                Ok(assembled) => return Self::covering(assembled, segment, size),
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    /// What pieces hold, where others hold what the damaged ones should.
+    fn covering(
+        assembled: Readable<Vec<u8>>,
+        segment: SegmentName,
+        size: SegmentSize,
+    ) -> Result<Option<SegmentContent>> {
+        let Readable { content, damaged } = assembled;
+        let start = segment.start(size).unwrap_or(Lsn::ZERO);
+        let end = start.saturating_add(u64::try_from(content.len()).unwrap_or(u64::MAX));
+        for (name, error) in damaged {
+            match name {
+                ObjectName::Piece { range, .. } if range.end <= end => {
+                    tracing::error!("read from other pieces instead: {error}");
+                }
+                _ => return Err(error),
+            }
+        }
+        let content = (!content.is_empty()).then_some(content);
+        Ok(content.map(|bytes| SegmentContent {
+            bytes,
+            complete: false,
+        }))
+    }
+
+    /// As [`Self::segment_content`], as far as what is stored can be read: what is damaged is named
+    /// beside it, and what else it would have led to is left out.
+    pub async fn readable_content(
+        &self,
+        segment: SegmentName,
+        size: SegmentSize,
+    ) -> Result<Readable<Vec<u8>>> {
+        let name = ObjectName::Segment(segment);
+        for _ in 0..3 {
+            match self.fetch(&name).await {
+                Ok(fetched) => return Ok(Readable::whole(fetched.plain)),
+                Err(error) if error.is_not_found() => {}
+                Err(error @ RepositoryError::Damaged { .. }) => {
+                    return Ok(Readable {
+                        content: Vec::new(),
+                        damaged: vec![(name, error)],
+                    });
+                }
+                Err(error) => return Err(error),
+            }
+            match self.assemble(segment, size).await {
+                Err(error) if error.is_not_found() => {}
+                assembled => return assembled,
+            }
+        }
+        Ok(Readable::whole(Vec::new()))
+    }
+
+    /// As [`Self::readable_content`], without reading it: the stretches that are stored and end
+    /// behind `beyond`, sorted, and the digests of their bytes. Needs no key.
+    pub async fn segment_digests(
+        &self,
+        segment: SegmentName,
+        size: SegmentSize,
+        beyond: Lsn,
+    ) -> Result<Readable<Vec<(WalRange, String)>>> {
+        let mut digests = Readable::whole(Vec::new());
+        let Some(start) = segment.start(size) else {
+            return Ok(digests);
+        };
+        let mut stretches = vec![(ObjectName::Segment(segment), size.range_of(start))];
+        for name in self.pieces_of(segment).await? {
+            match name {
+                ObjectName::Piece { range, .. } if range.end > beyond => {
+                    stretches.push((name, range));
+                }
+                _ => {}
+            }
+        }
+        for (name, range) in stretches {
+            match self.trailer(&name).await {
+                Ok(trailer) => digests.content.push((range, trailer.digest)),
+                // it gave way to its segment
+                Err(error) if error.is_not_found() => {}
+                Err(error @ RepositoryError::Damaged { .. }) => {
+                    digests.damaged.push((name, error));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(digests)
+    }
+
+    pub(super) async fn pieces_of(&self, segment: SegmentName) -> Result<Vec<ObjectName>> {
+        let listed = self.list(&pieces_prefix(segment)).await?;
+        let names = listed
+            .iter()
+            .filter_map(|object| ObjectName::parse(&object.path));
+        Ok(names
+            .filter(|name| matches!(name, ObjectName::Piece { .. }))
+            .collect())
+    }
+
+    /// The bytes of a segment from its beginning on, from the pieces that can be read.
+    async fn assemble(&self, segment: SegmentName, size: SegmentSize) -> Result<Readable<Vec<u8>>> {
+        let mut readable = Readable::whole(Vec::new());
+        let Some(start) = segment.start(size) else {
+            return Ok(readable);
+        };
+        let bytes = &mut readable.content;
+        // listed by path, so by start: each piece overlaps what is there, follows it, or is beyond
+        for name in self.pieces_of(segment).await? {
+            let ObjectName::Piece { range, .. } = &name else {
+                continue;
+            };
+            let at = range.start.bytes_since(start);
+            let have = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+            if at > have {
+                break;
+            }
+            let piece = match self.piece(&name, *range, size).await {
+                Err(error @ RepositoryError::Damaged { .. }) => {
+                    readable.damaged.push((name, error));
+                    continue;
+                }
+                piece => piece?,
+            };
+            let overlap = usize::try_from(have.saturating_sub(at)).unwrap_or(usize::MAX);
+            let overlap = overlap.min(piece.len());
+            let (known, new) = piece.split_at(overlap);
+            let from = usize::try_from(at).unwrap_or(usize::MAX);
+            let stored = bytes
+                .get(from..from.saturating_add(overlap))
+                .unwrap_or_default();
+            if let Some(differs) = known.iter().zip(stored).position(|(a, b)| a != b) {
+                return Err(RepositoryError::TwoHistories {
+                    lsn: range
+                        .start
+                        .saturating_add(u64::try_from(differs).unwrap_or(u64::MAX)),
+                    timeline: segment.timeline,
+                    path: self.locate(&name),
+                });
+            }
+            bytes.extend_from_slice(new);
+        }
+        Ok(readable)
+    }
+
+    /// The bytes of a piece.
+    async fn piece(
+        &self,
+        name: &ObjectName,
+        range: WalRange,
+        size: SegmentSize,
+    ) -> Result<Vec<u8>> {
+        let piece = self.fetch(name).await?.plain;
+        let of_segment = size.range_of(range.start).covers(range);
+        if of_segment && u64::try_from(piece.len()).ok() == Some(range.len_bytes()) {
+            return Ok(piece);
+        }
+        Err(RepositoryError::Damaged {
+            path: self.locate(name),
+            reason: format!("its name does not fit its length: {}", piece.len()),
+        })
+    }
+}
