@@ -79,7 +79,11 @@ fn start(is_wal_fetch: bool) -> u8 {
             };
         }
     };
-    let code = runtime.block_on(run(cli));
+    // a task, so that what the network wakes runs where it was woken, not on this thread
+    let code = match runtime.block_on(async { tokio::spawn(run(cli)).await }) {
+        Ok(code) => code,
+        Err(failed) => std::panic::resume_unwind(failed.into_panic()),
+    };
     // what was abandoned by a signal is not waited for
     runtime.shutdown_background();
     code
