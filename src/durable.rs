@@ -4,10 +4,12 @@
 //! a new directory only when its parent is.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::io::Errno;
 
 /// Tells the files apart that this process stages.
 static STAGED: AtomicU64 = AtomicU64::new(0);
@@ -20,6 +22,11 @@ pub fn sync_dir(path: &Path) -> io::Result<()> {
 /// Syncs a file's bytes and size.
 pub fn sync_file(file: &File) -> io::Result<()> {
     file.sync_all()
+}
+
+/// Syncs a file's bytes, and of the rest only what is needed to read them.
+pub fn sync_data(file: &File) -> io::Result<()> {
+    file.sync_data()
 }
 
 /// Syncs everything on the file system that holds `path`: cheaper than one sync per file where a
@@ -88,10 +95,49 @@ pub struct Staged {
 impl Staged {
     /// Writes `bytes` to a new file in `folder`, which lies on the file system of its later place.
     pub fn write(folder: &Path, bytes: &[u8]) -> io::Result<Self> {
-        let mut staged = Self::open(folder)?;
+        let staged = Self::write_unsynced(folder, bytes)?;
+        staged.file.sync_all()?;
+        Ok(staged)
+    }
+
+    /// The same, but not synced: after a power cut the file may be empty, torn or gone.
+    pub fn write_unsynced(folder: &Path, bytes: &[u8]) -> io::Result<Self> {
+        Self::empty(folder)?.filled_unsynced(bytes)
+    }
+
+    /// A new file, to be filled later.
+    pub fn empty(folder: &Path) -> io::Result<Self> {
+        let staged = Self::open(folder)?;
         // a file system without locks keeps what a killed process leaves
         drop(staged.file.try_lock());
-        staged.file.write_all(bytes)?;
+        Ok(staged)
+    }
+
+    /// Makes it another user's, where that is possible: a file of root's is of no use to others.
+    pub fn give_to(&self, (user, group): (u32, u32)) -> io::Result<()> {
+        let metadata = self.file.metadata()?;
+        if metadata.uid() != 0 || (user, group) == (metadata.uid(), metadata.gid()) {
+            return Ok(());
+        }
+        std::os::unix::fs::fchown(&self.file, Some(user), Some(group))?;
+        self.file.sync_all()
+    }
+
+    /// With these bytes after what is in it; not synced.
+    pub fn filled_unsynced(mut self, bytes: &[u8]) -> io::Result<Self> {
+        self.file.write_all(bytes)?;
+        Ok(self)
+    }
+
+    /// A new file of so many zeros, synced. They are written, not only set aside: what is written
+    /// over them later needs no more than [`sync_data`] of what it is itself.
+    ///
+    /// An error where the file system has no locks: nobody could see that its owner lives.
+    pub fn zeros(folder: &Path, bytes: u64) -> io::Result<Self> {
+        let mut staged = Self::open(folder)?;
+        staged.file.try_lock()?;
+        let written = io::copy(&mut io::repeat(0).take(bytes), &mut staged.file)?;
+        debug_assert_eq!(written, bytes);
         staged.file.sync_all()?;
         Ok(staged)
     }
@@ -120,6 +166,28 @@ impl Staged {
         sync_dir(parent_of(to))
     }
 
+    /// Gives the file its name if nothing has it yet, and goes on as its owner, who holds its lock.
+    pub fn create_and_keep(self, to: &Path) -> io::Result<File> {
+        let file = self.file.try_clone()?;
+        self.create(to)?;
+        Ok(file)
+    }
+
+    /// Gives the file its name if nothing has it yet; else the error is `AlreadyExists`. The name is
+    /// there for all that run now; after a power cut it may be gone.
+    pub fn create_unsynced(mut self, to: &Path) -> io::Result<()> {
+        let flags = rustix::fs::RenameFlags::NOREPLACE;
+        match rustix::fs::renameat_with(rustix::fs::CWD, &self.path, rustix::fs::CWD, to, flags) {
+            Ok(()) => {
+                self.path.clear();
+                Ok(())
+            }
+            // not every file system knows how
+            Err(Errno::INVAL | Errno::NOSYS) => std::fs::hard_link(&self.path, to),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Gives the file its name, over whatever has it.
     pub fn replace(self, to: &Path) -> io::Result<()> {
         rename(&self.path, to)
@@ -128,7 +196,9 @@ impl Staged {
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        remove_leftover(&self.path);
+        if !self.path.as_os_str().is_empty() {
+            remove_leftover(&self.path);
+        }
     }
 }
 
@@ -181,6 +251,12 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     )]
     std::fs::rename(from, to)?;
     sync_dir(parent_of(to))
+}
+
+/// Removes a file, and syncs the directory that held it.
+pub fn remove(path: &Path) -> io::Result<()> {
+    std::fs::remove_file(path)?;
+    sync_dir(parent_of(path))
 }
 
 fn parent_of(path: &Path) -> &Path {

@@ -116,19 +116,20 @@ impl BackupTaker {
                 Err(_) => Err(Error::new(Kind::Failure, "stopped")),
             },
         };
-        match taken {
-            Ok(record) => {
-                commit(&repository, &record, &recipe).await?;
-                spread(&everywhere, &record, stop).await?;
-                Ok(record)
-            }
+        let outcome = match taken {
+            Ok(record) => match commit(&repository, &record, &recipe).await {
+                Ok(()) => spread(&everywhere, &record, stop).await.map(|()| record),
+                Err(error) => Err(error),
+            },
             Err(error) => {
                 if let Err(error) = repository.discard_backup(&id).await {
                     tracing::warn!("what the failed backup had stored stays: {}", chain(&error));
                 }
                 Err(error)
             }
-        }
+        };
+        self.destination.settle().await;
+        outcome
     }
 
     /// Stores everything of a backup but the record that makes it exist.

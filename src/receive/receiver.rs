@@ -70,6 +70,7 @@ impl Receiver {
     /// for as long as the server or the repository is only unreachable.
     pub async fn run(self, stop: watch::Receiver<bool>) -> Result<()> {
         let outcome = self.run_until(stop).await;
+        self.destination.settle().await;
         self.gauges
             .update(|state| state.connection = Connection::Stopped);
         outcome

@@ -112,6 +112,14 @@ impl OpenDestination {
             .collect()
     }
 
+    /// Leaves nothing behind in the places that another process would have to put right: for the
+    /// end of one that writes.
+    pub async fn settle(&self) {
+        for place in &self.places {
+            place.settle().await;
+        }
+    }
+
     /// The repository of a server, which writes.
     ///
     /// Places are prepared at first contact; what this process has met and is not there any more is

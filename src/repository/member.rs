@@ -267,12 +267,34 @@ impl Member {
         object: Bytes,
         digest: &str,
     ) -> Result<()> {
+        self.create_as(name, object, digest, false).await
+    }
+
+    /// The same for WAL as it comes: a piece is superseded soon.
+    pub(super) async fn create_wal(
+        &self,
+        name: &ObjectName,
+        object: Bytes,
+        digest: &str,
+    ) -> Result<()> {
+        let is_brief = matches!(name, ObjectName::Piece { .. });
+        self.create_as(name, object, digest, is_brief).await
+    }
+
+    async fn create_as(
+        &self,
+        name: &ObjectName,
+        object: Bytes,
+        digest: &str,
+        is_brief: bool,
+    ) -> Result<()> {
         let store = self.store()?;
         let bytes = u64::try_from(object.len()).unwrap_or(u64::MAX);
         for _ in 0..CREATE_TRIES {
             let object = object.clone();
             let created = match name {
                 ObjectName::Manifest(_) => store.create_bulk(&name.path(), object).await?,
+                _ if is_brief => store.create_brief(&name.path(), object).await?,
                 _ => store.create(&name.path(), object).await?,
             };
             if created == Created::New {

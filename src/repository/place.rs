@@ -113,6 +113,17 @@ impl Place {
         Ok(opened.insert(Opened { store, encryption }).clone())
     }
 
+    /// Leaves nothing behind that another process would have to put right. What cannot be settled
+    /// is put right when the place is opened again.
+    pub(super) async fn settle(&self) {
+        let opened = lock(&self.opened).clone();
+        if let Some(opened) = opened
+            && let Err(error) = opened.store.settle().await
+        {
+            tracing::debug!("not settled: {}", crate::error::chain(&error));
+        }
+    }
+
     /// What was asked of it by this process; nothing where it was never opened.
     pub(super) fn traffic(&self) -> Traffic {
         let opened = lock(&self.opened);

@@ -213,6 +213,9 @@ impl Repository {
     pub async fn put_wal(&self, wal: &Arc<EncodedWal>) -> Result<Stored> {
         let tried = self.members_to_try().await?;
         self.encode_missing(wal, &tried).await?;
+        if let ([_], [(_, only)]) = (self.members.as_slice(), tried.as_slice()) {
+            return self.put_wal_to(only, wal).await;
+        }
         let mut outcome = Outcome::new(&self.members, Some(&wal.name));
         let mut writes = FuturesUnordered::new();
         for (number, member) in tried {
@@ -224,15 +227,10 @@ impl Repository {
                 continue;
             }
             let (member, wal) = (member.clone(), Arc::clone(wal));
-            let has_others = self.members.len() > 1;
             // not given up when another place has been faster
             let write = tokio::spawn(async move {
-                let write = member.create_object(&wal.name, object, wal.digest());
-                let written = if has_others {
-                    member.place().while_it_answers(write).await
-                } else {
-                    write.await
-                };
+                let write = member.create_wal(&wal.name, object, wal.digest());
+                let written = member.place().while_it_answers(write).await;
                 if written.is_ok() {
                     wal.is_held_by(number);
                 }
@@ -253,9 +251,6 @@ impl Repository {
             };
             let Ok(Some(write)) = next else { break };
             let (number, written) = write.map_err(|_panicked| RepositoryError::Interrupted)?;
-            if let [_] = self.members.as_slice() {
-                return written.map(|()| Stored::Everywhere);
-            }
             outcome.take(number, written)?;
             if outcome.stored() > 0 {
                 until.get_or_insert_with(|| Instant::now() + patience);
@@ -266,6 +261,14 @@ impl Repository {
             tokio::spawn(take_the_rest(rest, wal.name.clone(), writes));
         }
         outcome.end()
+    }
+
+    /// Stores it in the one place that there is.
+    async fn put_wal_to(&self, only: &Member, wal: &EncodedWal) -> Result<Stored> {
+        let object = wal.object(0).ok_or(RepositoryError::Interrupted)?;
+        only.create_wal(&wal.name, object, wal.digest()).await?;
+        wal.is_held_by(0);
+        Ok(Stored::Everywhere)
     }
 
     /// Stores a small file of the server's, byte for byte: a history, a backup history.
@@ -373,9 +376,8 @@ impl Repository {
     pub async fn remove_pieces(&self, pieces: &[ObjectName], by: &EncodedWal) -> Result<u64> {
         for member in self.holders(by) {
             let store = member.store()?;
-            let removals = pieces.iter().map(ObjectName::path);
-            let removed = join_all(removals.map(async |path| store.delete(&path).await)).await;
-            removed.into_iter().collect::<Result<Vec<()>, _>>()?;
+            let paths: Vec<String> = pieces.iter().map(ObjectName::path).collect();
+            store.delete_all(&paths).await?;
         }
         Ok(u64::try_from(pieces.len()).unwrap_or(u64::MAX))
     }

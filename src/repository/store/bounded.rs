@@ -9,14 +9,15 @@ use futures_util::StreamExt as _;
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::{
-    Attribute, Attributes, GetOptions, GetRange, GetResult, GetResultPayload, ListResult,
-    MultipartId, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutMultipartOptions,
-    PutOptions,
+    Attribute, Attributes, Extensions, GetOptions, GetRange, GetResult, GetResultPayload,
+    ListResult, MultipartId, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode,
+    PutMultipartOptions, PutOptions,
 };
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::fault::Fault;
+use super::local::Brief;
 use super::traffic::{Meter, Request};
 
 /// A line slower than this is taken for dead: it could not keep up with any server's WAL.
@@ -111,10 +112,29 @@ impl Bounded {
 
     /// Writes an object; with `PutMode::Create`, only where there is none.
     pub(super) async fn put(&self, path: &Path, bytes: Bytes, mode: PutMode) -> Result<()> {
+        self.put_with(path, bytes, mode, Extensions::new()).await
+    }
+
+    /// Creates an object where there is none, and says that it is soon superseded.
+    pub(super) async fn create_brief(&self, path: &Path, bytes: Bytes) -> Result<()> {
+        let mut extensions = Extensions::new();
+        extensions.insert(Brief);
+        self.put_with(path, bytes, PutMode::Create, extensions)
+            .await
+    }
+
+    async fn put_with(
+        &self,
+        path: &Path,
+        bytes: Bytes,
+        mode: PutMode,
+        extensions: Extensions,
+    ) -> Result<()> {
         let bound = self.transfer(bytes.len());
         let options = PutOptions {
             mode,
             attributes: self.attributes.clone(),
+            extensions,
             ..PutOptions::default()
         };
         let length = bytes.len();
@@ -255,6 +275,22 @@ impl Bounded {
             Ok(()) | Err(Fault::NotFound) => Ok(()),
             Err(fault) => Err(fault),
         }
+    }
+
+    /// Deletes objects that may not be there, in the store's own way of deleting many.
+    pub(super) async fn delete_all(&self, paths: Vec<Path>) -> Result<()> {
+        let paths = futures_util::stream::iter(paths.into_iter().map(Ok)).boxed();
+        let mut deletions = self.objects.delete_stream(paths);
+        let deleted = async {
+            while let Some(deleted) = deletions.next().await {
+                match deleted {
+                    Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        };
+        self.within(Request::Delete, self.silence, deleted).await
     }
 
     /// Begins an upload in parts.

@@ -3,13 +3,20 @@
 //! Reading is `object_store`'s. Writing is our own: what it makes has the modes of the process's
 //! umask, and a folder that a killed process made is taken for durable.
 
-use std::collections::HashSet;
+mod frame;
+mod journal;
+#[cfg(test)]
+mod power_cuts;
+mod replay;
+mod scribe;
+
+use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path as FilePath, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -24,25 +31,42 @@ use object_store::{
 };
 
 use crate::durable::{self, Staged};
+use journal::{Entry, JOURNALS, Journal, OBJECT_BYTES_MAX};
+use scribe::Scribe;
 
 /// Where files are written before they get their names.
 const STAGING: &str = ".staging";
 
+/// So many objects are deleted by one thread, which takes longer to wake than to delete one.
+const DELETED_TOGETHER: usize = 64;
+
 /// Folders known to be durable that are remembered; forgetting them costs a few syncs.
 const KNOWN_MAX: usize = 10_000;
+
+/// Set in the extensions of a put: the object is small, and soon superseded. So it is worth a
+/// journal, where there is one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Brief;
 
 /// A store in a folder of this machine.
 #[derive(Debug)]
 pub(super) struct Local {
     root: Root,
     files: LocalFileSystem,
-    /// Folders that this process has seen synced into their parents.
-    known: Arc<Mutex<HashSet<PathBuf>>>,
+    known: Arc<Known>,
+    /// Begun when it is needed first; `None` where there cannot be a journal.
+    scribe: Arc<OnceLock<Option<Scribe>>>,
 }
 
+/// Folders that this process has seen synced into their parents, and whether no link leads from
+/// them to elsewhere.
+type Known = Mutex<HashMap<PathBuf, bool>>;
+
 impl Local {
-    /// Opens a folder; with `create`, makes it and clears what killed processes left in it.
+    /// Opens a folder; with `create`, makes it and clears what killed processes left in it. What
+    /// their journals hold is put right either way.
     pub(super) fn open(folder: &FilePath, create: bool) -> io::Result<Self> {
+        replay::play_back_all(folder)?;
         if create {
             durable::create_dir_all(folder)?;
             if let Err(error) = durable::remove_stale(&folder.join(STAGING)) {
@@ -58,7 +82,16 @@ impl Local {
                 .map_err(io::Error::other)?
                 .with_fsync(true),
             known: Arc::default(),
+            scribe: Arc::default(),
         })
+    }
+
+    /// With another journal than the usual one.
+    #[cfg(test)]
+    fn with_journal(self, settings: journal::Settings) -> io::Result<Self> {
+        let scribe = Scribe::begin(&self.root, settings)?;
+        assert!(self.scribe.set(Some(scribe)).is_ok());
+        Ok(self)
     }
 
     /// The folder.
@@ -73,11 +106,41 @@ impl Local {
         blocking(move || durable::sync_file_system(&folder)).await
     }
 
+    /// Makes everything durable by itself that a journal holds, and removes the journal.
+    pub(super) async fn settle(&self) -> io::Result<()> {
+        let Some(Some(scribe)) = self.scribe.get() else {
+            return Ok(());
+        };
+        let journal = Arc::clone(scribe.journal());
+        blocking(move || journal.close()).await
+    }
+
     fn writer(&self, location: &Path) -> Writer {
         Writer {
             object: self.root.folder.join(location.as_ref()),
-            folder: self.root.folder.clone(),
+            path: location.as_ref().to_owned(),
+            root: self.root.clone(),
             known: Arc::clone(&self.known),
+        }
+    }
+
+    /// Whether the object was put through the journal.
+    async fn put_brief(&self, location: &Path, payload: &PutPayload) -> Result<bool> {
+        if self.scribe.get().is_none() {
+            let (root, scribe) = (self.root.clone(), Arc::clone(&self.scribe));
+            let begun = blocking(move || {
+                scribe.get_or_init(|| begin_scribe(&root));
+                Ok(())
+            });
+            begun.await.map_err(failed)?;
+        }
+        let Some(Some(scribe)) = self.scribe.get() else {
+            return Ok(false);
+        };
+        let bytes = Bytes::from(payload.clone());
+        match scribe.put(self.writer(location), bytes).await {
+            Some(put) => put.map(|()| true).map_err(failed),
+            None => Ok(false),
         }
     }
 
@@ -126,6 +189,14 @@ async fn blocking<T: Send + 'static>(
     done.map_err(io::Error::other).and_then(|done| done)
 }
 
+fn put_result() -> PutResult {
+    PutResult {
+        e_tag: None,
+        version: None,
+        extensions: object_store::Extensions::default(),
+    }
+}
+
 fn failed(error: io::Error) -> Error {
     Error::Generic {
         store: "local",
@@ -133,18 +204,47 @@ fn failed(error: io::Error) -> Error {
     }
 }
 
-fn is_staging(location: &Path) -> bool {
-    location
-        .parts()
-        .next()
-        .is_some_and(|part| part.as_ref() == STAGING)
+fn begin_scribe(root: &Root) -> Option<Scribe> {
+    let begun = Scribe::begin(root, journal::Settings::default());
+    let begun = begun.inspect_err(|error| {
+        tracing::info!(
+            "{} has no journal, every object is synced by itself: {error}",
+            root.folder.display()
+        );
+    });
+    begun.ok()
+}
+
+/// Deletes an object, and notes in the journal that it is gone.
+fn delete(root: &Root, journal: Option<&Journal>, location: Path) -> Result<Path> {
+    root.check().map_err(failed)?;
+    if let Some(journal) = journal {
+        journal.gone(location.as_ref());
+    }
+    let path = root.folder.join(location.as_ref());
+    match std::fs::remove_file(&path) {
+        Ok(()) => Ok(location),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::NotFound {
+            path: path.display().to_string(),
+            source: Box::new(error),
+        }),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Whether it lies where no objects are.
+fn is_ours(location: &Path) -> bool {
+    let first = location.parts().next();
+    first.is_some_and(|part| [STAGING, JOURNALS].contains(&part.as_ref()))
 }
 
 /// Puts one object into its place.
 struct Writer {
     object: PathBuf,
-    folder: PathBuf,
-    known: Arc<Mutex<HashSet<PathBuf>>>,
+    /// The object's path below the folder.
+    path: String,
+    root: Root,
+    known: Arc<Known>,
 }
 
 impl Writer {
@@ -161,6 +261,33 @@ impl Writer {
                 })
             }
             Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Writes an object that the journal takes to its file, which has no name yet; to `spare`,
+    /// where that can be. `None` where it has to be stored without a journal.
+    fn stage_unsynced(&self, bytes: &[u8], spare: Option<Staged>) -> Option<Staged> {
+        let parent = self.object.parent()?;
+        self.make(parent).ok()?;
+        if !self.is_within(parent) || std::fs::symlink_metadata(&self.object).is_ok() {
+            return None;
+        }
+        let staging = self.root.folder.join(STAGING);
+        let staged = match spare {
+            Some(spare) => spare.filled_unsynced(bytes),
+            None => Staged::write_unsynced(&staging, bytes),
+        };
+        staged.ok()
+    }
+
+    /// Gives an object that is durable in the journal its name: what can be read is durable.
+    fn name(&self, staged: Staged, entry: Entry<'_>) -> scribe::Outcome {
+        match staged.create_unsynced(&self.object) {
+            Ok(()) => {
+                entry.named();
+                Some(Ok(()))
+            }
+            Err(_) => entry.withdraw().err().map(Err),
         }
     }
 
@@ -189,7 +316,7 @@ impl Writer {
     }
 
     fn stage(&self, bytes: &[u8]) -> io::Result<Staged> {
-        let staging = self.folder.join(STAGING);
+        let staging = self.root.folder.join(STAGING);
         if let Some(parent) = self.object.parent() {
             self.make(parent)?;
         }
@@ -201,7 +328,7 @@ impl Writer {
     fn make(&self, folder: &FilePath) -> io::Result<()> {
         let above = folder.ancestors();
         let unknown: Vec<_> = above
-            .take_while(|above| *above != self.folder && !self.is_known(above))
+            .take_while(|above| *above != self.root.folder && !self.is_known(above))
             .collect();
         for folder in unknown.into_iter().rev() {
             match folder.parent().filter(|_| folder.is_dir()) {
@@ -215,21 +342,32 @@ impl Writer {
 
     fn is_known(&self, folder: &FilePath) -> bool {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.contains(folder)
+        known.contains_key(folder)
+    }
+
+    /// Whether a known folder lies where its path says: a journal is not played back elsewhere.
+    fn is_within(&self, folder: &FilePath) -> bool {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(folder).copied().unwrap_or(false)
     }
 
     fn remember(&self, folder: &FilePath) {
+        let resolved = folder.canonicalize().ok();
+        let root = self.root.folder.canonicalize().ok();
+        let is_within = resolved
+            .zip(root)
+            .is_some_and(|(resolved, root)| resolved.starts_with(root));
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= KNOWN_MAX {
             known.clear();
         }
-        known.insert(folder.to_owned());
+        known.insert(folder.to_owned(), is_within);
     }
 
     fn sync_object(&self) -> io::Result<()> {
         durable::sync_file(&File::open(&self.object)?)?;
         let folders = self.object.ancestors().skip(1);
-        for folder in folders.take_while(|folder| folder.starts_with(&self.folder)) {
+        for folder in folders.take_while(|folder| folder.starts_with(&self.root.folder)) {
             durable::sync_dir(folder)?;
         }
         Ok(())
@@ -252,6 +390,13 @@ impl ObjectStore for Local {
         options: PutOptions,
     ) -> Result<PutResult> {
         self.root.check().map_err(failed)?;
+        let is_brief = options.mode == PutMode::Create
+            && payload.content_length() <= OBJECT_BYTES_MAX
+            && options.extensions.get::<Brief>().is_some();
+        if is_brief && self.put_brief(location, &payload).await? {
+            self.root.check().map_err(failed)?;
+            return Ok(put_result());
+        }
         let writer = self.writer(location);
         let written = tokio::task::spawn_blocking(move || {
             let bytes = Bytes::from(payload);
@@ -268,11 +413,7 @@ impl ObjectStore for Local {
             .map_err(|error| failed(io::Error::other(error)))??;
         // what lies on another disk by now is not stored
         self.root.check().map_err(failed)?;
-        Ok(PutResult {
-            e_tag: None,
-            version: None,
-            extensions: object_store::Extensions::default(),
-        })
+        Ok(put_result())
     }
 
     async fn put_multipart_opts(
@@ -303,10 +444,20 @@ impl ObjectStore for Local {
         &self,
         locations: BoxStream<'static, Result<Path>>,
     ) -> BoxStream<'static, Result<Path>> {
-        match self.root.check() {
-            Ok(()) => self.files.delete_stream(locations),
-            Err(error) => stream::once(std::future::ready(Err(failed(error)))).boxed(),
-        }
+        let scribe = self.scribe.get().and_then(Option::as_ref);
+        let journal = scribe.map(|scribe| Arc::clone(scribe.journal()));
+        let root = self.root.clone();
+        let chunks = locations.ready_chunks(DELETED_TOGETHER);
+        let deleted = chunks.then(move |chunk| {
+            let (root, journal) = (root.clone(), journal.clone());
+            async move {
+                let delete = move |location| delete(&root, journal.as_deref(), location?);
+                let all = move || Ok(chunk.into_iter().map(delete).collect());
+                let deleted: io::Result<Vec<Result<Path>>> = blocking(all).await;
+                stream::iter(deleted.unwrap_or_else(|error| vec![Err(failed(error))]))
+            }
+        });
+        deleted.flatten().boxed()
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
@@ -318,8 +469,7 @@ impl ObjectStore for Local {
         let (before, root) = (checked(self.root.clone()), self.root.clone());
         let after = stream::once(async move { checked(root) }).flatten();
         let objects = self.files.list(prefix);
-        let objects =
-            objects.try_filter(|object| std::future::ready(!is_staging(&object.location)));
+        let objects = objects.try_filter(|object| std::future::ready(!is_ours(&object.location)));
         before.chain(objects).chain(after).boxed()
     }
 
@@ -338,7 +488,7 @@ impl ObjectStore for Local {
         self.root.check().map_err(failed)?;
         let mut listed = self.files.list_with_delimiter(prefix).await?;
         self.root.check().map_err(failed)?;
-        listed.common_prefixes.retain(|folder| !is_staging(folder));
+        listed.common_prefixes.retain(|folder| !is_ours(folder));
         Ok(listed)
     }
 

@@ -30,6 +30,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use object_store::path::Path;
 use object_store::{GetRange, ListResult, ObjectStore, PutMode};
 
@@ -257,6 +258,23 @@ impl Store {
             .await
     }
 
+    /// The same for an object that is small and soon superseded: a folder of this machine makes it
+    /// durable faster, through a journal.
+    pub async fn create_brief(&self, path: &str, bytes: Bytes) -> Result<Created, StoreError> {
+        if self.local.is_none() {
+            return self.create(path, bytes).await;
+        }
+        let at = self.at(path);
+        let create = || async {
+            match self.client.create_brief(&at, bytes.clone()).await {
+                Ok(()) => Ok(Created::New),
+                Err(Fault::Exists) => Ok(Created::Exists),
+                Err(fault) => Err(fault),
+            }
+        };
+        self.ask("write", path, create).await
+    }
+
     async fn create_once(&self, at: &Path, bytes: Bytes) -> Result<Created, Fault> {
         let conditions = self.conditions();
         if conditions != Conditions::Honoured && self.client.exists(at).await? {
@@ -438,12 +456,38 @@ impl Store {
         self.ask("delete", path, || self.client.delete(&at)).await
     }
 
+    /// Deletes objects, at the same time where that is faster; what is not there is no error.
+    pub async fn delete_all(&self, paths: &[String]) -> Result<(), StoreError> {
+        let Some(first) = paths.first() else {
+            return Ok(());
+        };
+        if self.local.is_some() {
+            let at: Vec<Path> = paths.iter().map(|path| self.at(path)).collect();
+            let delete = || self.client.delete_all(at.clone());
+            return self.ask("delete", first, delete).await;
+        }
+        let deletions = paths.iter().map(|path| self.delete(path));
+        let deleted = join_all(deletions).await;
+        deleted.into_iter().collect()
+    }
+
     /// Makes durable whatever a listing shows; services have done so by themselves.
     pub async fn sync(&self) -> Result<(), StoreError> {
         match &self.local {
             Some(local) => {
                 let synced = local.sync().await;
                 synced.map_err(|error| self.failed("sync", "", error.into()))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Leaves nothing behind that another process would have to put right: for the end.
+    pub async fn settle(&self) -> Result<(), StoreError> {
+        match &self.local {
+            Some(local) => {
+                let settled = local.settle().await;
+                settled.map_err(|error| self.failed("settle", "", error.into()))
             }
             None => Ok(()),
         }

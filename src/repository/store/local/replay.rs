@@ -1,0 +1,387 @@
+//! What is made of the journals that killed processes left: every object in them is there, and
+//! whole, before anything is read.
+//!
+//! A journal is left by a kill, where the objects are all there, or by a power cut, where they may
+//! be torn or gone. Either way it is played back by whoever opens the folder next, and removed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path as FilePath, PathBuf};
+
+use object_store::path::Path;
+use rustix::fs::OFlags;
+
+use super::frame::{self, Frame, Note};
+use super::journal::{self, JOURNALS, OBJECT_BYTES_MAX, VERSION};
+use super::{STAGING, is_ours};
+use crate::durable::{self, Staged};
+
+/// What is locked where folders cannot be.
+const LOCK: &str = "lock";
+
+/// A journal that is larger was not made by us.
+const JOURNAL_BYTES_MAX: u64 = 256 << 20;
+
+/// Plays back the journals in a repository's folder whose owners live no longer.
+///
+/// A journal that cannot be played back is an error: what it holds may be all there is.
+pub(super) fn play_back_all(folder: &FilePath) -> io::Result<()> {
+    let journals = folder.join(JOURNALS);
+    match std::fs::symlink_metadata(&journals) {
+        Ok(found) if found.is_dir() => {}
+        Ok(_) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(told(&journals, &error)),
+    }
+    let found = journals_in(&journals).map_err(|error| told(&journals, &error))?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    // another process that plays back is waited for: what it plays back is locked as by its owner
+    let _alone = alone(&journals).map_err(|error| told(&journals, &error))?;
+    for (path, salt) in journals_in(&journals).map_err(|error| told(&journals, &error))? {
+        play_back(folder, &path, salt).map_err(|error| told(&path, &error))?;
+    }
+    Ok(())
+}
+
+/// Locks the folder of the journals; a network file system locks no folders, but files that are
+/// open for writing.
+fn alone(journals: &FilePath) -> io::Result<File> {
+    let folder = File::open(journals)?;
+    if folder.lock().is_ok() {
+        return Ok(folder);
+    }
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(no_follow())
+        .open(journals.join(LOCK))?;
+    file.lock()?;
+    Ok(file)
+}
+
+fn told(journal: &FilePath, error: &io::Error) -> io::Error {
+    io::Error::new(
+        error.kind(),
+        format!(
+            "the journal {} was left by a kill or a power cut and has to be played back before \
+             anything is read: {error}",
+            journal.display()
+        ),
+    )
+}
+
+/// The journals, with their salts.
+fn journals_in(folder: &FilePath) -> io::Result<BTreeMap<PathBuf, u64>> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some((version, salt)) = name.to_str().and_then(|name| name.split_once('-')) else {
+            continue;
+        };
+        let Ok(salt) = u64::from_str_radix(salt, 16) else {
+            continue;
+        };
+        if !VERSION.starts_with(version) {
+            return Err(io::Error::other(format!(
+                "{} is of a later version: upgrade anywhen",
+                entry.path().display()
+            )));
+        }
+        if name.to_str() == Some(journal::name(salt).as_str()) {
+            found.insert(entry.path(), salt);
+        }
+    }
+    Ok(found)
+}
+
+/// Plays back one journal and removes it, if nobody owns it.
+fn play_back(folder: &FilePath, path: &FilePath, salt: u64) -> io::Result<()> {
+    let file = match owned(path) {
+        Ok(Some(file)) => file,
+        // what lives sees its own objects, and everybody else does
+        Ok(None) => return Ok(()),
+        // its owner was faster
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let metadata = file.metadata()?;
+    if metadata.nlink() == 0 {
+        return Ok(());
+    }
+    let bytes = read(&file, &metadata)?;
+    let (first, second) = bytes.split_at(bytes.len() / 2);
+    let halves = [frame::newest(salt, first), frame::newest(salt, second)];
+    let last = Last::of(halves);
+    if last.lost > 0 {
+        tracing::error!(
+            "{} is damaged: {} of its objects or removals are lost",
+            path.display(),
+            last.lost
+        );
+    }
+    let mut repair = Repair::new(folder, (metadata.uid(), metadata.gid()))?;
+    for (path, object) in &last.put {
+        repair.put(path, object)?;
+    }
+    for (path, object) in &last.gone {
+        repair.gone(path, object)?;
+    }
+    repair.finish()?;
+    match durable::remove(path) {
+        Err(error) if repair.written == 0 && is_read_only(&error) => {
+            // everything in it is there, so it can be read; whoever may write removes it
+            tracing::debug!("{} stays: {error}", path.display());
+            Ok(())
+        }
+        removed => removed,
+    }
+}
+
+/// Opens a journal and becomes its owner; `None` where it has one.
+fn owned(path: &FilePath) -> io::Result<Option<File>> {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(no_follow());
+    let file = options.open(path)?;
+    let locked = match file.try_lock() {
+        // a network file system locks what is open for writing
+        Err(TryLockError::Error(_)) => {
+            let file = options.write(true).open(path)?;
+            file.try_lock().map(|()| file)
+        }
+        locked => locked.map(|()| file),
+    };
+    match locked {
+        Ok(file) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+fn is_read_only(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied
+    )
+}
+
+fn no_follow() -> i32 {
+    OFlags::NOFOLLOW.bits().cast_signed()
+}
+
+fn read(mut file: &File, metadata: &Metadata) -> io::Result<Vec<u8>> {
+    if !metadata.is_file() || metadata.len() > JOURNAL_BYTES_MAX {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!(
+                "it is no journal: bytes={}, most={JOURNAL_BYTES_MAX}",
+                metadata.len()
+            ),
+        ));
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// What a journal says at last of each path.
+#[derive(Debug, Default)]
+struct Last<'a> {
+    put: BTreeMap<&'a str, &'a [u8]>,
+    /// With what was put there before.
+    gone: BTreeMap<&'a str, &'a [u8]>,
+    /// How many frames that were durable are not there.
+    lost: u64,
+}
+
+impl<'a> Last<'a> {
+    fn of(mut halves: [Vec<Frame<'a>>; 2]) -> Self {
+        halves.sort_by_key(|half| half.first().map(|frame| frame.epoch));
+        let safe: BTreeSet<u64> = halves
+            .iter()
+            .flatten()
+            .filter_map(|frame| match frame.note {
+                Note::Safe { epoch } => Some(epoch),
+                _ => None,
+            })
+            .collect();
+        let mut last = Self::default();
+        for frames in halves {
+            if frames
+                .first()
+                .is_some_and(|first| safe.contains(&first.epoch))
+            {
+                continue;
+            }
+            let durable = frames.iter().map(|frame| frame.durable).max().unwrap_or(0);
+            let there = frames
+                .iter()
+                .filter(|frame| frame.sequence < durable)
+                .count();
+            let there = u64::try_from(there).unwrap_or(u64::MAX);
+            last.lost = last.lost.saturating_add(durable.saturating_sub(there));
+            for frame in frames {
+                last.take(frame.note);
+            }
+        }
+        last
+    }
+
+    fn take(&mut self, note: Note<'a>) {
+        match note {
+            Note::Put { path, object } => {
+                self.gone.remove(path);
+                self.put.insert(path, object);
+            }
+            Note::Gone { path } => {
+                if let Some(object) = self.put.remove(path) {
+                    self.gone.insert(path, object);
+                }
+            }
+            Note::Safe { .. } => {}
+        }
+    }
+}
+
+/// What lies under an object's path.
+enum There {
+    Nothing,
+    /// The same bytes.
+    Same,
+    /// Some of them: it was torn.
+    Torn,
+    /// Something that is not ours to touch.
+    Other,
+}
+
+/// Puts a folder right.
+struct Repair<'a> {
+    folder: &'a FilePath,
+    resolved: PathBuf,
+    /// The user and the group of the journal: what root puts right stays theirs.
+    owner: (u32, u32),
+    /// What is there, and has to be synced.
+    same: Vec<String>,
+    written: u64,
+}
+
+impl<'a> Repair<'a> {
+    fn new(folder: &'a FilePath, owner: (u32, u32)) -> io::Result<Self> {
+        Ok(Self {
+            folder,
+            resolved: folder.canonicalize()?,
+            owner,
+            same: Vec::new(),
+            written: 0,
+        })
+    }
+
+    fn put(&mut self, path: &str, object: &[u8]) -> io::Result<()> {
+        let Some(at) = self.place(path) else {
+            return Ok(());
+        };
+        match found(&at, object)? {
+            There::Same => self.same.push(path.to_owned()),
+            There::Other => {}
+            There::Torn => {
+                self.stage(object)?.replace(&at)?;
+                self.written += 1;
+            }
+            There::Nothing => {
+                if let Some(parent) = at.parent() {
+                    durable::create_dir_all(parent)?;
+                }
+                match self.stage(object)?.create(&at) {
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                    created => created?,
+                }
+                self.written += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn stage(&self, object: &[u8]) -> io::Result<Staged> {
+        let staging = self.folder.join(STAGING);
+        durable::create_dir_all(&staging)?;
+        let staged = Staged::write(&staging, object)?;
+        staged.give_to(self.owner)?;
+        Ok(staged)
+    }
+
+    /// What was removed may have come back torn.
+    fn gone(&mut self, path: &str, object: &[u8]) -> io::Result<()> {
+        if let Some(at) = self.place(path)
+            && matches!(found(&at, object)?, There::Torn)
+        {
+            durable::remove(&at)?;
+            self.written += 1;
+        }
+        Ok(())
+    }
+
+    /// Where the object lies; `None` where that is no place in this folder.
+    fn place(&self, path: &str) -> Option<PathBuf> {
+        let parsed = Path::parse(path)
+            .ok()
+            .filter(|parsed| parsed.as_ref() == path && !path.is_empty());
+        let at = parsed
+            .filter(|parsed| !is_ours(parsed))
+            .map(|_| self.folder.join(path));
+        let within = at.filter(|at| {
+            let mut above = at.ancestors().skip(1);
+            let nearest = above.find_map(|above| above.canonicalize().ok());
+            nearest.is_some_and(|nearest| nearest.starts_with(&self.resolved))
+        });
+        if within.is_none() {
+            tracing::warn!("a journal names what is no place in this repository: {path:?}");
+        }
+        within
+    }
+
+    fn finish(&self) -> io::Result<()> {
+        journal::sync_objects(self.folder, &self.same)?;
+        if self.written > 0 {
+            tracing::info!(
+                "{}: {} objects that a power cut had torn or lost were put right from the journal",
+                self.folder.display(),
+                self.written
+            );
+        }
+        Ok(())
+    }
+}
+
+/// What lies at `path`, where `object` was put.
+fn found(path: &FilePath, object: &[u8]) -> io::Result<There> {
+    let metadata = match std::fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(There::Nothing),
+        Err(error) => return Err(error),
+    };
+    let length = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
+    if !metadata.is_file() || length > object.len().min(OBJECT_BYTES_MAX) {
+        return Ok(There::Other);
+    }
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(no_follow())
+        .open(path)?;
+    let mut bytes = Vec::new();
+    file.take(metadata.len()).read_to_end(&mut bytes)?;
+    Ok(if bytes == object {
+        There::Same
+    } else if container::check_stored(&bytes).is_ok() {
+        // whole by its own checksums: another process was faster, and it is durable
+        There::Other
+    } else {
+        There::Torn
+    })
+}

@@ -1,0 +1,128 @@
+//! The thread that puts objects through the journal: whatever waits at one moment is synced once.
+//!
+//! One thread that is woken for each object is faster than any of a pool, and it has time to get
+//! ready for the next object while nobody waits for it.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::journal::{Entry, Journal, Settings};
+use super::{Root, STAGING, Writer};
+use crate::durable::Staged;
+
+/// So many objects are put together at most.
+const TOGETHER_MAX: usize = 64;
+
+/// What became of an object; `None` where nothing was done, and it can be stored without a journal.
+pub(super) type Outcome = Option<io::Result<()>>;
+
+/// An object to be put.
+struct Order {
+    writer: Writer,
+    bytes: Bytes,
+    done: oneshot::Sender<Outcome>,
+}
+
+/// The thread, and its journal. Dropping it closes the journal.
+#[derive(Debug)]
+pub(super) struct Scribe {
+    journal: Arc<Journal>,
+    /// `None` only while it is dropped.
+    orders: Option<Sender<Order>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Scribe {
+    /// Makes a journal in a folder, and begins to write it.
+    pub(super) fn begin(root: &Root, settings: Settings) -> io::Result<Self> {
+        let journal = Arc::new(Journal::create(root, settings)?);
+        let (orders, received) = mpsc::channel();
+        let (root, shared) = (root.clone(), Arc::clone(&journal));
+        let thread = std::thread::Builder::new()
+            .name("journal".to_owned())
+            .spawn(move || write(&root, &shared, &received))?;
+        Ok(Self {
+            journal,
+            orders: Some(orders),
+            thread: Some(thread),
+        })
+    }
+
+    /// What it writes.
+    pub(super) fn journal(&self) -> &Arc<Journal> {
+        &self.journal
+    }
+
+    /// Puts an object. Once this returns `Some(Ok(()))`, it is durable, and can be read.
+    pub(super) async fn put(&self, writer: Writer, bytes: Bytes) -> Outcome {
+        let (done, outcome) = oneshot::channel();
+        let order = Order {
+            writer,
+            bytes,
+            done,
+        };
+        self.orders.as_ref()?.send(order).ok()?;
+        // a thread that is no more has done nothing that was not told
+        let lost = |_| Some(Err(io::Error::other("the journal's thread is gone")));
+        outcome.await.unwrap_or_else(lost)
+    }
+}
+
+impl Drop for Scribe {
+    fn drop(&mut self) {
+        self.orders = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::debug!("the journal's thread has failed");
+        }
+    }
+}
+
+fn write(root: &Root, journal: &Journal, orders: &Receiver<Order>) {
+    let staging = root.folder.join(STAGING);
+    let mut spare = None;
+    while let Ok(first) = orders.recv() {
+        let mut batch = vec![first];
+        batch.extend(orders.try_iter().take(TOGETHER_MAX - 1));
+        let begun: Vec<_> = batch
+            .iter()
+            .map(|order| {
+                let staged = spare.take();
+                begin(journal, order, staged)
+            })
+            .collect();
+        let last = begun.iter().flatten().last();
+        let synced = last.is_none_or(|(_, entry)| entry.sync().is_ok());
+        let outcomes: Vec<Outcome> = batch
+            .iter()
+            .zip(begun)
+            .map(|(order, begun)| {
+                let (staged, entry) = begun.filter(|_| synced)?;
+                order.writer.name(staged, entry)
+            })
+            .collect();
+        for (order, outcome) in batch.into_iter().zip(outcomes) {
+            if order.done.send(outcome).is_err() {
+                tracing::debug!("nobody waits for {}", order.writer.path);
+            }
+        }
+        spare = Staged::empty(&staging).ok();
+    }
+}
+
+/// Writes an object to its file, which has no name yet, and to the journal.
+fn begin<'a>(
+    journal: &'a Journal,
+    order: &'a Order,
+    spare: Option<Staged>,
+) -> Option<(Staged, Entry<'a>)> {
+    let staged = order.writer.stage_unsynced(&order.bytes, spare)?;
+    let entry = journal.append(&order.writer.path, &order.bytes)?;
+    Some((staged, entry))
+}
