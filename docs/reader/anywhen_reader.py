@@ -14,6 +14,7 @@ stored, 200 anything else.
 import argparse
 import base64
 import binascii
+import fcntl
 import json
 import os
 import re
@@ -43,6 +44,8 @@ HEADER_BYTES_MAX = 65536
 TRAILER_BYTES_MAX = 16777216
 FRAME_PLAIN_BYTES_MAX = 1073741824
 WINDOW_BYTES_MAX = 8388608
+JOURNAL_MAGIC = b"ANYWJNL\x01"
+JOURNAL_HEAD = struct.Struct("<8sIHHIQQQ")
 TAG_BYTES = 16
 CODEC = "zstd"
 CIPHER = "aes-256-gcm"
@@ -205,6 +208,107 @@ class Object:
         return plain, trailer
 
 
+# ----------------------------------------------------------------------------------- the journal
+
+
+def crc32c(data):
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = CRC32C[(crc ^ byte) & 0xFF] ^ crc >> 8
+    return crc ^ 0xFFFFFFFF
+
+
+def crc32c_of(byte):
+    for _ in range(8):
+        byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+    return byte
+
+
+CRC32C = [crc32c_of(byte) for byte in range(256)]
+
+
+def is_whole(data):
+    """Whether an object's own checksums agree, sealed or not."""
+    for seal_bytes in (0, TAG_BYTES):
+        try:
+            length, crc, magic = struct.unpack("<II8s", data[-16:])
+            trailer, frame = data[-16 - length : -16], len(data) - 24 - length - seal_bytes
+            if (
+                (magic, zlib.crc32(trailer)) == (TAIL_MAGIC, crc)
+                and frame > 0
+                and struct.unpack_from("<I", data, frame)[0] == TRAILER_MAGIC
+                and zlib.crc32(data[:frame]) == json.loads(trailer)["stored_crc32"]
+            ):
+                return True
+        except (struct.error, ValueError, KeyError, TypeError):
+            pass
+    return False
+
+
+def frames_of(salt, half):
+    """The frames of a half's newest filling: epoch, sequence, synced before, kind, path, object."""
+    found, at = [], half.find(JOURNAL_MAGIC)
+    while at >= 0:
+        step = 1
+        if at % 8 == 0 and len(half) - at >= JOURNAL_HEAD.size:
+            _, crc, kind, path, length, epoch, sequence, mark = JOURNAL_HEAD.unpack_from(half, at)
+            start = at + JOURNAL_HEAD.size
+            end = start + path + length
+            if end <= len(half) and crc32c(salt + half[at + 12 : end]) == crc:
+                name, object_ = half[start : start + path].decode(), half[start + path : end]
+                found.append((epoch, sequence, mark, kind, name, object_))
+                step = end - at
+        at = half.find(JOURNAL_MAGIC, at + step)
+    newest = max((frame[0] for frame in found), default=0)
+    return [frame for frame in found if frame[0] == newest]
+
+
+class Journals:
+    """What a power cut or a kill left in journals, played back in memory: the folder is not changed."""
+
+    def __init__(self, folder):
+        self.put, self.gone = {}, {}
+        place = os.path.join(folder, ".journal")
+        for name in sorted(os.listdir(place)) if os.path.isdir(place) else []:
+            version = re.fullmatch(r"([0-9]+)-[0-9a-f]{16}", name)
+            if not version:
+                continue
+            need(int(version[1]) == 1, f".journal/{name} is of a later version")
+            with open(os.path.join(place, name), "rb") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue  # its writer lives, and all is there
+                self.play_back(name, int(name[-16:], 16).to_bytes(8, "little"), file.read())
+
+    def play_back(self, name, salt, data):
+        middle = len(data) // 2
+        halves = [frames_of(salt, data[:middle]), frames_of(salt, data[middle:])]
+        safe = {mark for half in halves for _, _, mark, kind, _, _ in half if kind == 3}
+        for half in sorted(half for half in halves if half and half[0][0] not in safe):
+            synced = max((mark for _, _, mark, kind, _, _ in half if kind != 3), default=0)
+            lost = synced - sum(sequence < synced for _, sequence, *_ in half)
+            if lost > 0:
+                say(f".journal/{name} is damaged: {lost} of its objects or removals are lost")
+            for _, _, _, kind, path, object_ in half:
+                if kind == 1:
+                    self.gone.pop(path, None)
+                    self.put[path] = object_
+                elif kind == 2 and path in self.put:
+                    self.gone[path] = self.put.pop(path)
+
+    def mend(self, path, data):
+        """The object that was found, or None, put right."""
+        said = self.put.get(path, self.gone.get(path))
+        if said is None or data is not None and (len(data) > len(said) or is_whole(data)):
+            return data
+        return self.put.get(path)
+
+    def names(self, path):
+        prefix = f"{path}/"
+        return {name[len(prefix) :].split("/")[0] for name in self.put if name.startswith(prefix)}
+
+
 # ------------------------------------------------------------------------------- the repository
 
 
@@ -221,6 +325,7 @@ class Repository:
     def __init__(self, folder, identity, accept_plain):
         self.folder, self.keyring = folder, Keyring(os.path.join(folder, "keys"), identity)
         self.accept_plain, self.packs = accept_plain or identity is None, {}
+        self.journals = Journals(folder)
 
     def at(self, path):
         need(all(part not in ("", ".", "..") for part in path.split("/")), f"not a path: {path!r}")
@@ -228,13 +333,27 @@ class Repository:
 
     def names(self, path):
         place = self.at(path)
-        return sorted(os.listdir(place)) if os.path.isdir(place) else []
+        there = set(os.listdir(place)) if os.path.isdir(place) else set()
+        torn = {name for name in there if f"{path}/{name}" in self.journals.gone}
+        kept = {name for name in torn if self.stored(f"{path}/{name}") is not None}
+        return sorted((there - torn) | kept | self.journals.names(path))
+
+    def stored(self, path):
+        """The bytes of an object, None where it is not stored."""
+        try:
+            data = read(self.at(path))
+        except NotStored:
+            data = None
+        return self.journals.mend(path, data)
 
     def object(self, path, prefix):
         return Object(prefix, path, self.keyring, self.accept_plain)
 
     def fetch(self, path):
-        return self.decode(path, read(self.at(path)))
+        data = self.stored(path)
+        if data is None:
+            raise NotStored(path)
+        return self.decode(path, data)
 
     def decode(self, path, data):
         """Header, plain bytes and trailer of a whole object."""
