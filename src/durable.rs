@@ -169,7 +169,8 @@ impl Staged {
     /// Gives the file its name if nothing has it yet, and goes on as its owner, who holds its lock.
     pub fn create_and_keep(self, to: &Path) -> io::Result<File> {
         let file = self.file.try_clone()?;
-        self.create(to)?;
+        self.create_unsynced(to)?;
+        sync_dir(parent_of(to))?;
         Ok(file)
     }
 

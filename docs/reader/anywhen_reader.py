@@ -45,7 +45,6 @@ TRAILER_BYTES_MAX = 16777216
 FRAME_PLAIN_BYTES_MAX = 1073741824
 WINDOW_BYTES_MAX = 8388608
 JOURNAL_MAGIC = b"ANYWJNL\x01"
-JOURNAL_HEAD = struct.Struct("<8sIHHIQQQ")
 TAG_BYTES = 16
 CODEC = "zstd"
 CIPHER = "aes-256-gcm"
@@ -247,12 +246,13 @@ def is_whole(data):
 
 def frames_of(salt, half):
     """The frames of a half's newest filling: epoch, sequence, synced before, kind, path, object."""
+    head = struct.Struct("<8sIHHIQQQ")
     found, at = [], half.find(JOURNAL_MAGIC)
     while at >= 0:
         step = 1
-        if at % 8 == 0 and len(half) - at >= JOURNAL_HEAD.size:
-            _, crc, kind, path, length, epoch, sequence, mark = JOURNAL_HEAD.unpack_from(half, at)
-            start = at + JOURNAL_HEAD.size
+        if at % 8 == 0 and len(half) - at >= head.size:
+            _, crc, kind, path, length, epoch, sequence, mark = head.unpack_from(half, at)
+            start = at + head.size
             end = start + path + length
             if end <= len(half) and crc32c(salt + half[at + 12 : end]) == crc:
                 name, object_ = half[start : start + path].decode(), half[start + path : end]

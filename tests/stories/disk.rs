@@ -18,7 +18,7 @@ const CALLS: &str = "trace=open,openat,creat,mkdir,mkdirat,link,linkat,rename,re
 pub(crate) fn traced(traced: &Command, log: &Path) -> Command {
     let mut strace = command("strace");
     strace
-        .args(["-D", "-f", "--seccomp-bpf", "-y", "-xx", "-s", "64"])
+        .args(["-D", "-f", "--seccomp-bpf", "-y", "-xx", "-s", "256"])
         .args(["-e", CALLS, "-o"])
         .arg(log)
         .arg(traced.get_program())
@@ -150,6 +150,8 @@ pub(crate) struct Disk {
     root: PathBuf,
     names: BTreeMap<PathBuf, Name>,
     contents: Vec<Content>,
+    /// The objects in journals: the journal's path, and when it was written there.
+    journaled: BTreeMap<PathBuf, (PathBuf, usize)>,
 }
 
 impl Disk {
@@ -158,11 +160,25 @@ impl Disk {
             root: root.to_owned(),
             names: BTreeMap::new(),
             contents: Vec::new(),
+            journaled: BTreeMap::new(),
         }
     }
 
-    /// Whether `path` and what was written to it would be there after a power cut now.
+    /// Whether `path` and what was written to it would be there after a power cut now, or is put
+    /// there from a journal that would be.
     pub(crate) fn keeps(&self, path: &Path) -> bool {
+        let journaled = self.journaled.get(path);
+        self.keeps_file(path)
+            || journaled.is_some_and(|(journal, when)| self.keeps_until(journal, *when))
+    }
+
+    /// Whether what was written to a file until then would be there.
+    fn keeps_until(&self, path: &Path, when: usize) -> bool {
+        let name = self.names.get(path);
+        name.is_some_and(|name| name.synced && self.contents[name.file].synced > when)
+    }
+
+    fn keeps_file(&self, path: &Path) -> bool {
         let named = path
             .ancestors()
             .take_while(|at| *at != self.root)
@@ -192,9 +208,14 @@ impl Disk {
             "unlinkat" => drop(self.names.remove(&call.path_at(1))),
             "fsync" | "fdatasync" => self.sync(&call.path(0), when),
             "sync" | "syncfs" => self.sync_all(when),
+            "pwrite64" => {
+                self.write(&call.path(0), when);
+                self.journal(call);
+            }
             "copy_file_range" => self.write(&call.path(1), when),
-            "write" | "writev" | "pwrite64" | "pwritev" | "pwritev2" | "ftruncate"
-            | "fallocate" => self.write(&call.path(0), when),
+            "write" | "writev" | "pwritev" | "pwritev2" | "ftruncate" | "fallocate" => {
+                self.write(&call.path(0), when)
+            }
             _ => {}
         }
     }
@@ -252,6 +273,24 @@ impl Disk {
     fn write(&mut self, path: &Path, when: usize) {
         if let Some(name) = self.names.get(path) {
             self.contents[name.file].written = when;
+        }
+    }
+
+    /// Takes note of a frame that is written to a journal (docs/format.md).
+    fn journal(&mut self, call: &Call) {
+        let (journal, frame) = (call.path(0), &call.strings[1]);
+        if !frame.starts_with(b"ANYWJNL\x01") {
+            return;
+        }
+        let number = |at: usize| usize::from(u16::from_le_bytes([frame[at], frame[at + 1]]));
+        let (kind, length) = (number(12), number(14));
+        let path = OsString::from_vec(frame[44..44 + length].to_vec());
+        let path = self.root.join(path);
+        match kind {
+            1 => drop(self.journaled.insert(path, (journal, call.began))),
+            2 => drop(self.journaled.remove(&path)),
+            // the half that is filled again was synced file by file, which was seen
+            _ => {}
         }
     }
 
@@ -315,5 +354,49 @@ fn the_disk_forgets_what_was_not_synced() {
     assert!(kept(None));
     for sync in [1, 4, 6] {
         assert!(!kept(Some(sync)), "not missed: {}", steps[sync]);
+    }
+}
+
+/// An object in a journal that was synced is put right; one in a journal that was not is lost.
+#[test]
+fn the_disk_keeps_what_a_synced_journal_has() {
+    let hex =
+        |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect() };
+    let at = |path: &str| format!("AT_FDCWD<{}>, \"{}\"", hex(b"/"), hex(path.as_bytes()));
+    let journal = hex(b"/r/.journal/1-0");
+    let mut frame = b"ANYWJNL\x01....\x01\0\x03\0".to_vec();
+    frame.resize(44, 0);
+    frame.extend(b"d/xthe object");
+    let steps = [
+        format!("1 fsync(9<{}>) = 0", hex(b"/r/.journal")),
+        format!("1 pwrite64(9<{journal}>, \"{}\", 57, 0) = 57", hex(&frame)),
+        format!("1 fdatasync(9<{journal}>) = 0"),
+    ];
+    let kept = |left_out: Option<usize>| {
+        let made = [
+            format!(
+                "1 openat({}, O_RDWR|O_CREAT, 0600) = 9<{journal}>",
+                at("/r/.journal/1-0")
+            ),
+            format!("1 openat({}, O_RDWR|O_CREAT, 0600) = 8", at("/r/d/x")),
+            format!("1 write(8<{}>, \"\", 1) = 1", hex(b"/r/d/x")),
+        ];
+        let steps = steps.iter().enumerate();
+        let done = steps.filter(|(number, _)| Some(*number) != left_out);
+        let trace: Vec<String> = made
+            .into_iter()
+            .chain(done.map(|(_, step)| step.clone()))
+            .collect();
+        let mut disk = Disk::new(Path::new("/r"));
+        for event in events(&trace.join("\n")) {
+            if let Event::Succeeded(call) = event {
+                disk.apply(&call);
+            }
+        }
+        disk.keeps(Path::new("/r/d/x"))
+    };
+    assert!(kept(None));
+    for left_out in 0..steps.len() {
+        assert!(!kept(Some(left_out)), "not missed: {}", steps[left_out]);
     }
 }

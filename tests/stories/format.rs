@@ -196,6 +196,58 @@ fn a_reader_written_from_the_document_restores_an_encrypted_cluster() {
     restores_a_cluster(&Stored::encrypted());
 }
 
+/// A kill leaves the journal of a local repository, a power cut torn pieces besides. The reader gives the
+/// bytes all the same, and leaves the folder to Anywhen, which puts it right before it reads.
+#[test]
+fn the_reader_plays_back_what_a_power_cut_tore() {
+    let mut record = Record::on(Ground::on_disk(), &Options::default());
+    let flags = ["--flush-interval", "20ms"];
+    record.stream = Some(record.anywhen.stream_with(&record.server, &flags));
+    for row in 0..5 {
+        record.insert(row);
+        record.store_all();
+    }
+    record.stream.take().unwrap().kill9();
+    let system = record.server.system_id();
+    let current = "select pg_walfile_name(pg_current_wal_lsn())";
+    let current = record.server.value(current);
+    let read_segment = |out: &str| {
+        let out = record.ground.path(out);
+        let (repository, cluster) = (record.anywhen.repository(), record.anywhen.cluster);
+        let asked = [cluster, &system, &current, "-o", out.to_str().unwrap()];
+        read(repository, None, "segment", &asked).succeeded();
+        fs::read(out).unwrap()
+    };
+    let whole = read_segment("whole");
+    // what is larger was synced by itself
+    let is_journaled = |path: &PathBuf| {
+        let is_small = fs::metadata(path).unwrap().len() <= 256 << 10;
+        is_small && path.to_string_lossy().contains(".pieces/")
+    };
+    let pieces: Vec<PathBuf> = files_below(record.anywhen.repository())
+        .into_iter()
+        .filter(is_journaled)
+        .collect();
+    assert!(!pieces.is_empty());
+    let stored: Vec<Vec<u8>> = pieces.iter().map(|path| fs::read(path).unwrap()).collect();
+    for (number, path) in pieces.iter().enumerate() {
+        match number % 3 {
+            0 => fs::write(path, b"").unwrap(),
+            1 => fs::write(path, &stored[number][..100]).unwrap(),
+            _ => fs::remove_file(path).unwrap(),
+        }
+    }
+    assert!(read_segment("torn") == whole, "other bytes than before");
+
+    let status = record.anywhen.command(&["status"]);
+    record.anywhen.run_command(status).succeeded();
+    for (path, bytes) in pieces.iter().zip(stored) {
+        let found = fs::read(path).unwrap();
+        assert!(found == bytes, "not put right: {}", path.display());
+    }
+    assert!(read_segment("put right") == whole);
+}
+
 fn restores_a_cluster(stored: &Stored) {
     let list = String::from_utf8(stored.read("list", &[]).succeeded().stdout).unwrap();
     assert!(
