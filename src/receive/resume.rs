@@ -225,7 +225,7 @@ fn skip_removed(
         return None;
     }
     let parts = branch.parts();
-    let holes = parts
+    let holes: Vec<(TimelineId, WalRange)> = parts
         .iter()
         .filter_map(|part| {
             let whole = WalRange {
