@@ -214,7 +214,7 @@ impl Disk {
             }
             "copy_file_range" => self.write(&call.path(1), when),
             "write" | "writev" | "pwritev" | "pwritev2" | "ftruncate" | "fallocate" => {
-                self.write(&call.path(0), when)
+                self.write(&call.path(0), when);
             }
             _ => {}
         }
@@ -360,8 +360,10 @@ fn the_disk_forgets_what_was_not_synced() {
 /// An object in a journal that was synced is put right; one in a journal that was not is lost.
 #[test]
 fn the_disk_keeps_what_a_synced_journal_has() {
-    let hex =
-        |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect() };
+    let hex = |bytes: &[u8]| {
+        let bytes: Vec<String> = bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect();
+        bytes.concat()
+    };
     let at = |path: &str| format!("AT_FDCWD<{}>, \"{}\"", hex(b"/"), hex(path.as_bytes()));
     let journal = hex(b"/r/.journal/1-0");
     let mut frame = b"ANYWJNL\x01....\x01\0\x03\0".to_vec();
@@ -396,7 +398,7 @@ fn the_disk_keeps_what_a_synced_journal_has() {
         disk.keeps(Path::new("/r/d/x"))
     };
     assert!(kept(None));
-    for left_out in 0..steps.len() {
-        assert!(!kept(Some(left_out)), "not missed: {}", steps[left_out]);
+    for (number, step) in steps.iter().enumerate() {
+        assert!(!kept(Some(number)), "not missed: {step}");
     }
 }
