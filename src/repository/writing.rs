@@ -265,7 +265,7 @@ impl Repository {
 
     /// Stores it in the one place that there is.
     async fn put_wal_to(&self, only: &Member, wal: &EncodedWal) -> Result<Stored> {
-        let object = wal.object(0).ok_or(RepositoryError::Interrupted)?;
+        let object = wal.object(0).expect("encoded before, or refused");
         only.create_wal(&wal.name, object, wal.digest()).await?;
         wal.is_held_by(0);
         Ok(Stored::Everywhere)

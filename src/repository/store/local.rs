@@ -270,8 +270,11 @@ impl Writer {
     /// where that can be. `None` where it has to be stored without a journal.
     fn stage_unsynced(&self, bytes: &[u8], spare: Option<Staged>) -> Option<Staged> {
         let parent = self.object.parent()?;
-        self.make(parent).ok()?;
-        if !self.is_within(parent) || std::fs::symlink_metadata(&self.object).is_ok() {
+        if self.known(parent).is_none() {
+            self.make(parent).ok()?;
+        }
+        // a journal is not played back where a link leads to
+        if self.known(parent) != Some(true) || std::fs::symlink_metadata(&self.object).is_ok() {
             return None;
         }
         let staging = self.root.folder.join(STAGING);
@@ -330,7 +333,7 @@ impl Writer {
     fn make(&self, folder: &FilePath) -> io::Result<()> {
         let above = folder.ancestors();
         let unknown: Vec<_> = above
-            .take_while(|above| *above != self.root.folder && !self.is_known(above))
+            .take_while(|above| *above != self.root.folder && self.known(above).is_none())
             .collect();
         for folder in unknown.into_iter().rev() {
             match folder.parent().filter(|_| folder.is_dir()) {
@@ -342,15 +345,10 @@ impl Writer {
         durable::create_dir_all(folder)
     }
 
-    fn is_known(&self, folder: &FilePath) -> bool {
+    /// Of a known folder, whether it lies where its path says.
+    fn known(&self, folder: &FilePath) -> Option<bool> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.contains_key(folder)
-    }
-
-    /// Whether a known folder lies where its path says: a journal is not played back elsewhere.
-    fn is_within(&self, folder: &FilePath) -> bool {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(folder).copied().unwrap_or(false)
+        known.get(folder).copied()
     }
 
     fn remember(&self, folder: &FilePath) {
