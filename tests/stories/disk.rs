@@ -152,6 +152,7 @@ pub(crate) struct Disk {
     contents: Vec<Content>,
     /// The objects in journals: the journal's path, and when it was written there.
     journaled: BTreeMap<PathBuf, (PathBuf, usize)>,
+    has_journaled: bool,
 }
 
 impl Disk {
@@ -161,6 +162,7 @@ impl Disk {
             names: BTreeMap::new(),
             contents: Vec::new(),
             journaled: BTreeMap::new(),
+            has_journaled: false,
         }
     }
 
@@ -170,6 +172,11 @@ impl Disk {
         let journaled = self.journaled.get(path);
         self.keeps_file(path)
             || journaled.is_some_and(|(journal, when)| self.keeps_until(journal, *when))
+    }
+
+    /// Whether an object was written to a journal.
+    pub(crate) fn has_journaled(&self) -> bool {
+        self.has_journaled
     }
 
     /// Whether what was written to a file until then would be there.
@@ -287,7 +294,10 @@ impl Disk {
         let path = OsString::from_vec(frame[44..44 + length].to_vec());
         let path = self.root.join(path);
         match kind {
-            1 => drop(self.journaled.insert(path, (journal, call.began))),
+            1 => {
+                self.journaled.insert(path, (journal, call.began));
+                self.has_journaled = true;
+            }
             2 => drop(self.journaled.remove(&path)),
             // the half that is filled again was synced file by file, which was seen
             _ => {}

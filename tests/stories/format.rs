@@ -11,7 +11,9 @@ use std::sync::OnceLock;
 use serde_json::Value;
 
 use crate::anywhen::Anywhen;
-use crate::ground::{Environment, Ground, command, give, shared_folder, write_as_account};
+use crate::ground::{
+    Environment, Ground, command, eventually, give, shared_folder, write_as_account,
+};
 use crate::judge::{End, assert_verified, moments, start_restored};
 use crate::objects::{files_below, stored_segments, system_dir};
 use crate::record::Record;
@@ -203,11 +205,22 @@ fn the_reader_plays_back_what_a_power_cut_tore() {
     let mut record = Record::on(Ground::on_disk(), &Options::default());
     let flags = ["--flush-interval", "20ms"];
     record.stream = Some(record.anywhen.stream_with(&record.server, &flags));
-    for row in 0..5 {
-        record.insert(row);
+    let journals = record.anywhen.repository().join(".journal");
+    let journal = || fs::read_dir(&journals).ok()?.next();
+    let mut rows = 0..;
+    let mut insert = |record: &mut Record| {
+        record.insert(rows.next().unwrap());
         record.store_all();
+    };
+    eventually("a journal is written", || {
+        insert(&mut record);
+        journal().is_some()
+    });
+    for _ in 0..20 {
+        insert(&mut record);
     }
     record.stream.take().unwrap().kill9();
+    let journal = fs::read(journal().unwrap().unwrap().path()).unwrap();
     let system = record.server.system_id();
     let current = "select pg_walfile_name(pg_current_wal_lsn())";
     let current = record.server.value(current);
@@ -219,10 +232,10 @@ fn the_reader_plays_back_what_a_power_cut_tore() {
         fs::read(out).unwrap()
     };
     let whole = read_segment("whole");
-    // what is larger was synced by itself
     let is_journaled = |path: &PathBuf| {
-        let is_small = fs::metadata(path).unwrap().len() <= 256 << 10;
-        is_small && path.to_string_lossy().contains(".pieces/")
+        let path = path.strip_prefix(record.anywhen.repository()).unwrap();
+        let path = path.to_str().unwrap().as_bytes();
+        journal.windows(path.len()).any(|found| found == path)
     };
     let pieces: Vec<PathBuf> = files_below(record.anywhen.repository())
         .into_iter()

@@ -32,7 +32,7 @@ fn what_is_reported_flushed_survives_a_power_cut() {
         .anywhen
         .stream_of(&record.server, traced(&stream, &log));
     record.stream = Some(stream);
-    for row in 1..=5 {
+    for row in 1..=30 {
         record.insert(row);
         record.store_all();
     }
@@ -63,6 +63,7 @@ fn what_is_reported_flushed_survives_a_power_cut() {
         }
     }
     assert!(reports > 5, "{reports} reports that moved");
+    assert!(disk.has_journaled(), "no journal was written");
     assert_all_kept(&disk, record.anywhen.repository());
 }
 

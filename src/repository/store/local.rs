@@ -18,6 +18,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path as FilePath, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use async_trait::async_trait;
@@ -42,6 +43,9 @@ const STAGING: &str = ".staging";
 /// So many objects are deleted by one thread, which takes longer to wake than to delete one.
 const DELETED_TOGETHER: usize = 64;
 
+/// So many small objects are stored without a journal: whoever has no more of them needs none.
+const WITHOUT_JOURNAL: usize = 4;
+
 /// Folders known to be durable that are remembered; forgetting them costs a few syncs.
 const KNOWN_MAX: usize = 10_000;
 
@@ -56,8 +60,10 @@ pub(super) struct Local {
     root: Root,
     files: LocalFileSystem,
     known: Arc<Known>,
-    /// Begun when it is needed first; `None` where there cannot be a journal.
+    /// Begun when it is worth it; `None` where there cannot be a journal.
     scribe: Arc<OnceLock<Option<Scribe>>>,
+    /// How many objects came for which a journal would have been of use.
+    missed: AtomicUsize,
 }
 
 /// Folders that this process has seen synced into their parents, and whether no link leads from
@@ -85,6 +91,7 @@ impl Local {
                 .with_fsync(true),
             known: Arc::default(),
             scribe: Arc::default(),
+            missed: AtomicUsize::new(0),
         })
     }
 
@@ -110,11 +117,12 @@ impl Local {
 
     /// Makes everything durable by itself that a journal holds, and removes the journal.
     pub(super) async fn settle(&self) -> io::Result<()> {
-        let Some(Some(scribe)) = self.scribe.get() else {
-            return Ok(());
-        };
-        let journal = Arc::clone(scribe.journal());
-        blocking(move || journal.close()).await
+        let scribe = Arc::clone(&self.scribe);
+        blocking(move || match scribe.get() {
+            Some(Some(scribe)) => scribe.end(),
+            _ => Ok(()),
+        })
+        .await
     }
 
     fn writer(&self, location: &Path) -> Writer {
@@ -128,13 +136,14 @@ impl Local {
 
     /// Whether the object was put through the journal.
     async fn put_brief(&self, location: &Path, payload: &PutPayload) -> Result<bool> {
-        if self.scribe.get().is_none() {
+        if self.scribe.get().is_none()
+            && self.missed.fetch_add(1, Ordering::Relaxed) == WITHOUT_JOURNAL
+        {
+            // nobody waits for it: it is written out first, which takes longer than an object
             let (root, scribe) = (self.root.clone(), Arc::clone(&self.scribe));
-            let begun = blocking(move || {
+            tokio::task::spawn_blocking(move || {
                 scribe.get_or_init(|| begin_scribe(&root));
-                Ok(())
             });
-            begun.await.map_err(failed)?;
         }
         let Some(Some(scribe)) = self.scribe.get() else {
             return Ok(false);

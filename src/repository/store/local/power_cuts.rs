@@ -111,7 +111,7 @@ fn read(folder: &FilePath, path: &str) -> Option<Vec<u8>> {
 async fn what_a_power_cut_tore_is_whole_again() {
     // it was acknowledged, and the server has forgotten it
     let folder = tempfile::tempdir().unwrap();
-    let local = open(folder.path());
+    let local = small(folder.path());
     let stored = put_some(&local, 8).await;
     let cut = copy_of(folder.path());
     for (number, (path, bytes)) in stored.iter().enumerate() {
@@ -281,7 +281,7 @@ async fn a_journal_that_cannot_be_synced_is_done_without() {
 async fn a_journal_that_somebody_removed_is_done_without() {
     // nobody would find it after a power cut
     let folder = tempfile::tempdir().unwrap();
-    let local = open(folder.path());
+    let local = small(folder.path());
     put_some(&local, 2).await;
     fs::remove_file(only_journal(folder.path())).unwrap();
     let other = object(&name(5), b"5");
@@ -295,7 +295,7 @@ async fn a_journal_that_somebody_removed_is_done_without() {
 async fn what_root_puts_right_stays_its_owners() {
     // the stream, which is another user's, could not read it
     let folder = tempfile::tempdir().unwrap();
-    let local = open(folder.path());
+    let local = small(folder.path());
     let stored = put_some(&local, 1).await;
     let cut = copy_of(folder.path());
     let at = cut.path().join(&stored[0].0);
@@ -306,6 +306,40 @@ async fn what_root_puts_right_stays_its_owners() {
     std::os::unix::fs::chown(&journal, Some(owner), None).unwrap();
     drop(open(cut.path()));
     assert_eq!(fs::metadata(&at).unwrap().uid(), owner);
+}
+
+#[tokio::test]
+async fn what_is_settled_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let local = small(folder.path());
+    let stored = put_some(&local, 3).await;
+    local.settle().await.unwrap();
+    assert!(journals(folder.path()).is_empty());
+    let staged = fs::read_dir(folder.path().join(STAGING)).unwrap().count();
+    assert_eq!(staged, 0);
+    put(&local, &name(3), b"x").await.unwrap();
+    assert!(journals(folder.path()).is_empty());
+    for (path, bytes) in &stored {
+        assert_eq!(read(folder.path(), path).as_ref(), Some(bytes));
+    }
+}
+
+#[tokio::test]
+async fn a_journal_is_begun_once_it_is_worth_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let local = open(folder.path());
+    put_some(&local, WITHOUT_JOURNAL).await;
+    assert!(local.scribe.get().is_none());
+    assert!(!folder.path().join(JOURNALS).exists());
+    let mut number = WITHOUT_JOURNAL;
+    while local.scribe.get().is_none() {
+        put(&local, &name(number), b"x").await.unwrap();
+        number += 1;
+    }
+    put(&local, &name(number), b"x").await.unwrap();
+    let bytes = fs::read(only_journal(folder.path())).unwrap();
+    let salt = salt_of(&only_journal(folder.path()));
+    assert_eq!(frame::newest(salt, &bytes).len(), 1);
 }
 
 #[tokio::test]
@@ -403,7 +437,7 @@ async fn another_writers_object_is_never_replaced() {
 #[tokio::test]
 async fn a_whole_object_of_another_is_kept_and_a_torn_one_of_ours_is_not() {
     let folder = tempfile::tempdir().unwrap();
-    let local = open(folder.path());
+    let local = small(folder.path());
     let ours = object(&name(0), b"our bytes, some more than theirs");
     let theirs = object(&name(0), b"theirs");
     put(&local, &name(0), &ours).await.unwrap();
@@ -421,7 +455,7 @@ async fn a_whole_object_of_another_is_kept_and_a_torn_one_of_ours_is_not() {
 #[tokio::test]
 async fn what_was_removed_does_not_come_back() {
     let folder = tempfile::tempdir().unwrap();
-    let local = open(folder.path());
+    let local = small(folder.path());
     let stored = put_some(&local, 3).await;
     let (removed, bytes) = &stored[0];
     local.delete(&Path::from(removed.as_str())).await.unwrap();
@@ -445,11 +479,11 @@ async fn what_was_removed_does_not_come_back() {
 #[tokio::test]
 async fn a_journal_belongs_to_whoever_writes_it() {
     let folder = tempfile::tempdir().unwrap();
-    let local = open(folder.path());
+    let local = small(folder.path());
     let stored = put_some(&local, 3).await;
     // one that reads, and one that writes besides
     let reader = Local::open(folder.path(), false).unwrap();
-    let other = open(folder.path());
+    let other = small(folder.path());
     put(&other, "main/1/wal/other", b"x").await.unwrap();
     assert_eq!(journals(folder.path()).len(), 2);
     let listed: Vec<_> = reader.list(None).try_collect().await.unwrap();
@@ -468,7 +502,7 @@ async fn a_journal_belongs_to_whoever_writes_it() {
 #[tokio::test]
 async fn many_may_open_at_once_what_a_power_cut_left() {
     let folder = tempfile::tempdir().unwrap();
-    let local = open(folder.path());
+    let local = small(folder.path());
     let stored = put_some(&local, 20).await;
     let cut = copy_of(folder.path());
     fs::remove_dir_all(cut.path().join("main")).unwrap();
@@ -488,7 +522,7 @@ async fn many_may_open_at_once_what_a_power_cut_left() {
 async fn what_cannot_be_put_right_is_not_read() {
     // a folder that takes no writes: what is torn in it would be read as it is
     let folder = tempfile::tempdir().unwrap();
-    let local = open(folder.path());
+    let local = small(folder.path());
     let stored = put_some(&local, 2).await;
     let cut = copy_of(folder.path());
     fs::write(cut.path().join(&stored[0].0), b"").unwrap();
@@ -561,7 +595,7 @@ fn a_hostile_journal_writes_nowhere_but_in_the_folder() {
 async fn what_is_large_or_leads_elsewhere_needs_no_journal() {
     let elsewhere = tempfile::tempdir().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let local = open(folder.path());
+    let local = small(folder.path());
     let large = vec![7; OBJECT_BYTES_MAX + 1];
     put(&local, "main/large", &large).await.unwrap();
     symlink(elsewhere.path(), folder.path().join("link")).unwrap();

@@ -4,8 +4,8 @@
 //! ready for the next object while nobody waits for it.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
@@ -32,9 +32,14 @@ struct Order {
 #[derive(Debug)]
 pub(super) struct Scribe {
     journal: Arc<Journal>,
-    /// `None` only while it is dropped.
-    orders: Option<Sender<Order>>,
-    thread: Option<JoinHandle<()>>,
+    /// `None` once it has ended.
+    at_work: Mutex<Option<AtWork>>,
+}
+
+#[derive(Debug)]
+struct AtWork {
+    orders: Sender<Order>,
+    thread: JoinHandle<()>,
 }
 
 impl Scribe {
@@ -48,8 +53,7 @@ impl Scribe {
             .spawn(move || write(&root, &shared, &received))?;
         Ok(Self {
             journal,
-            orders: Some(orders),
-            thread: Some(thread),
+            at_work: Mutex::new(Some(AtWork { orders, thread })),
         })
     }
 
@@ -61,25 +65,40 @@ impl Scribe {
     /// Puts an object. Once this returns `Some(Ok(()))`, it is durable, and can be read.
     pub(super) async fn put(&self, writer: Writer, bytes: Bytes) -> Outcome {
         let (done, outcome) = oneshot::channel();
-        let order = Order {
+        self.take(Order {
             writer,
             bytes,
             done,
-        };
-        self.orders.as_ref()?.send(order).ok()?;
+        })?;
         // a thread that is no more has done nothing that was not told
         let lost = |_| Some(Err(io::Error::other("the journal's thread is gone")));
         outcome.await.unwrap_or_else(lost)
+    }
+
+    fn take(&self, order: Order) -> Option<()> {
+        let at_work = self.at_work.lock().unwrap_or_else(PoisonError::into_inner);
+        at_work.as_ref()?.orders.send(order).ok()
+    }
+
+    /// Puts what waits, and closes the journal: nothing more is taken, and nothing is left behind.
+    pub(super) fn end(&self) -> io::Result<()> {
+        let mut at_work = self.at_work.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = at_work.take();
+        drop(at_work);
+        if let Some(AtWork { orders, thread }) = ended {
+            drop(orders);
+            if thread.join().is_err() {
+                tracing::debug!("the journal's thread has failed");
+            }
+        }
+        self.journal.close()
     }
 }
 
 impl Drop for Scribe {
     fn drop(&mut self) {
-        self.orders = None;
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::debug!("the journal's thread has failed");
+        if let Err(error) = self.end() {
+            tracing::debug!("a journal stays: {error}");
         }
     }
 }
