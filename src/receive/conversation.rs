@@ -80,6 +80,8 @@ pub(super) struct Conversation<'a> {
     /// The server asked for an answer behind what is gathered.
     reply_wanted: bool,
     unstored_bytes: u64,
+    /// How many segments and pieces are on their way to the store.
+    stores_under_way: usize,
     /// How many notes of WAL that cannot be used are not stored yet.
     unrecorded: Arc<watch::Sender<u32>>,
     others: Others,
@@ -167,6 +169,7 @@ impl<'a> Conversation<'a> {
             verifying: None,
             reply_wanted: false,
             unstored_bytes: 0,
+            stores_under_way: 0,
             unrecorded: Arc::new(watch::Sender::new(0)),
             others: Others::default(),
             compared: before.known,
@@ -215,6 +218,15 @@ impl<'a> Conversation<'a> {
                 self.session.handle(event, Instant::now());
             }
             self.store_what_is_due()?;
+            if ending.told && self.waits_in_vain() {
+                tracing::warn!(
+                    "received, and left to the next stream: others have stored more of this segment than \
+                     this server has sent, and it was not compared. Nobody was told that it is stored"
+                );
+                let left = ending.deadline.map(|until| until - Instant::now());
+                self.finish(stream, left).await?;
+                return Ok(ending.ended.unwrap_or(Ended::Stopped));
+            }
             while let Some(action) = self.session.poll_action() {
                 match action {
                     Action::Report(flush) => {
@@ -315,14 +327,21 @@ impl<'a> Conversation<'a> {
         Ok(())
     }
 
+    /// Whether all that is left of an ending waits for WAL that will not come.
+    fn waits_in_vain(&self) -> bool {
+        self.others.waits_for_the_server() && self.stores_under_way == 0
+    }
+
     /// Whether more WAL may be taken in. What is held is bounded, and a segment that is larger than
     /// the bound is held all the same, but nothing besides.
     fn has_room(&self) -> bool {
         let received = self.session.progress().received();
         let at_hand = received.bytes_since(self.size.start_of(received));
-        let held = self.unstored_bytes + at_hand + self.gathered_bytes + self.lent_bytes;
+        // what waits for the rest of its segment must not keep that out
+        let unstored = self.unstored_bytes - self.others.held_bytes();
+        let held = unstored + at_hand + self.gathered_bytes + self.lent_bytes;
         self.gathered_bytes < GATHERED_BYTES_MAX
-            && (self.unstored_bytes == 0 || held < self.options.unstored_bytes_max)
+            && (unstored == 0 || held < self.options.unstored_bytes_max)
     }
 
     /// Where every repository must hold what is acknowledged, and one lacks something, the server

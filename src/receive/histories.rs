@@ -7,7 +7,7 @@ use wal::TimelineId;
 use super::storing::{is_away_now, new_backoff};
 use crate::error::chain;
 use crate::repository::layout::ObjectName;
-use crate::repository::{Repository, RepositoryError};
+use crate::repository::{Repository, RepositoryError, Spool, SpoolPut};
 
 /// The history files without which the WAL of a timeline has no place: stored before the first of it,
 /// and not before this server is known to be the one whose WAL is stored.
@@ -27,10 +27,11 @@ impl Histories {
         }
     }
 
-    /// Returns once they are stored.
+    /// Returns once they are stored, or spooled while the repository is away.
     pub(super) async fn store(
         &self,
         repository: &Repository,
+        spool: Option<&Spool>,
         failed: impl Fn(&str),
     ) -> Result<(), RepositoryError> {
         let all = async || {
@@ -42,9 +43,19 @@ impl Histories {
                         Ok(()) => break,
                         Err(error) if error.is_unreachable() => {
                             failed(&chain(&error));
-                            is_away_now(None, &error);
+                            is_away_now(spool, &error);
                         }
                         Err(error) => return Err(error),
+                    }
+                    if let Some(spool) = spool {
+                        match spool.put_file(&name, content.clone()).await {
+                            Ok(SpoolPut::Stored) => break,
+                            Ok(SpoolPut::Full) => {}
+                            Err(error) if error.is_unreachable() => {
+                                tracing::warn!("cannot spool, trying again: {}", chain(&error));
+                            }
+                            Err(error) => return Err(error),
+                        }
                     }
                     backoff.wait().await;
                 }

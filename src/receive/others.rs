@@ -95,6 +95,17 @@ impl Others {
         released
     }
 
+    /// How many bytes wait; of the segment at hand, which is in memory anyway.
+    pub(super) fn held_bytes(&self) -> u64 {
+        let held = self.waiting.iter();
+        held.map(|(_, checked)| checked.range().len_bytes()).sum()
+    }
+
+    /// Whether pieces wait for more WAL from this server, and for nothing else.
+    pub(super) fn waits_for_the_server(&self) -> bool {
+        !self.is_asked && !self.waiting.is_empty()
+    }
+
     /// The whole segment is stored: that shows whether others have it otherwise. What waited goes
     /// with it.
     pub(super) fn leave(&mut self) -> Vec<Piece> {
@@ -200,9 +211,14 @@ mod tests {
             .compare(|range, _| (range.end < Lsn::new(START + 40)).then_some(true))
             .unwrap();
         assert_eq!(ranges(&others.released()), [range(0, 10), range(10, 20)]);
+        assert!(!others.waits_for_the_server());
         // what lies ahead is compared when it comes
         let next = others.admit(segment(range(20, 45)), piece(20, 45), now);
         assert!(next.0.is_empty());
+        assert_eq!(
+            (others.held_bytes(), others.waits_for_the_server()),
+            (25, true)
+        );
         let differs = others.compare(|_, _| Some(false));
         assert_eq!(differs, Err(Lsn::new(START + 40)));
     }

@@ -108,7 +108,8 @@ impl Pieces {
     /// A merge that is not of pieces given here: of what earlier connections left in the segment.
     /// `false` while another is under way.
     pub fn merge_given(&mut self, range: WalRange) -> bool {
-        let free = self.merging.is_none();
+        // under a name that has a damaged object it would be taken for stored
+        let free = self.merging.is_none() && !self.damaged.contains(&range);
         if free {
             self.merging = Some(range);
         }
@@ -264,6 +265,15 @@ mod tests {
             assert_eq!(pieces.acknowledged(piece), []);
         }
         pieces
+    }
+
+    /// The store would say that it is there, and the good ones would go.
+    #[test]
+    fn nothing_is_merged_under_the_name_of_a_damaged_object() {
+        let mut pieces = pieces();
+        pieces.avoid(vec![range(0, 160)]);
+        assert!(!pieces.merge_given(range(0, 160)));
+        assert!(pieces.merge_given(range(0, 170)));
     }
 
     #[test]

@@ -58,7 +58,9 @@ impl Storing {
             timeline,
             size,
         } = self;
-        histories.store(&repository, &failed).await?;
+        histories
+            .store(&repository, spool.as_deref(), &failed)
+            .await?;
         let wal = repository.take_wal(name, timeline, size, checked);
         let mut backoff = new_backoff();
         let mut only_repository = spool.is_none();

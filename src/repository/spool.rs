@@ -41,6 +41,8 @@ pub use drain::Drained;
 const LOCK: &str = "spool.lock";
 /// Where objects are put that cannot be read.
 const ASIDE: &str = "damaged";
+/// What a small file takes at most beside its bytes.
+const FILE_ROOM_BYTES: u64 = 16 << 10;
 /// What a spool may hold unless that is set, in bytes.
 pub const SPOOL_BYTES_MAX: u64 = 10 << 30;
 
@@ -213,6 +215,23 @@ impl Spool {
             .await
             .map_err(|_panicked| RepositoryError::Interrupted)??;
         self.is_full.store(false, Ordering::Relaxed);
+        Ok(SpoolPut::Stored)
+    }
+
+    /// Stores a small file of the server's, as [`Self::put`] does.
+    pub async fn put_file(&self, name: &ObjectName, bytes: Bytes) -> Result<SpoolPut> {
+        let room = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        let room = room.saturating_add(FILE_ROOM_BYTES);
+        let reserved = self.index().reserve(name, room, self.settings.bytes_max);
+        if reserved == Reserved::Full {
+            return Ok(SpoolPut::Full);
+        }
+        if let Err(error) = self.member.store_file(name, bytes).await {
+            self.index().not_written(name);
+            return Err(error);
+        }
+        self.index().written(name);
+        self.filled.notify_waiters();
         Ok(SpoolPut::Stored)
     }
 

@@ -273,20 +273,9 @@ impl Repository {
 
     /// Stores a small file of the server's, byte for byte: a history, a backup history.
     pub async fn store_file(&self, name: &ObjectName, bytes: Bytes) -> Result<()> {
-        let timeline = match name {
-            ObjectName::History(timeline) => Some(timeline.get()),
-            _ => None,
-        };
         self.write_everywhere(|member| {
             let bytes = bytes.clone();
-            async move {
-                let level = member.place().settings().wal_level;
-                let adapt = |header: &mut Header| header.timeline = timeline;
-                let facts = file_facts(name, &bytes);
-                member
-                    .store_container(name, adapt, facts, bytes, level)
-                    .await
-            }
+            async move { member.store_file(name, bytes).await }
         })
         .await
         .map(drop)
@@ -725,6 +714,20 @@ impl Drop for EncodedWal {
         let nothing = Checked::nothing(self.checked.range().start);
         let plain = std::mem::replace(&mut self.checked, nothing).into_bytes();
         buffers::PLAIN.put_back(plain.into_owned());
+    }
+}
+
+impl Member {
+    /// Stores a small file of the server's, byte for byte.
+    pub(super) async fn store_file(&self, name: &ObjectName, bytes: Bytes) -> Result<()> {
+        let timeline = match name {
+            ObjectName::History(timeline) => Some(timeline.get()),
+            _ => None,
+        };
+        let level = self.place().settings().wal_level;
+        let adapt = |header: &mut Header| header.timeline = timeline;
+        let facts = file_facts(name, &bytes);
+        self.store_container(name, adapt, facts, bytes, level).await
     }
 }
 

@@ -100,16 +100,18 @@ impl Conversation<'_> {
         let (gauges, clock) = (self.gauges.clone(), Arc::clone(&self.clock));
         let failed =
             move |why: &str| gauges.update(|state| state.failed(clock.now(), why.to_owned()));
+        self.stores_under_way += 1;
         let kept = self.storing.clone().keep(name, checked, failed);
         let unrecorded = Arc::clone(&self.unrecorded);
         self.jobs.spawn(async move {
-            let kept = kept.await?;
+            // whoever looks must not find what follows before he finds the note
             let recorded = unrecorded
                 .subscribe()
                 .wait_for(|count| *count == 0)
                 .await
                 .is_ok();
             assert!(recorded, "this job holds the sender itself");
+            let kept = kept.await?;
             Ok(JobDone::Kept(kept))
         });
     }
@@ -120,8 +122,12 @@ impl Conversation<'_> {
     ) -> Result<()> {
         let done = done.map_err(|error| Error::failure(format!("a store job failed: {error}")))?;
         let (wal, stored) = match done? {
-            JobDone::Kept(Kept::Stored(wal, stored)) => (wal, stored),
+            JobDone::Kept(Kept::Stored(wal, stored)) => {
+                self.stores_under_way -= 1;
+                (wal, stored)
+            }
             JobDone::Kept(Kept::Spooled(range)) => {
+                self.stores_under_way -= 1;
                 self.spooled(range);
                 return Ok(());
             }

@@ -210,12 +210,9 @@ async fn leaves_in_order_and_whole() {
         assert_eq!(put(&spool, wal).await, SpoolPut::Stored);
     }
     let history = ObjectName::History(timeline(2));
-    let facts = serde_json::Map::new();
     let plain = Bytes::from_static(b"1\t0/480000\tno recovery target\n");
-    let written = spool
-        .member
-        .store_container(&history, |_| {}, facts, plain, 1);
-    written.await.unwrap();
+    let written = spool.put_file(&history, plain).await.unwrap();
+    assert_eq!((written, spool.objects()), (SpoolPut::Stored, 6));
     // another process finds what this one left
     drop(spool);
     let spool = stage.spool(&repository).await;

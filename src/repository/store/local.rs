@@ -118,9 +118,10 @@ impl Local {
     /// Makes everything durable by itself that a journal holds, and removes the journal.
     pub(super) async fn settle(&self) -> io::Result<()> {
         let scribe = Arc::clone(&self.scribe);
-        blocking(move || match scribe.get() {
-            Some(Some(scribe)) => scribe.end(),
-            _ => Ok(()),
+        // one that is not begun yet is not begun any more
+        blocking(move || match scribe.get_or_init(|| None) {
+            Some(scribe) => scribe.end(),
+            None => Ok(()),
         })
         .await
     }

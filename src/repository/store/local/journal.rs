@@ -37,10 +37,15 @@ const RESERVED_BYTES: u64 = 64 << 10;
 /// Makes what was written to the journal durable.
 pub(super) type Sync = Box<dyn Fn(&File) -> io::Result<()> + Send + std::marker::Sync>;
 
+/// Makes objects of a folder durable by themselves.
+pub(super) type SyncObjects =
+    Box<dyn Fn(&FilePath, &[String]) -> io::Result<()> + Send + std::marker::Sync>;
+
 /// How a journal is made.
 pub(super) struct Settings {
     pub(super) half_bytes: u64,
     pub(super) sync: Sync,
+    pub(super) sync_objects: SyncObjects,
 }
 
 impl Default for Settings {
@@ -48,6 +53,7 @@ impl Default for Settings {
         Self {
             half_bytes: HALF_BYTES,
             sync: Box::new(durable::sync_data),
+            sync_objects: Box::new(sync_objects),
         }
     }
 }
@@ -104,6 +110,9 @@ struct Half {
     written_before: u64,
     /// Nothing in it is needed.
     free: bool,
+    /// Its objects could not be made durable by themselves. A disk says that once: asked again, it
+    /// says nothing of what it has lost, so the journal is all there is of them.
+    is_kept: bool,
     /// How many of its objects do not have their names yet.
     nameless: usize,
 }
@@ -116,6 +125,7 @@ impl Half {
             frames: 0,
             written_before,
             free,
+            is_kept: false,
             nameless: 0,
         }
     }
@@ -137,6 +147,8 @@ impl Journal {
         let (staging, folder) = (root.folder.join(STAGING), root.folder.join(JOURNALS));
         durable::create_dir_all(&staging)?;
         durable::create_dir_all(&folder)?;
+        // whoever made it may have been stopped before it was durable
+        durable::sync_dir(&root.folder)?;
         let path = folder.join(name(salt));
         let file = Staged::zeros(&staging, settings.half_bytes.saturating_mul(2))?;
         let file = file.create_and_keep(&path)?;
@@ -194,13 +206,13 @@ impl Journal {
     /// Makes everything in it durable by itself, and removes it: nothing more is taken.
     pub(super) fn close(&self) -> io::Result<()> {
         let shared = &self.shared;
-        let mut state = shared.lock();
-        if std::mem::replace(&mut state.closed, true) {
-            return Ok(());
-        }
-        drop(state);
+        shared.lock().closed = true;
         (0..2).try_for_each(|half| shared.empty(half))?;
-        durable::remove(&shared.path)
+        match durable::remove(&shared.path) {
+            // by another call
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
     }
 
     /// Notes that an object is about to be removed. Nothing waits for that to be durable: what comes
@@ -381,6 +393,9 @@ impl Shared {
         if state.halves[half].free {
             return Ok(());
         }
+        if state.halves[half].is_kept {
+            return Err(io::Error::other("what it holds could not be synced before"));
+        }
         let epoch = state.halves[half].epoch;
         let within = state
             .objects
@@ -388,10 +403,16 @@ impl Shared {
             .filter(|(_, within)| within.half == half);
         let paths: Vec<String> = within.map(|(path, _)| path.clone()).collect();
         drop(state);
-        self.root.check()?;
-        sync_objects(&self.root.folder, &paths)?;
-        self.root.check()?;
+        let synced = self
+            .root
+            .check()
+            .and_then(|()| (self.settings.sync_objects)(&self.root.folder, &paths))
+            .and_then(|()| self.root.check());
         let mut state = self.lock();
+        if let Err(error) = synced {
+            state.halves[half].is_kept = true;
+            return Err(error);
+        }
         state.objects.retain(|_, within| within.half != half);
         state.halves[half].free = true;
         if state.current != half
@@ -444,13 +465,13 @@ pub(super) fn sync_objects(folder: &FilePath, paths: &[String]) -> io::Result<()
     let mut folders = BTreeSet::new();
     for path in paths {
         let path = folder.join(path);
+        folders.extend(path.parent().map(FilePath::to_owned));
         match File::open(&path) {
             Ok(file) => durable::sync_file(&file)?,
             // superseded, and removed by another process
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        folders.extend(path.parent().map(FilePath::to_owned));
     }
     folders
         .iter()

@@ -278,6 +278,55 @@ async fn a_journal_that_cannot_be_synced_is_done_without() {
 }
 
 #[tokio::test]
+async fn a_journal_stays_whose_objects_could_not_be_synced() {
+    // a disk that lost what it could not write says so once: the next sync of the same file succeeds
+    let folder = tempfile::tempdir().unwrap();
+    let asked = AtomicUsize::new(0);
+    let settings = Settings {
+        sync_objects: Box::new(move |_, _| match asked.fetch_add(1, Ordering::Relaxed) {
+            0 => Err(io::Error::other("the disk is failing")),
+            _ => Ok(()),
+        }),
+        ..Settings::default()
+    };
+    let local = open(folder.path()).with_journal(settings).unwrap();
+    let stored = put_some(&local, 3).await;
+    for _ in 0..2 {
+        assert!(local.settle().await.is_err());
+    }
+    drop(local);
+    let cut = copy_of(folder.path());
+    fs::write(cut.path().join(&stored[0].0), b"").unwrap();
+    drop(open(cut.path()));
+    for (path, bytes) in &stored {
+        assert_eq!(read(cut.path(), path).as_ref(), Some(bytes));
+    }
+}
+
+#[tokio::test]
+async fn what_is_there_is_written_anew_before_its_journal_goes() {
+    // it is there in memory: whether the disk has it, or has lost it, nobody can ask any more
+    let folder = tempfile::tempdir().unwrap();
+    let local = small(folder.path());
+    let stored = put_some(&local, 1).await;
+    let cut = copy_of(folder.path());
+    let inode = || fs::metadata(cut.path().join(&stored[0].0)).unwrap().ino();
+    let before = inode();
+    drop(open(cut.path()));
+    assert_ne!(inode(), before);
+    assert_eq!(read(cut.path(), &stored[0].0).as_ref(), Some(&stored[0].1));
+}
+
+#[tokio::test]
+async fn a_journal_begun_after_the_end_is_not_begun() {
+    let folder = tempfile::tempdir().unwrap();
+    let local = open(folder.path());
+    local.settle().await.unwrap();
+    put_some(&local, WITHOUT_JOURNAL + 3).await;
+    assert!(!folder.path().join(JOURNALS).exists());
+}
+
+#[tokio::test]
 async fn a_journal_that_somebody_removed_is_done_without() {
     // nobody would find it after a power cut
     let folder = tempfile::tempdir().unwrap();
@@ -448,6 +497,18 @@ async fn a_whole_object_of_another_is_kept_and_a_torn_one_of_ours_is_not() {
         read(cut.path(), &name(0)).unwrap()
     };
     assert_eq!(there_then(&theirs), theirs);
+    // what the journal alone has is kept for whoever has to choose
+    let cut = copy_of(folder.path());
+    fs::write(cut.path().join(name(0)), &theirs).unwrap();
+    drop(open(cut.path()));
+    let left = fs::read_dir(cut.path().join(JOURNALS)).unwrap();
+    let left: Vec<_> = left.map(|entry| entry.unwrap().path()).collect();
+    assert!(
+        left.iter()
+            .any(|path| path.extension().is_some_and(|it| it == "conflict")),
+        "{left:?}"
+    );
+    drop(open(cut.path()));
     assert_eq!(there_then(&theirs[..theirs.len() - 1]), ours);
     assert_eq!(there_then(&ours[..ours.len() - 1]), ours);
 }

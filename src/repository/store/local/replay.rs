@@ -135,6 +135,10 @@ fn play_back(folder: &FilePath, path: &FilePath, salt: u64) -> io::Result<()> {
         repair.gone(path, object)?;
     }
     repair.finish()?;
+    if repair.conflicts > 0 {
+        // no journal by this name: for people to look at
+        return durable::rename(path, &path.with_extension("conflict"));
+    }
     match durable::remove(path) {
         Err(error) if repair.written == 0 && is_read_only(&error) => {
             // everything in it is there, so it can be read; whoever may write removes it
@@ -253,10 +257,14 @@ impl<'a> Last<'a> {
 /// What lies under an object's path.
 enum There {
     Nothing,
-    /// The same bytes.
+    /// The same bytes, as far as memory has them: a disk that could not write them may say so once
+    /// only, and to nobody who asks now.
     Same,
     /// Some of them: it was torn.
     Torn,
+    /// An object that is whole by its own checksums, with this digest of its content: another process
+    /// was faster, and it is durable.
+    Whole(String),
     /// Something that is not ours to touch.
     Other,
 }
@@ -270,6 +278,8 @@ struct Repair<'a> {
     /// What is there, and has to be synced.
     same: Vec<String>,
     written: u64,
+    /// How many are stored with another content.
+    conflicts: u64,
 }
 
 impl<'a> Repair<'a> {
@@ -280,6 +290,7 @@ impl<'a> Repair<'a> {
             owner,
             same: Vec::new(),
             written: 0,
+            conflicts: 0,
         })
     }
 
@@ -288,8 +299,12 @@ impl<'a> Repair<'a> {
             return Ok(());
         };
         match found(&at, object)? {
-            There::Same => self.same.push(path.to_owned()),
+            There::Same => match self.stage(object).and_then(|staged| staged.replace(&at)) {
+                Err(error) if is_read_only(&error) => self.same.push(path.to_owned()),
+                replaced => replaced?,
+            },
             There::Other => {}
+            There::Whole(theirs) => self.compare(path, object, &theirs),
             There::Torn => {
                 self.stage(object)?.replace(&at)?;
                 self.written += 1;
@@ -306,6 +321,19 @@ impl<'a> Repair<'a> {
             }
         }
         Ok(())
+    }
+
+    /// A whole object is there already. With another content it is another history, and ours was
+    /// acknowledged, perhaps.
+    fn compare(&mut self, path: &str, object: &[u8], theirs: &str) {
+        let ours = container::check_stored(object);
+        if ours.is_ok_and(|(_, ours)| ours.digest != theirs) {
+            tracing::error!(
+                "{path} is stored with another content than the journal has: two histories; the \
+                 journal is kept"
+            );
+            self.conflicts += 1;
+        }
     }
 
     fn stage(&self, object: &[u8]) -> io::Result<Staged> {
@@ -378,9 +406,8 @@ fn found(path: &FilePath, object: &[u8]) -> io::Result<There> {
     file.take(metadata.len()).read_to_end(&mut bytes)?;
     Ok(if bytes == object {
         There::Same
-    } else if container::check_stored(&bytes).is_ok() {
-        // whole by its own checksums: another process was faster, and it is durable
-        There::Other
+    } else if let Ok((_, trailer)) = container::check_stored(&bytes) {
+        There::Whole(trailer.digest)
     } else {
         There::Torn
     })
