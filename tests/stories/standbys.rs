@@ -96,3 +96,53 @@ fn a_stream_follows_a_promotion() {
     );
     assert_eq!(moments(&standby), "0,1,2");
 }
+
+/// An archiver of a standby that is behind holds back what it cannot compare yet; it must not wait for that
+/// when there is nobody to send it.
+#[test]
+fn what_waits_for_a_standby_that_is_behind_holds_up_no_stop_and_no_other_server() {
+    let mut record = Record::begun(&Options::default());
+    let mut standby = standby_of(&record, &record.ground);
+    record.store_all();
+    record.stop_stream();
+    let arguments = ["--slot", "behind", "--flush-interval", "1h"];
+    let follows = record.server.conninfo();
+    for (ending, row) in [("stopped", 1), ("lost", 3)] {
+        let behind = record.anywhen.stream_with(&standby, &arguments);
+        record.insert(row);
+        follow(&record, &standby);
+        standby.execute("alter system set primary_conninfo = ''");
+        standby.execute("select pg_reload_conf()");
+        let received = "select count(*) from pg_stat_replication
+                        where sent_lsn >= pg_last_wal_replay_lsn()";
+        eventually(
+            "the standby is cut off, and its archiver has what it has",
+            || {
+                standby.value("select count(*) from pg_stat_wal_receiver") == "0"
+                    && standby.value(received) != "0"
+            },
+        );
+        // the same segment, from the primary, and further
+        record.insert(row + 1);
+        let mut ahead = record.anywhen.stream(&record.server);
+        ahead.store_all(&record.server);
+        ahead.stop();
+        let said = if ending == "stopped" {
+            behind.stop_in_vain().succeeded().stderr
+        } else {
+            standby.kill9();
+            eventually("the standby is given up", || {
+                behind.stderr().contains("lost the server")
+            });
+            behind.stop_in_vain().succeeded().stderr
+        };
+        assert!(said.contains("left to the next stream"), "{said}");
+        if ending == "stopped" {
+            standby.execute(&format!("alter system set primary_conninfo = '{follows}'"));
+            standby.execute("select pg_reload_conf()");
+            follow(&record, &standby);
+        }
+    }
+    let restored = record.rows_at("latest", &[], End::Promoted);
+    assert_eq!(restored, "0,1,2,3,4");
+}
