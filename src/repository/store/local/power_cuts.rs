@@ -317,6 +317,14 @@ async fn what_is_there_is_written_anew_before_its_journal_goes() {
     assert_eq!(read(cut.path(), &stored[0].0).as_ref(), Some(&stored[0].1));
 }
 
+#[test]
+fn below_a_file_there_is_no_journal_to_be_afraid_of() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("file"), b"").unwrap();
+    let error = Local::open(&folder.path().join("file/below"), true).unwrap_err();
+    assert!(!error.to_string().contains("journal"), "{error}");
+}
+
 #[tokio::test]
 async fn a_journal_begun_after_the_end_is_not_begun() {
     let folder = tempfile::tempdir().unwrap();

@@ -32,7 +32,8 @@ pub(super) fn play_back_all(folder: &FilePath) -> io::Result<()> {
     match std::fs::symlink_metadata(&journals) {
         Ok(found) if found.is_dir() => {}
         Ok(_) => return Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // what is no folder holds no journals; whoever opens it says what it is
+        Err(error) if is_no_folder(&error) => return Ok(()),
         Err(error) => return Err(told(&journals, &error)),
     }
     let found = journals_in(&journals).map_err(|error| told(&journals, &error))?;
@@ -167,6 +168,13 @@ fn owned(path: &FilePath) -> io::Result<Option<File>> {
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error),
     }
+}
+
+fn is_no_folder(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
 }
 
 fn is_read_only(error: &io::Error) -> bool {
