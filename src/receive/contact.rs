@@ -12,7 +12,8 @@ use wal::{Lsn, Reach, SegmentName, SegmentSize, TimelineHistory, TimelineId};
 use super::known::Known;
 use super::options::ReceiverOptions;
 use super::resume::{
-    ResumeAt, ResumeError, floor, lacks_at, last_before, resume_at, skip_to_earliest, was_streamed,
+    ResumeAt, ResumeError, floor, lacks_at, last_before, left_behind_the_fork, resume_at,
+    skip_to_earliest, was_streamed,
 };
 use super::storing::Spooling;
 use crate::clock::Clock;
@@ -122,10 +123,30 @@ impl Contact {
         if let Some(why) = contact.take_slot(options, met).await? {
             return unfit(why);
         }
-        Ok(match contact.is_behind().await? {
-            Some(why) => return unfit(why),
-            None => Met::Ready(Box::new(contact)),
-        })
+        if let Some(why) = contact.is_behind().await? {
+            return unfit(why);
+        }
+        contact.tell_what_was_left_behind().await?;
+        Ok(Met::Ready(Box::new(contact)))
+    }
+
+    /// Says which stored WAL is not part of the server's timeline, before the first of that is stored.
+    async fn tell_what_was_left_behind(&self) -> Result<()> {
+        let (timeline, size) = (self.facts.timeline, self.facts.segment_size);
+        if self.branch.entries().is_empty() {
+            return Ok(());
+        }
+        let catalog = self.repository.wal_catalog().await?;
+        let left = left_behind_the_fork(&self.branch, &catalog, timeline, size);
+        if let Some((old, stored, fork)) = left {
+            tracing::warn!(
+                "timeline {timeline} left timeline {old} at {fork}, and timeline {old} is stored up to \
+                 {stored}: what was committed there behind the fork is not in timeline {timeline}, which \
+                 a restore follows. hint: is the old primary stopped? `anywhen restore --timeline {old}` \
+                 reaches what only it has"
+            );
+        }
+        Ok(())
     }
 
     /// Prepares the slot, and finds where to go on. Says so where this server is not the one: then

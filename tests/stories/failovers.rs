@@ -220,6 +220,9 @@ fn a_commit_behind_what_is_stored_waits_for_its_own_timeline() {
         "t",
         "the story is about what lies before"
     );
+    // what the first primary alone has is said, since a restore leaves it out
+    let said = stream.stderr();
+    assert!(said.contains("is not in timeline 2"), "{said}");
     stream.kill9();
     standby.kill9();
     fs::remove_dir_all(standby.data()).unwrap();
