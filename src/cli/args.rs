@@ -200,7 +200,7 @@ pub(super) struct StreamArgs {
     /// A folder where WAL goes while no repository can be reached
     #[arg(long, env = "ANYWHEN_SPOOL_DIR", value_name = "DIR")]
     pub(super) spool_dir: Option<PathBuf>,
-    /// The most that it may hold; then nothing more is received [default: 10GB]
+    /// The most that it may hold; then nothing more is received [default: 10GiB]
     #[arg(long, env = "ANYWHEN_SPOOL_BYTES_MAX", value_parser = parse_bytes, value_name = "SIZE")]
     pub(super) spool_bytes_max: Option<u64>,
     /// Store each commit at once, without asking the server first whether it waits for us

@@ -53,6 +53,14 @@ pub(super) fn spool(
                 .hint("give it a folder: --spool-dir DIR, or spool_dir in the configuration file"),
         );
     };
+    if bytes_max == Some(0) {
+        return Err(
+            Error::usage("a spool that may hold nothing was asked for: spool_bytes_max=0").hint(
+                "say how much of the folder's disk it may take, such as 10GiB; without a spool, leave \
+                 out --spool-dir and spool_dir",
+            ),
+        );
+    }
     Ok(Some(SpoolSettings {
         dir: spool_dir(dir)?,
         bytes_max: bytes_max.unwrap_or(SPOOL_BYTES_MAX),

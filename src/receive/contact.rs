@@ -30,6 +30,9 @@ use crate::server::{self, ServerFacts};
 /// missed yet: it is waited for this long.
 const SLOT_WAIT: Duration = Duration::from_secs(90);
 
+/// History files that are not stored yet are held until the first WAL of their timeline is: so much of
+/// them at most, a hundred bytes or so for each timeline.
+const HISTORIES_BYTES_MAX: usize = 64 << 20;
 /// A server that leaves a question without any answer for so long is gone.
 const SILENCE_MAX: Duration = Duration::from_mins(1);
 
@@ -527,26 +530,32 @@ async fn read_histories(
     repository: &Repository,
     timeline: TimelineId,
 ) -> Result<(TimelineHistory, Vec<(TimelineId, Bytes)>)> {
-    let mut read = Vec::new();
     let newest = read_history(replication, timeline).await?;
-    let branch = match newest {
-        None => TimelineHistory::new_first(timeline),
-        Some((branch, content)) => {
-            read.push((timeline, content));
-            branch
-        }
+    let (branch, newest) = match newest {
+        None => (TimelineHistory::new_first(timeline), None),
+        Some((branch, content)) => (branch, Some((timeline, content))),
     };
-    for entry in branch.entries() {
-        if let Some((_, content)) = read_history(replication, entry.timeline).await? {
-            read.push((entry.timeline, content));
+    let mut next = newest;
+    let mut ancestors = branch.entries().iter();
+    let (mut missing, mut missing_bytes) = (Vec::new(), 0_usize);
+    loop {
+        if let Some((timeline, content)) = next.take() {
+            let name = ObjectName::History(timeline);
+            if !repository.holds_file(&name, &content).await? {
+                missing_bytes = missing_bytes.saturating_add(content.len());
+                missing.push((timeline, content));
+            }
         }
-    }
-    let mut missing = Vec::new();
-    for (timeline, content) in read {
-        let name = ObjectName::History(timeline);
-        if !repository.holds_file(&name, &content).await? {
-            missing.push((timeline, content));
+        if missing_bytes > HISTORIES_BYTES_MAX {
+            return Err(Error::damaged(format!(
+                "the server's timeline histories are larger than any cluster has: bytes={missing_bytes} \
+                 or more, most={HISTORIES_BYTES_MAX}"
+            ))
+            .hint("look into the .history files of its pg_wal"));
         }
+        let Some(entry) = ancestors.next() else { break };
+        let read = read_history(replication, entry.timeline).await?;
+        next = read.map(|(_, content)| (entry.timeline, content));
     }
     Ok((branch, missing))
 }

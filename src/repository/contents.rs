@@ -3,6 +3,7 @@
 use wal::{Lsn, SegmentName, SegmentSize, WalRange};
 
 use super::layout::{ObjectName, pieces_prefix};
+use super::member::pieces_among;
 use super::{Repository, RepositoryError, Result, SegmentContent};
 
 /// What can be read of something that is stored in several objects, and what cannot.
@@ -140,13 +141,7 @@ impl Repository {
     }
 
     pub(super) async fn pieces_of(&self, segment: SegmentName) -> Result<Vec<ObjectName>> {
-        let listed = self.list(&pieces_prefix(segment)).await?;
-        let names = listed
-            .iter()
-            .filter_map(|object| ObjectName::parse(&object.path));
-        Ok(names
-            .filter(|name| matches!(name, ObjectName::Piece { .. }))
-            .collect())
+        Ok(pieces_among(&self.list(&pieces_prefix(segment)).await?))
     }
 
     /// The bytes of a segment from its beginning on, from the pieces that can be read.

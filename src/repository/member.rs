@@ -592,14 +592,17 @@ impl Member {
     }
 
     pub(super) async fn pieces_of(&self, segment: SegmentName) -> Result<Vec<ObjectName>> {
-        let listed = self.list(&pieces_prefix(segment)).await?;
-        let names = listed
-            .iter()
-            .filter_map(|object| ObjectName::parse(&object.path));
-        Ok(names
-            .filter(|name| matches!(name, ObjectName::Piece { .. }))
-            .collect())
+        Ok(pieces_among(&self.list(&pieces_prefix(segment)).await?))
     }
+}
+
+/// The pieces among what was listed.
+pub(super) fn pieces_among(listed: &[Listed]) -> Vec<ObjectName> {
+    let names = listed
+        .iter()
+        .filter_map(|object| ObjectName::parse(&object.path));
+    let is_piece = |name: &ObjectName| matches!(name, ObjectName::Piece { .. });
+    names.filter(is_piece).collect()
 }
 
 /// What is read of any small object before the rest: whether we can know the rest.

@@ -56,6 +56,12 @@ fn what_is_mistyped_is_answered_with_what_to_write_instead() {
             &["/nowhere/a.toml", "hint", "ANYWHEN_CONFIG"][..],
         ),
         (
+            &["stream"],
+            config,
+            &["--spool-dir", "/nowhere", "--spool-bytes-max", "0"],
+            &["spool_bytes_max=0", "hint", "10GiB"],
+        ),
+        (
             &["status"],
             config,
             &["--repository", "there"],
