@@ -51,9 +51,9 @@ pub async fn stream(
     let (now, seen) = (Arc::clone(&clock), gauges.clone());
     let receiver = Receiver::new(settings, destination, options, now, seen)?;
     // tasks of their own, which end with this one: a busy stream does not keep them waiting
-    let mut beside = JoinSet::new();
+    let (mut beside, mut told) = (JoinSet::new(), JoinSet::new());
     if let Some(manager) = ServiceManager::of_environment() {
-        beside.spawn(manager.keep_told(gauges.clone(), stop.clone()));
+        told.spawn(manager.keep_told(gauges.clone(), stop.clone()));
     }
     if let Some(endpoint) = endpoint {
         tracing::info!("metrics are at http://{}/metrics", endpoint.address());
@@ -63,5 +63,10 @@ pub async fn stream(
             clock,
         }));
     }
-    receiver.run(stop).await
+    let ended = receiver.run(stop.clone()).await;
+    if *stop.borrow() {
+        // an idle stream ends faster than it is told: without this the manager would not hear of it
+        told.join_all().await;
+    }
+    ended
 }

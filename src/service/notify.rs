@@ -22,6 +22,10 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// No one is told more often than twice within this.
 const WATCHDOG_MIN: Duration = Duration::from_millis(20);
 
+/// How often it is told that we stop, until it takes that, and after which time once more.
+const STOPPING_TRIES: usize = 20;
+const STOPPING_AGAIN: Duration = Duration::from_millis(50);
+
 /// The way to a service manager that wants to know.
 #[derive(Debug)]
 pub(super) struct ServiceManager {
@@ -72,7 +76,7 @@ impl ServiceManager {
         let mut status = ticks(STATUS_INTERVAL);
         let mut watchdog = self.watchdog.map(|interval| ticks(interval / 2));
         let mut pulse = Pulse::default();
-        loop {
+        let is_asked = loop {
             tokio::select! {
                 _ = status.tick() => {
                     let state = gauges.read();
@@ -93,12 +97,21 @@ impl ServiceManager {
                     }
                     gauges.nudge();
                 }
-                stopping = stop.wait_for(|asked| *asked) => {
-                    if stopping.is_ok() {
-                        self.tell("STOPPING=1\nSTATUS=stopping: storing what was received");
-                    }
-                    return;
-                }
+                stopping = stop.wait_for(|asked| *asked) => break stopping.is_ok(),
+            }
+        };
+        if is_asked {
+            self.tell_of_the_stop().await;
+        }
+    }
+
+    /// Nothing follows this one, so that it is said again where the manager had no room for it.
+    async fn tell_of_the_stop(&self) {
+        let mut again = ticks(STOPPING_AGAIN);
+        for _ in 0..STOPPING_TRIES {
+            again.tick().await;
+            if self.tell("STOPPING=1\nSTATUS=stopping: storing what was received") {
+                return;
             }
         }
     }
@@ -279,6 +292,29 @@ mod tests {
             pass(Duration::from_secs(10)).await;
             assert!(!woken(&socket), "the loop did not turn");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_manager_without_room_hears_of_the_stop_later_or_is_given_up() {
+        let (manager, socket, _folder) = manager(None);
+        while manager.tell("WATCHDOG=1") {}
+        let (stop, stopped) = watch::channel(true);
+        let telling = tokio::spawn(manager.keep_told(StreamGauges::default(), stopped.clone()));
+        pass(STOPPING_AGAIN).await;
+        assert!(!telling.is_finished());
+        assert!(heard(&socket).iter().all(|message| message == "WATCHDOG=1"));
+        pass(STOPPING_AGAIN).await;
+        assert!(telling.is_finished());
+        assert!(matches!(&*heard(&socket), [one] if one.starts_with("STOPPING=1\n")));
+
+        let (manager, _socket, _folder) = self::manager(None);
+        while manager.tell("WATCHDOG=1") {}
+        let telling = tokio::spawn(manager.keep_told(StreamGauges::default(), stopped));
+        for _ in 0..STOPPING_TRIES {
+            pass(STOPPING_AGAIN).await;
+        }
+        assert!(telling.is_finished());
+        drop(stop);
     }
 
     #[test]
