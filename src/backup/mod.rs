@@ -25,6 +25,7 @@ use wal::{Lsn, TimelineId};
 
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result, chain};
+use crate::receive::comparison::refuse_another_history;
 use crate::repository::destination::{Destination, OpenDestination};
 use crate::repository::layout::{BackupId, ObjectName};
 use crate::repository::records::{BackupRecord, FORMAT, TablespaceRecord};
@@ -106,9 +107,10 @@ impl BackupTaker {
         // one place has it first, and the others are filled up from there
         let repository = everywhere.leader();
         repository.check_segment_size(facts.segment_size).await?;
+        refuse_another_history(&self.settings, &repository, &facts).await?;
         let id = repository.announce_backup(self.clock.now()).await?;
         let recipe = repository.backup_recipe().await?;
-        let taking = self.take(base, &facts, &repository, &recipe, &id, progress);
+        let taking = Box::pin(self.take(base, &facts, &repository, &recipe, &id, progress));
         let taken = tokio::select! {
             taken = taking => taken,
             asked = stop.wait_for(|asked| *asked) => match asked {

@@ -16,7 +16,7 @@ use wal::{
 use super::tries::Tries;
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result, chain};
-use crate::receive::store_history;
+use crate::receive::comparison::Comparison;
 use crate::repository::Repository;
 use crate::repository::catalog::TimelineWal;
 use crate::repository::layout::{BackupId, ObjectName};
@@ -96,36 +96,31 @@ impl<'a> NeededWal<'a> {
         check_verified(repository, timeline, range, size).await
     }
 
-    /// Goes on from what is stored.
+    /// Goes on from what is stored, the last of which is read from the server once more: what another
+    /// history has stored there meanwhile would be restored with this backup.
     async fn try_receive(
         &self,
         repository: &Repository,
         timeline: TimelineId,
         range: WalRange,
     ) -> Result<()> {
-        self.store_history(repository, timeline).await?;
         let size = self.facts.segment_size;
+        let comparison = Comparison::of_branch(self.settings, repository, timeline, size).await?;
         let stored = repository.timeline_wal(timeline).await?;
-        let covered = stored.covered_from(range.start, size);
-        if covered >= range.end {
-            return Ok(());
-        }
-        self.follow(repository, timeline, size.start_of(covered), range.end)
+        let covered = stored.covered_from(range.start, size).min(range.end);
+        let start = size.start_of(covered.saturating_sub(1)).max(range.start);
+        self.follow(repository, comparison, timeline, start, range.end)
             .await
     }
 
+    /// Streams the timeline until `end` is stored.
+    ///
     /// Not over the keeper's connection: a server that gives up its slot closes that, and the WAL
     /// may be there nevertheless.
-    async fn store_history(&self, repository: &Repository, timeline: TimelineId) -> Result<()> {
-        let mut connection = server::connect_replication(self.settings).await?;
-        store_history(&mut connection, repository, timeline).await?;
-        Ok(())
-    }
-
-    /// Streams the timeline until `end` is stored.
     async fn follow(
         &self,
         repository: &Repository,
+        comparison: Comparison,
         timeline: TimelineId,
         start: Lsn,
         end: Lsn,
@@ -152,6 +147,7 @@ impl<'a> NeededWal<'a> {
         let size = self.facts.segment_size;
         let mut taking = Taking {
             repository,
+            comparison,
             timeline,
             size,
             start,
@@ -256,6 +252,7 @@ impl Attended<'_> {
 
 struct Taking<'a> {
     repository: &'a Repository,
+    comparison: Comparison,
     timeline: TimelineId,
     size: SegmentSize,
     /// Where the segment at hand begins.
@@ -266,7 +263,18 @@ struct Taking<'a> {
 
 impl Taking<'_> {
     async fn run(&mut self, mut stream: Attended<'_>, end: Lsn) -> Result<()> {
-        let mut received = self.start;
+        let mut end = end;
+        while let Some(further) = self.receive(&mut stream, end).await? {
+            end = further;
+        }
+        Ok(())
+    }
+
+    /// Takes and stores what comes up to `end`; gives where to go on to, where more is needed to compare
+    /// the last of it.
+    async fn receive(&mut self, stream: &mut Attended<'_>, end: Lsn) -> Result<Option<Lsn>> {
+        let gathered = u64::try_from(self.bytes.len()).unwrap_or(u64::MAX);
+        let mut received = self.start.saturating_add(gathered);
         let mut deadline = Instant::now() + SILENCE_MAX;
         while received < end {
             let Some(event) = stream.next(deadline).await else {
@@ -302,10 +310,23 @@ impl Taking<'_> {
         stream.during(self.store(received)).await
     }
 
-    /// Stores what is at hand, as a segment where it is whole.
-    async fn store(&mut self, end: Lsn) -> Result<()> {
+    /// Compares what is at hand with what is stored of it, and stores it where it is not, as a segment
+    /// where it is whole. Gives up to where more must come before that can be done.
+    async fn store(&mut self, end: Lsn) -> Result<Option<Lsn>> {
         if self.bytes.is_empty() {
-            return Ok(());
+            return Ok(None);
+        }
+        let comparison = &self.comparison;
+        let compared = comparison.compare(self.repository, self.start, &self.bytes);
+        let compared = compared.await?;
+        if compared.needs.is_some() {
+            return Ok(compared.needs);
+        }
+        self.comparison.store_histories(self.repository).await?;
+        if compared.is_stored {
+            self.bytes.clear();
+            self.start = end;
+            return Ok(None);
         }
         let range = WalRange {
             start: self.start,
@@ -330,7 +351,7 @@ impl Taking<'_> {
             .await?;
         self.repository.put_wal(&encoded).await?;
         self.start = end;
-        Ok(())
+        Ok(None)
     }
 }
 

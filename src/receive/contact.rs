@@ -96,7 +96,7 @@ impl Contact {
             let why = why.context(described);
             Ok(Met::Unfit(Unfit { why, others }))
         };
-        if let Some(why) = left_behind(&repository, &facts).await? {
+        if let Some(why) = left_behind(&repository, facts.timeline, facts.segment_size).await? {
             return unfit(why);
         }
         // what is spooled goes on before what follows it
@@ -216,18 +216,11 @@ impl Contact {
             let moved = format!("the server went on meanwhile: timeline {}", now.timeline);
             return Err(Error::new(Kind::Unreachable, moved));
         }
-        let message = format!(
-            "the server is behind what is stored: timeline {}, it has WAL up to {}, and what is \
-             stored ends at {}",
-            at.timeline, now.xlogpos, at.known
-        );
         Ok(Some(if is_standby {
+            let message = behind_the_stored(at.timeline, now.xlogpos, at.known);
             Error::new(Kind::Unreachable, message).hint("a standby is waited for")
         } else {
-            Error::damaged(format!("two histories: {message}, and it is no standby")).hint(
-                "the server was set back, to an older disk or snapshot: give it its own --cluster \
-                 name and take a backup",
-            )
+            set_back(at.timeline, now.xlogpos, at.known)
         }))
     }
 
@@ -367,6 +360,22 @@ impl Contact {
     }
 }
 
+fn behind_the_stored(timeline: TimelineId, has: Lsn, stored: Lsn) -> String {
+    format!(
+        "the server is behind what is stored: timeline {timeline}, it has WAL up to {has}, and what is \
+         stored ends at {stored}"
+    )
+}
+
+/// A primary does not get behind what it has sent.
+pub(super) fn set_back(timeline: TimelineId, has: Lsn, stored: Lsn) -> Error {
+    let message = behind_the_stored(timeline, has, stored);
+    Error::damaged(format!("two histories: {message}, and it is no standby")).hint(
+        "the server was set back, to an older disk or snapshot: give it its own --cluster name and \
+         take a backup",
+    )
+}
+
 /// In how many pieces the segment is stored that begins where a stream goes on.
 fn pieces_at(catalog: &Catalog, at: ResumeAt, size: SegmentSize) -> usize {
     let segment = SegmentName::of(at.timeline, at.start, size);
@@ -376,18 +385,16 @@ fn pieces_at(catalog: &Catalog, at: ResumeAt, size: SegmentSize) -> usize {
 }
 
 /// Why a server must not be followed whose timeline the repository has left behind.
-async fn left_behind(repository: &Repository, facts: &ServerFacts) -> Result<Option<Error>> {
+pub(super) async fn left_behind(
+    repository: &Repository,
+    server: TimelineId,
+    size: SegmentSize,
+) -> Result<Option<Error>> {
     let Some(stored) = repository.timelines().await?.last().copied() else {
         return Ok(None);
     };
     // a folder may be left of what was removed
-    let is_older = stored > facts.timeline
-        && repository
-            .timeline_wal(stored)
-            .await?
-            .end(facts.segment_size)
-            .is_some();
-    let server = facts.timeline;
+    let is_older = stored > server && repository.timeline_wal(stored).await?.end(size).is_some();
     Ok(is_older.then(|| older_server(&ResumeError::OlderServer { stored, server })))
 }
 
@@ -525,7 +532,7 @@ async fn prepare_slot(
 /// The branch of the server's timeline, and those history files of it that are not stored: they are
 /// once the server is known to be the one whose WAL is stored. One that differs from what is stored is
 /// an error.
-async fn read_histories(
+pub(super) async fn read_histories(
     replication: &mut Connection,
     repository: &Repository,
     timeline: TimelineId,
@@ -558,19 +565,6 @@ async fn read_histories(
         next = read.map(|(_, content)| (entry.timeline, content));
     }
     Ok((branch, missing))
-}
-
-/// Stores a timeline's history as the server has it, if it has any.
-pub async fn store_history(
-    replication: &mut Connection,
-    repository: &Repository,
-    timeline: TimelineId,
-) -> Result<()> {
-    if let Some((_, content)) = read_history(replication, timeline).await? {
-        let name = ObjectName::History(timeline);
-        repository.store_file(&name, content).await?;
-    }
-    Ok(())
 }
 
 /// A timeline's history as the server has it; `None` where it has none.

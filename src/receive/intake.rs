@@ -8,6 +8,7 @@ use wal::{
 };
 
 use super::known::Known;
+use crate::error::Error;
 use crate::repository::{buffers, digest, stretch};
 
 /// The WAL of one connection, from the beginning of the segment at hand on.
@@ -66,6 +67,15 @@ pub(super) struct TwoHistories {
     pub(super) at: Lsn,
     /// On this timeline.
     pub(super) timeline: TimelineId,
+}
+
+impl From<TwoHistories> for Error {
+    fn from(error: TwoHistories) -> Self {
+        Self::damaged(error.to_string()).hint(
+            "the server was set back, or another one stored here: give this one its own --cluster name \
+             and take a backup",
+        )
+    }
 }
 
 impl Intake {

@@ -95,6 +95,23 @@ impl Known {
         self.own.end(start)
     }
 
+    /// Up to here WAL of a segment that begins at `start` is compared with something.
+    pub(super) fn compared_until(&self, start: Lsn) -> Lsn {
+        let all = self.ancestors.iter().chain([&self.own]);
+        all.map(|content| content.end(start)).max().unwrap_or(start)
+    }
+
+    /// Where what overlaps the WAL before `end` ends, if only its digest is known and it lies on both
+    /// sides of that.
+    pub(super) fn needs(&self, end: Lsn) -> Option<Lsn> {
+        let Content::Digests(stretches) = &self.own else {
+            return None;
+        };
+        let across = stretches.iter().map(|(range, _)| *range);
+        let across = across.filter(|range| range.start < end && end < range.end);
+        across.map(|range| range.end).max()
+    }
+
     /// Where the server's WAL is found to differ: `came` has come of the segment that begins at
     /// `start`, and `bytes` follow. Of a stretch, its start.
     pub(super) fn differs(&self, start: Lsn, came: &[u8], bytes: &[u8]) -> Option<Lsn> {
@@ -255,6 +272,25 @@ mod tests {
     fn a_gap_between_digests_ends_what_is_known() {
         let known = digests(&[0; 200], &[(0, 50), (60, 100)]);
         assert_eq!(known.end(START), START.saturating_add(50));
+    }
+
+    #[test]
+    fn a_digest_of_more_than_has_come_needs_the_rest() {
+        // a backup would be complete with WAL that is another server's
+        let content: Vec<u8> = (0..200_u8).collect();
+        let known = Known {
+            own: digests(&content, &[(0, 100), (80, 150), (150, 170)]),
+            ancestors: Vec::new(),
+            damaged: Vec::new(),
+        };
+        let at = |offset: u64| START.saturating_add(offset);
+        let needs = |end: u64| known.needs(at(end));
+        assert_eq!(needs(90), Some(at(150)));
+        assert_eq!(needs(100), Some(at(150)));
+        assert_eq!(needs(80), Some(at(100)));
+        assert_eq!((needs(150), needs(180)), (None, None));
+        assert_eq!(known.compared_until(START), at(170));
+        assert_eq!(Known::bytes(content).needs(at(90)), None);
     }
 
     #[test]

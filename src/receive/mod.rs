@@ -2,6 +2,7 @@
 //! shell around them is one loop (`conversation`), in one that meets the server again
 //! ([`receiver`]).
 
+pub mod comparison;
 mod contact;
 mod conversation;
 mod ended;
@@ -21,6 +22,5 @@ pub mod session;
 pub mod state;
 mod storing;
 
-pub use contact::store_history;
 pub use options::ReceiverOptions;
 pub use state::StreamGauges;

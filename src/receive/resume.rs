@@ -175,6 +175,22 @@ fn behind(
     }
 }
 
+/// Where a server that has WAL up to `flushed` shows best whether it is the one that what is stored came
+/// from: at the end of what both have. `None` where nothing of its branch is stored.
+pub fn compared_at(
+    branch: &TimelineHistory,
+    catalog: &Catalog,
+    flushed: Lsn,
+    size: SegmentSize,
+) -> Option<ResumeAt> {
+    let last = last_before(branch, catalog, flushed, size)?;
+    let end = BranchEnd {
+        lsn: last.lsn.min(flushed),
+        ..last
+    };
+    Some(behind(branch, catalog, end, size))
+}
+
 /// Where to begin so that something of what is stored comes again: the beginning of the segment that
 /// is not complete; or of the last one that is, where nothing is stored behind it. Else a server that
 /// went another way before would not be noticed.
@@ -449,6 +465,25 @@ mod tests {
         assert_eq!(skip(12 * MIB), Some((hole(20), Lsn::new(20 * MIB))));
         assert_eq!(skip(20 * MIB), Some((hole(30), Lsn::new(30 * MIB))));
         assert_eq!(skip(30 * MIB), None);
+    }
+
+    /// A backup of a copy would be stored beside WAL that is not its own.
+    #[test]
+    fn a_server_is_compared_at_the_end_of_what_both_have() {
+        let catalog = stored(&[(1, 2 * MIB, 3 * MIB), (2, 4 * MIB, 4 * MIB + 100)], true);
+        let compared = |flushed: u64| compared_at(&branch(), &catalog, Lsn::new(flushed), size());
+        assert_eq!(compared(9 * MIB), Some(at(2, 4 * MIB, 4 * MIB + 100)));
+        // a standby that is behind
+        assert_eq!(compared(4 * MIB + 50), Some(at(2, 4 * MIB, 4 * MIB + 50)));
+        assert_eq!(compared(4 * MIB), Some(at(1, 2 * MIB, 3 * MIB)));
+        assert_eq!(
+            compared_at(&branch(), &none(), Lsn::new(9 * MIB), size()),
+            None
+        );
+        // of its own timeline nothing is stored, and its first segment holds its past too
+        let parent = stored(&[(1, 3 * MIB, 4 * MIB)], true);
+        let first = compared_at(&branch(), &parent, Lsn::new(9 * MIB), size());
+        assert_eq!(first, Some(at(2, 3 * MIB, 3 * MIB)));
     }
 
     /// Another place has everything before the slot, perhaps: what one lacks before it is not asked for.

@@ -177,9 +177,11 @@ fn a_primary_that_was_set_back_is_refused_at_once() {
     let mut earlier = Server::at(&record.ground, &copy);
     write_setting(&copy, "lc_messages = 'C'");
     earlier.start();
-    let ended = record.anywhen.run_on(&earlier, &["stream"]);
-    ended.failed_with(5);
-    ended.says(&["two histories", "no standby", "set back"]);
+    for command in ["stream", "backup"] {
+        let ended = record.anywhen.run_on(&earlier, &[command]);
+        ended.failed_with(5);
+        ended.says(&["two histories", "no standby", "set back"]);
+    }
 }
 
 /// Objects below the pieces' folders, sorted.

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::anywhen::{Ended, Stream};
-use crate::ground::eventually_some;
+use crate::anywhen::Stream;
+use crate::ground::{eventually, eventually_some};
 use crate::judge::End;
 use crate::objects::{assert_wal_of, files_below, system_dir};
 use crate::record::Record;
@@ -30,13 +30,15 @@ fn split(record: &mut Record) -> Server {
     second
 }
 
-/// A stream that must be refused as another history.
+/// Neither a stream nor a backup may bring another history in.
 #[track_caller]
-fn refused(record: &Record, second: &Server) -> Ended {
-    let ended = record.anywhen.run_on(second, &["stream"]);
-    ended.failed();
-    ended.says(&["hint"]);
-    ended
+fn refused(record: &Record, second: &Server, says: &[&str]) {
+    for command in ["backup", "stream"] {
+        let ended = record.anywhen.run_on(second, &[command]);
+        ended.failed();
+        ended.says(says);
+        ended.says(&["hint"]);
+    }
 }
 
 /// The WAL and the histories that are stored, byte for byte.
@@ -73,7 +75,11 @@ fn a_copy_that_goes_its_own_way_on_the_same_timeline_is_refused() {
     second.execute("insert into moments select n, 'other' from generate_series(100, 200) n");
     let system = system_dir(&record.anywhen, &record.server);
     let before = stored(&system);
-    refused(&record, &second).says(&["two histories", "differs", "timeline 1"]);
+    refused(
+        &record,
+        &second,
+        &["two histories", "differs", "timeline 1"],
+    );
     assert_untouched(&before, &system);
 
     // the first goes on as if nothing had been
@@ -118,7 +124,7 @@ fn a_copy_is_refused_where_what_is_stored_ends_with_a_segment() {
     }
     second.execute("insert into moments select n, 'other' from generate_series(100, 200) n");
     let before = stored(&system);
-    refused(&record, &second).says(&["two histories"]);
+    refused(&record, &second, &["two histories"]);
     assert_untouched(&before, &system);
     record.stream = Some(record.anywhen.stream(&record.server));
     record.insert(2);
@@ -142,7 +148,7 @@ fn a_copy_that_was_promoted_does_not_bring_its_own_past_along() {
     second.execute("insert into moments values (300)");
     let system = system_dir(&record.anywhen, &record.server);
     let before = stored(&system);
-    refused(&record, &second).says(&["two histories"]);
+    refused(&record, &second, &["two histories"]);
     // its history file would lead every restore to where it left the first one
     assert_untouched(&before, &system);
     assert_eq!(record.rows_at("first", &[], End::Promoted), "0,1,2");
@@ -196,7 +202,7 @@ fn a_second_timeline_of_the_same_number_is_refused() {
     second.execute("insert into moments values (100)");
     let system = system_dir(&record.anywhen, &record.server);
     let before = stored(&system);
-    refused(&record, &second).says(&["00000002.history", "different bytes"]);
+    refused(&record, &second, &["00000002.history", "different bytes"]);
     assert_untouched(&before, &system);
     record.stream = Some(record.anywhen.stream(&record.server));
     record.insert(3);
@@ -218,13 +224,44 @@ fn a_primary_that_was_left_behind_is_refused() {
     record.store_all();
     old.execute("insert into moments values (100)");
     let system = system_dir(&record.anywhen, &record.server);
-    let ended = refused(&record, &old);
-    ended.says(&["timeline 2", "timeline 1"]);
+    refused(&record, &old, &["timeline 2", "timeline 1"]);
     record.insert(2);
     record.store_all();
     record.stop_stream();
     let datas = [old.data(), record.server.data()];
     assert!(assert_wal_of(&system, &datas, 1).pieces > 0);
+    assert_eq!(record.rows_at("latest", &[], End::Promoted), "0,1,2");
+}
+
+/// Nothing differs yet when the backup begins, and while it runs the first server's WAL is stored where the
+/// copy writes its own: a restore of that backup would replay the first one's.
+#[test]
+fn a_backup_of_a_copy_is_refused_at_its_end_where_it_was_not_at_its_beginning() {
+    let mut record = begun();
+    record.store_all();
+    record.stop_stream();
+    let second = split(&mut record);
+    let mut command = record.anywhen.command(&["backup", "--max-rate", "4096"]);
+    command.args(["-d", &second.conninfo()]);
+    let mut backup = record.anywhen.launch(command);
+    eventually("the backup was let in", || {
+        backup.stderr().contains(" begins at ")
+    });
+    record.stream = Some(record.anywhen.stream(&record.server));
+    record.insert(1);
+    record.fill_segments(3);
+    record.store_all();
+    let status = backup.end("the backup of the copy");
+    assert_eq!(status.code(), Some(5), "{}", backup.stderr());
+    assert!(
+        backup.stderr().contains("two histories"),
+        "{}",
+        backup.stderr()
+    );
+    record.insert(2);
+    record.store_all();
+    let backups = record.anywhen.json(&["list"]);
+    assert_eq!(backups["backups"].as_array().unwrap().len(), 1);
     assert_eq!(record.rows_at("latest", &[], End::Promoted), "0,1,2");
 }
 

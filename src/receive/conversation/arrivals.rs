@@ -6,23 +6,15 @@ use std::time::{Duration, Instant};
 use replication::stream::{StreamError, StreamEvent};
 
 use super::{Conversation, JobDone, Verified};
-use crate::error::{Error, Result, chain};
+use crate::error::{Result, chain};
 use crate::receive::ended::{Ended, stream_failed};
-use crate::receive::intake::{Finding, TwoHistories, Unusable};
+use crate::receive::intake::{Finding, Unusable};
 use crate::receive::session::Event;
 use crate::repository::records::Hole;
 use crate::retry::Backoff;
 
 /// So much WAL is verified where it came; more goes to another thread.
 const VERIFIED_HERE_BYTES: u64 = 64 << 10;
-
-/// What the server sends is not what is stored.
-pub(super) fn two_histories(error: &TwoHistories) -> Error {
-    Error::damaged(error.to_string()).hint(
-        "the server was set back, or another one stored here: give this one its own --cluster name \
-         and take a backup",
-    )
-}
 
 impl Conversation<'_> {
     /// Takes what the server sent. Says so where the conversation is over.
@@ -106,7 +98,7 @@ impl Conversation<'_> {
     pub(super) fn take_back(&mut self, (intake, parts): Verified) -> Result<()> {
         self.intake = Some(intake);
         self.lent_bytes = 0;
-        let parts = parts.map_err(|error| two_histories(&error))?;
+        let parts = parts?;
         for part in parts {
             for finding in &part.findings {
                 self.note_finding(*finding);

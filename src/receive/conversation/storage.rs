@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use wal::{Checked, SegmentName, WalRange};
 
-use super::arrivals::two_histories;
 use super::{Conversation, JobDone};
 use crate::error::{Error, Result, chain};
 use crate::receive::intake::TwoHistories;
@@ -25,7 +24,7 @@ impl Conversation<'_> {
             .compare(|range, digest| intake.agrees(range, digest))
             .map_err(|at| {
                 let timeline = self.timeline;
-                two_histories(&TwoHistories { at, timeline })
+                Error::from(TwoHistories { at, timeline })
             })?;
         let mut due = Vec::new();
         while let Some(store) = self.session.poll_store(Instant::now()) {

@@ -1,0 +1,197 @@
+//! Whether a server's WAL is the one that is stored: asked by those who store some of it without a stream.
+//!
+//! A copy of a data directory, or a server that was set back, has the identifier of the first one and
+//! writes other WAL under the same names. A stream compares what comes again with what is stored; here
+//! the same is done once before a backup, and for each stretch that a backup brings.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use replication::conninfo::ConnectionSettings;
+use replication::stream::{Started, StreamError, StreamEvent, WalStream};
+use wal::{Lsn, SegmentSize, TimelineHistory, TimelineId};
+
+use super::contact::{left_behind, read_histories, set_back};
+use super::ended::{Ended, stream_failed};
+use super::intake::TwoHistories;
+use super::known::Known;
+use super::resume::{ResumeAt, compared_at};
+use crate::error::{Error, Kind, Result};
+use crate::repository::Repository;
+use crate::repository::layout::ObjectName;
+use crate::server::{self, ServerFacts};
+
+/// A server that sends nothing for so long, though it has what was asked for, is gone.
+const SILENCE_MAX: Duration = Duration::from_mins(1);
+
+/// Refuses a server whose WAL is another history than the stored one, or a past of it, as far as the
+/// server still has what is needed to tell.
+pub async fn refuse_another_history(
+    settings: &ConnectionSettings,
+    repository: &Repository,
+    facts: &ServerFacts,
+) -> Result<()> {
+    let size = facts.segment_size;
+    let failed = |error| server::query_error("ask how far the server is", &error);
+    let mut connection = server::connect_replication(settings).await?;
+    // before the question, so that what another archiver stores meanwhile does not seem ahead
+    let catalog = repository.wal_catalog().await?;
+    let now = connection.identify_system().await.map_err(failed)?;
+    if let Some(why) = left_behind(repository, now.timeline, size).await? {
+        return Err(why);
+    }
+    let (branch, _) = read_histories(&mut connection, repository, now.timeline).await?;
+    let stored = catalog.timelines.get(&now.timeline);
+    if let Some(end) = stored
+        .and_then(|wal| wal.end(size))
+        .filter(|end| *end > now.xlogpos)
+    {
+        let mut sql = server::connect_sql(settings).await?;
+        if !server::is_in_recovery(&mut sql).await.map_err(failed)? {
+            return Err(set_back(now.timeline, now.xlogpos, end));
+        }
+    }
+    let Some(at) = compared_at(&branch, &catalog, now.xlogpos, size) else {
+        return Ok(());
+    };
+    let known = Known::of(repository, &branch, at, size).await?;
+    let until = known.compared_until(at.start).min(now.xlogpos);
+    if until <= at.start {
+        return Ok(());
+    }
+    match connection
+        .start_replication(None, at.start, at.timeline)
+        .await
+    {
+        Ok(Started::Streaming(stream)) => compare_stream(stream, at, &known, until).await,
+        Ok(Started::EndOfTimeline { .. }) => Ok(()),
+        Err(error) => not_compared(at, &error),
+    }
+}
+
+/// Reads what the server has from `at` on, until `until`, beside what is stored there.
+async fn compare_stream(
+    mut stream: WalStream,
+    at: ResumeAt,
+    known: &Known,
+    until: Lsn,
+) -> Result<()> {
+    let mut came: Vec<u8> = Vec::new();
+    while end_of(at.start, &came) < until {
+        let Ok(event) = tokio::time::timeout(SILENCE_MAX, stream.next()).await else {
+            return Err(Error::new(
+                Kind::Unreachable,
+                format!("the server sent no WAL up to {until}, which it has"),
+            ));
+        };
+        match event {
+            Ok(StreamEvent::Wal { bytes, .. }) => {
+                if let Some(lsn) = known.differs(at.start, &came, &bytes) {
+                    return Err(another_history(lsn, at.timeline));
+                }
+                came.extend_from_slice(&bytes);
+            }
+            Ok(StreamEvent::Keepalive { .. }) => {}
+            Ok(StreamEvent::TimelineEnd { .. }) => break,
+            Ok(StreamEvent::ServerClosed) => {
+                return Err(Error::new(Kind::Unreachable, "the server shut down"));
+            }
+            Err(error) => return not_compared(at, &error),
+        }
+    }
+    Ok(())
+}
+
+/// The server no longer has what is stored last: there is nothing to tell it by.
+fn not_compared(at: ResumeAt, error: &StreamError) -> Result<()> {
+    match stream_failed(error)? {
+        Ended::Removed => {
+            tracing::info!(
+                "the server no longer has WAL from {} on timeline {}: it is not compared with what is \
+                 stored",
+                at.start,
+                at.timeline
+            );
+            Ok(())
+        }
+        Ended::Lost(why) => Err(Error::new(Kind::Unreachable, why)),
+        Ended::Stopped | Ended::NextTimeline => Ok(()),
+    }
+}
+
+fn another_history(at: Lsn, timeline: TimelineId) -> Error {
+    TwoHistories { at, timeline }.into()
+}
+
+fn end_of(start: Lsn, bytes: &[u8]) -> Lsn {
+    start.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX))
+}
+
+/// What is stored of a server's branch, for whoever stores WAL of it.
+pub struct Comparison {
+    branch: TimelineHistory,
+    histories: Vec<(TimelineId, Bytes)>,
+    size: SegmentSize,
+}
+
+impl Comparison {
+    /// Of the branch that `timeline` is the end of, as the server behind `settings` has it.
+    pub async fn of_branch(
+        settings: &ConnectionSettings,
+        repository: &Repository,
+        timeline: TimelineId,
+        size: SegmentSize,
+    ) -> Result<Self> {
+        let mut connection = server::connect_replication(settings).await?;
+        let (branch, histories) = read_histories(&mut connection, repository, timeline).await?;
+        Ok(Self {
+            branch,
+            histories,
+            size,
+        })
+    }
+
+    /// Compares what came of a segment, from its `start` on, with what is stored of it.
+    pub async fn compare(
+        &self,
+        repository: &Repository,
+        start: Lsn,
+        came: &[u8],
+    ) -> Result<Compared> {
+        let timeline = self.branch.timeline();
+        let at = ResumeAt {
+            timeline,
+            start,
+            known: self.size.end_of(start),
+        };
+        let known = Known::of(repository, &self.branch, at, self.size).await?;
+        if let Some(lsn) = known.differs(start, &[], came) {
+            return Err(another_history(lsn, timeline));
+        }
+        let end = end_of(start, came);
+        Ok(Compared {
+            is_stored: known.is_lost() || known.end(start) >= end,
+            needs: known.needs(end),
+        })
+    }
+
+    /// Stores the history files that are missing. To be called once something was compared, and before
+    /// anything is stored.
+    pub async fn store_histories(&mut self, repository: &Repository) -> Result<()> {
+        for (timeline, content) in std::mem::take(&mut self.histories) {
+            let name = ObjectName::History(timeline);
+            repository.store_file(&name, content).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What a comparison found; what differs is an error.
+#[derive(Debug)]
+pub struct Compared {
+    /// All of it is stored already.
+    pub is_stored: bool,
+    /// What is stored overlaps what came, and can be compared as a whole alone: once WAL up to here has
+    /// come.
+    pub needs: Option<Lsn>,
+}
