@@ -20,6 +20,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::repository::catalog::Catalog;
 use crate::repository::destination::OpenDestination;
+use crate::repository::forks::LeftBehind;
 use crate::repository::layout::ObjectName;
 use crate::repository::records::{BackupRecord, Hole};
 use crate::repository::{Acknowledge, Repository, ServerIdentity};
@@ -140,8 +141,13 @@ impl Contact {
             return Ok(());
         }
         let catalog = self.repository.wal_catalog().await?;
-        let left = left_behind_the_fork(&self.branch, &catalog, timeline, size);
-        if let Some((old, stored, fork)) = left {
+        if let Some(left) = left_behind_the_fork(&self.branch, &catalog, size) {
+            let LeftBehind {
+                timeline: old,
+                fork,
+                stored,
+                ..
+            } = left;
             tracing::warn!(
                 "timeline {timeline} left timeline {old} at {fork}, and timeline {old} is stored up to \
                  {stored}: what was committed there behind the fork is not in timeline {timeline}, which \

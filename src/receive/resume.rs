@@ -4,6 +4,7 @@
 use wal::{Lsn, Reach, SegmentSize, TimelineHistory, TimelineId, WalRange};
 
 use crate::repository::catalog::{BranchEnd, Catalog};
+use crate::repository::forks::{LeftBehind, left_behind};
 
 /// Where to start streaming.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,23 +73,18 @@ pub fn was_streamed(branch: &TimelineHistory, catalog: &Catalog) -> bool {
     streamed.any(|timeline| branch.reach(*timeline) != Reach::NotAncestor)
 }
 
-/// WAL that is stored of the timeline which the branch left last, behind where it left it: its end, and
-/// the fork. `None` once WAL of the branch's own timeline is stored.
+/// What the branch left behind last. `None` once WAL of the branch's own timeline is stored.
 pub fn left_behind_the_fork(
     branch: &TimelineHistory,
     catalog: &Catalog,
-    timeline: TimelineId,
     size: SegmentSize,
-) -> Option<(TimelineId, Lsn, Lsn)> {
-    let end = |of: TimelineId| catalog.timelines.get(&of).and_then(|wal| wal.end(size));
-    if end(timeline).is_some() {
+) -> Option<LeftBehind> {
+    let own = catalog.timelines.get(&branch.timeline());
+    if own.and_then(|wal| wal.end(size)).is_some() {
         return None;
     }
-    let parts = branch.parts();
-    let parent = parts.iter().rev().find(|part| part.timeline != timeline)?;
-    let fork = parent.end?;
-    let stored = end(parent.timeline).filter(|stored| *stored > fork)?;
-    Some((parent.timeline, stored, fork))
+    let left = left_behind(catalog, branch, size).pop();
+    left.filter(|left| left.next == branch.timeline())
 }
 
 /// Where to go on.
@@ -306,15 +302,15 @@ mod tests {
         TimelineId::new(id).unwrap()
     }
 
-    /// Commits that were acknowledged are in no restore that follows the new timeline.
     #[test]
     fn what_the_new_timeline_left_behind_is_found_once() {
         let left = |stretches: &[(u32, u64, u64)]| {
-            left_behind_the_fork(&branch(), &stored(stretches, true), timeline(2), size())
+            let left = left_behind_the_fork(&branch(), &stored(stretches, true), size());
+            left.map(|left| (left.timeline, left.stored))
         };
         let (fork, end) = (Lsn::new(0x38_0000), Lsn::new(0x39_0000));
         let behind = (1, 3 * MIB, end.as_u64());
-        assert_eq!(left(&[behind]), Some((timeline(1), end, fork)));
+        assert_eq!(left(&[behind]), Some((timeline(1), end)));
         assert_eq!(left(&[(1, 3 * MIB, fork.as_u64())]), None);
         assert_eq!(left(&[behind, (2, fork.as_u64(), end.as_u64())]), None);
     }

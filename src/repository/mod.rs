@@ -9,6 +9,7 @@ pub mod catalog;
 mod contents;
 pub mod destination;
 mod error;
+pub mod forks;
 pub mod keys;
 pub mod layout;
 mod member;

@@ -19,6 +19,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Kind, Nearest, Result, io};
 use crate::repository::Repository;
 use crate::repository::catalog::{BranchEnd, Catalog};
+use crate::repository::forks::left_behind;
 use crate::repository::layout::{BackupId, ObjectName};
 use crate::repository::records::{BackupRecord, Hole};
 use crate::repository::walk::{Damage, Ended, Stretch, segment_timeline};
@@ -774,6 +775,17 @@ impl<'a> Chooser<'a> {
         }
         if let Some(damage) = &chosen.damaged_at {
             warnings.push(format!("behind the target there is damaged WAL: {damage}"));
+        }
+        for left in left_behind(self.catalog, &self.branch, self.size) {
+            let passes = chosen.last.is_none_or(|last| last.end > left.fork);
+            if passes && left.next > chosen.backup.timeline {
+                warnings.push(format!(
+                    "timeline {} is stored up to {}, behind {} where timeline {} left it: what was \
+                     committed there is not restored; --timeline {} restores it instead of what \
+                     timeline {} has",
+                    left.timeline, left.stored, left.fork, left.next, left.timeline, left.next
+                ));
+            }
         }
         if self.branch.timeline() > chosen.backup.timeline
             && !self.catalog.timelines.contains_key(&self.branch.timeline())

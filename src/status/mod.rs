@@ -14,6 +14,7 @@ use crate::clock::{Clock, rfc3339};
 use crate::error::{Error, Kind, Result, chain};
 use crate::repository::catalog::{BranchEnd, Catalog, LeftOut};
 use crate::repository::destination::Destination;
+use crate::repository::forks::{LeftBehind, left_behind};
 use crate::repository::records::BackupRecord;
 use crate::repository::windows::{latest_moment, serves};
 use crate::repository::{PlaceState, Repository, SpoolContents};
@@ -46,6 +47,8 @@ pub struct ClusterStatus {
     pub windows: Vec<Window>,
     /// Missing stretches between stored ones.
     pub holes: Vec<HoleStatus>,
+    /// What the newest timeline and those before it left behind, where something is stored there.
+    pub left_behind: Vec<LeftBehindStatus>,
     /// Where the newest stream last was.
     pub tip: Option<TipStatus>,
     /// How much work a loss of the server now would take with it, in seconds; `None` without a
@@ -68,6 +71,30 @@ pub struct ClusterStatus {
     pub repositories: Vec<RepositoryStatus>,
     #[serde(skip)]
     pub(crate) branches: Vec<Branch>,
+}
+
+/// WAL that is stored of a timeline behind the place where the next one left it.
+#[derive(Debug, Clone, Serialize)]
+pub struct LeftBehindStatus {
+    /// The timeline that was left.
+    pub timeline: TimelineId,
+    /// Where.
+    pub fork_lsn: Lsn,
+    /// By this one.
+    pub next: TimelineId,
+    /// The end of what is stored of the timeline that was left.
+    pub stored_lsn: Lsn,
+}
+
+impl From<LeftBehind> for LeftBehindStatus {
+    fn from(left: LeftBehind) -> Self {
+        Self {
+            timeline: left.timeline,
+            fork_lsn: left.fork,
+            next: left.next,
+            stored_lsn: left.stored,
+        }
+    }
 }
 
 /// One of the repositories that a cluster is kept in.
@@ -437,6 +464,13 @@ async fn cluster_status(repository: &Repository, now: Timestamp) -> Result<Clust
     let holes = catalog
         .segment_size
         .map_or_else(Vec::new, |size| holes(&catalog, size));
+    let newest_branch = catalog
+        .newest_timeline()
+        .map(|newest| catalog.branch(newest));
+    let left_behind = match (newest_branch, catalog.segment_size) {
+        (Some(branch), Some(size)) => left_behind(&catalog, &branch, size),
+        _ => Vec::new(),
+    };
     Ok(ClusterStatus {
         name: repository.cluster().to_string(),
         system_id: repository.system_id().to_string(),
@@ -445,6 +479,10 @@ async fn cluster_status(repository: &Repository, now: Timestamp) -> Result<Clust
         timeline: catalog.newest_timeline(),
         windows,
         holes,
+        left_behind: left_behind
+            .into_iter()
+            .map(LeftBehindStatus::from)
+            .collect(),
         tip: tip.map(|tip| TipStatus {
             lsn: tip.lsn,
             confirmed_at: tip.confirmed_at,

@@ -35,6 +35,15 @@ pub fn status_text(status: &ClusterStatus, with_timelines: bool) -> String {
             ),
         );
     }
+    for left in &status.left_behind {
+        add(
+            &mut text,
+            format_args!(
+                "  left behind timeline {} from {} to {}, not in timeline {}. hint: restore --timeline {}\n",
+                left.timeline, left.fork_lsn, left.stored_lsn, left.next, left.timeline
+            ),
+        );
+    }
     if let Some(tip) = &status.tip {
         let confirmed = shown(tip.confirmed_at);
         add(

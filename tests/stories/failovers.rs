@@ -226,7 +226,25 @@ fn a_commit_behind_what_is_stored_waits_for_its_own_timeline() {
     stream.kill9();
     standby.kill9();
     fs::remove_dir_all(standby.data()).unwrap();
+    let status = record.anywhen.json(&["status"]);
+    let left = &status["clusters"][0]["left_behind"];
+    assert_eq!(left[0]["timeline"], 1, "{status}");
+    assert_eq!(left[0]["next"], 2, "{status}");
+    assert!(
+        record
+            .anywhen
+            .run(&["status"])
+            .stdout
+            .contains("restore --timeline 1")
+    );
+    let target = record.target("plan");
+    let plan = ["restore", "-D", target.to_str().unwrap(), "--dry-run"];
+    let plan = record.anywhen.run(&plan);
+    let shown = plan.succeeded().to_string();
+    assert!(shown.contains("restores it instead"), "{shown}");
     assert_eq!(record.rows_at("latest", &[], End::Promoted), "0,1,2");
+    let old = record.rows_at("old", &["--timeline", "1"], End::Promoted);
+    assert!(old.starts_with("0,90"), "{old}");
 }
 
 /// Commits a row, and asserts that it returns only after `until`, and then without a warning.
