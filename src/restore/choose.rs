@@ -97,6 +97,7 @@ pub async fn plan(
         behind: chosen.resolved.behind,
         segment_size: size,
         segments,
+        in_place_tablespaces: in_place_tablespaces(&chosen, &tablespaces),
         tablespaces,
         made_later,
         owner,
@@ -258,6 +259,12 @@ fn made_later(
         }
     }
     Ok(places)
+}
+
+/// Whether the server allowed tablespaces that are folders in `pg_tblspc`, and has some.
+fn in_place_tablespaces(chosen: &Chosen, tablespaces: &[super::place::TablespacePlan]) -> bool {
+    let mut made = chosen.findings().tablespaces.iter();
+    made.any(|(_, _, path)| path.is_empty()) || tablespaces.iter().any(|it| it.to.is_none())
 }
 
 struct Chooser<'a> {

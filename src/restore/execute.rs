@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -97,7 +97,7 @@ async fn carry_out(
     report.phases.push(Phase::new("files", began.elapsed()));
 
     let began = Instant::now();
-    let control = write_settings(plan, &footprint, &written.control)?;
+    let control = write_settings(plan, &manifest, &footprint, &written.control)?;
     report.notes = notes(plan, &footprint)?;
     footprint.give_contents()?;
     sync(&footprint).await?;
@@ -164,22 +164,38 @@ fn make_directories(
     footprint: &mut Footprint,
 ) -> Result<()> {
     footprint.make_dir(Path::new("pg_tblspc"))?;
+    // also of one that was dropped before its link was sent: replay drops it again
+    for planned in &plan.tablespaces {
+        let link = PathBuf::from(format!("pg_tblspc/{}", planned.oid));
+        match &planned.to {
+            Some(to) => {
+                footprint.make_tablespace(planned.oid, to)?;
+                footprint.make_link(&link, to)?;
+            }
+            None => footprint.make_dir(&link)?,
+        }
+    }
     for oid in &manifest.links {
-        let planned = plan.tablespaces.iter().find(|it| it.oid == *oid);
-        let Some(to) = planned.and_then(|it| it.to.as_ref()) else {
+        let is_listed = plan.tablespaces.iter().any(|it| it.oid == *oid);
+        // the server lists its tablespaces before it sends their links: replay makes those in between
+        let is_made_later = plan.made_later.iter().any(|(made, _)| made == oid);
+        if !is_listed && !is_made_later {
             return Err(Error::damaged(format!(
-                "the backup has a link for a tablespace that it does not list: {oid}"
+                "the backup has a link for a tablespace that it does not list, and that no WAL makes: \
+                 {oid}"
             ))
             .hint("use another backup"));
-        };
-        footprint.make_tablespace(*oid, to)?;
-        footprint.make_link(Path::new(&format!("pg_tblspc/{oid}")), to)?;
+        }
     }
     for (_, path) in &plan.made_later {
         footprint.make_place(path)?;
     }
-    for path in &manifest.directories {
-        footprint.make_dir(path.as_path())?;
+    let of_global = |(path, _): &&(RelativePath, u32)| path.as_bytes() == b"global";
+    if let Some((_, mode)) = manifest.directories.iter().find(of_global) {
+        footprint.set_mode(*mode);
+    }
+    for (path, mode) in &manifest.directories {
+        footprint.make_dir_with_mode(path.as_path(), *mode)?;
     }
     // replay needs them, also where the server had pg_wal elsewhere
     footprint.make_dir(Path::new("pg_wal"))?;
@@ -351,6 +367,7 @@ async fn file_bytes(repository: &Repository, manifest: &Manifest, path: &str) ->
 /// Writes `postgresql.auto.conf` and the signal file.
 fn write_settings(
     plan: &RestorePlan,
+    manifest: &Manifest,
     footprint: &Footprint,
     control: &[u8],
 ) -> Result<ControlFile> {
@@ -363,14 +380,17 @@ fn write_settings(
     let before = read_all(target, auto)?.unwrap_or_default();
     let mut settings = plan.settings();
     settings.raised = raised(plan, &control);
-    write_all(target, auto, &settings.auto_conf(&before))?;
+    // 13 and 14 send them, and do not list them
+    settings.in_place_tablespaces |= manifest.has_in_place_tablespace();
+    let mode = footprint.file_mode();
+    write_all(target, auto, &settings.auto_conf(&before), mode)?;
     let (signal, other) = if plan.options.standby {
         ("standby.signal", "recovery.signal")
     } else {
         ("recovery.signal", "standby.signal")
     };
     target.remove(Path::new(other))?;
-    write_all(target, Path::new(signal), b"")?;
+    write_all(target, Path::new(signal), b"", mode)?;
     Ok(control)
 }
 
@@ -386,9 +406,9 @@ fn read_all(root: &Root, path: &Path) -> Result<Option<Vec<u8>>> {
 }
 
 /// Writes a file anew. What is half written goes with the rest of an unfinished restore.
-fn write_all(root: &Root, path: &Path, bytes: &[u8]) -> Result<()> {
+fn write_all(root: &Root, path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     root.remove(path)?;
-    let written = root.create(path)?.write_all(bytes);
+    let written = root.create_with_mode(path, mode)?.write_all(bytes);
     written.map_err(|error| io("write", &root.path().join(path), &error))
 }
 

@@ -249,6 +249,8 @@ pub(super) struct Footprint {
     /// Folders above them that were not there before.
     parents: Vec<Made>,
     keep: bool,
+    /// The permissions of the server's directories.
+    mode: u32,
     /// Set once writers must stop.
     given_up: Arc<AtomicBool>,
 }
@@ -268,6 +270,7 @@ impl Footprint {
             all: vec![root],
             parents,
             keep: false,
+            mode: 0o700,
             given_up: Arc::default(),
         };
         footprint.mark()?;
@@ -301,6 +304,23 @@ impl Footprint {
     pub(super) fn make_dir(&self, path: &Path) -> Result<()> {
         let (root, below) = self.roots.find(path);
         root.make_dir(below)
+    }
+
+    /// As [`Self::make_dir`], with the permissions that the server gave it.
+    pub(super) fn make_dir_with_mode(&self, path: &Path, mode: u32) -> Result<()> {
+        let (root, below) = self.roots.find(path);
+        root.make_dir_with_mode(below, mode)
+    }
+
+    /// The server's data directory has the permissions of what is in it: it lets its group read, or not.
+    /// A server refuses anything else.
+    pub(super) fn set_mode(&mut self, of_a_directory: u32) {
+        self.mode = 0o700 | (of_a_directory & 0o050);
+    }
+
+    /// The permissions of a file that the server writes.
+    pub(super) fn file_mode(&self) -> u32 {
+        self.mode & 0o660
     }
 
     /// Makes a symbolic link, by its path in the backup.
@@ -365,7 +385,7 @@ impl Footprint {
         self.all
             .iter()
             .rev()
-            .try_for_each(|root| root.hand_over())?;
+            .try_for_each(|root| root.hand_over(self.mode))?;
         let mut parents = self.parents.iter();
         parents.try_for_each(|made| made.hand_over(self.owner))
     }

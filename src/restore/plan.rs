@@ -43,6 +43,8 @@ pub struct RestorePlan {
     pub segments: u64,
     /// Where tablespaces go.
     pub tablespaces: Vec<TablespacePlan>,
+    /// Whether tablespaces without places of their own are in the backup, or replay makes any.
+    pub in_place_tablespaces: bool,
     /// Tablespaces that replay makes, and the places that must be there for it.
     pub made_later: Vec<(u32, PathBuf)>,
     /// Whom the files are given to.
@@ -75,6 +77,7 @@ impl RestorePlan {
             action: self.action,
             standby: self.options.standby,
             archive_mode_preserve: self.options.archive_mode_preserve,
+            in_place_tablespaces: self.in_place_tablespaces,
             raised: Vec::new(),
         }
     }

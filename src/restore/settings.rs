@@ -173,6 +173,8 @@ pub(super) struct RecoverySettings {
     pub(super) action: TargetAction,
     pub(super) standby: bool,
     pub(super) archive_mode_preserve: bool,
+    /// Tablespaces inside of the data directory are there, or replay makes some.
+    pub(super) in_place_tablespaces: bool,
     /// Settings that the primary raised after the backup, with what it raised them to.
     pub(super) raised: Vec<(&'static str, i32)>,
 }
@@ -252,6 +254,11 @@ impl RecoverySettings {
         }
         if !self.archive_mode_preserve {
             list.push(("archive_mode", text("off")));
+        }
+        if self.in_place_tablespaces {
+            // without it recovery ends with PANIC at the first sight of one (xlogrecovery.c,
+            // CheckTablespaceDirectory)
+            list.push(("allow_in_place_tablespaces", text("on")));
         }
         list.push(("synchronous_standby_names", Vec::new()));
         list.extend(
@@ -352,6 +359,7 @@ mod tests {
             action: TargetAction::Pause,
             standby: false,
             archive_mode_preserve: false,
+            in_place_tablespaces: false,
             raised: Vec::new(),
         }
     }

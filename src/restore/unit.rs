@@ -29,7 +29,8 @@ pub(super) struct Manifest {
     /// For messages.
     place: String,
     packs: BTreeMap<u32, ObjectName>,
-    pub(super) directories: Vec<RelativePath>,
+    /// With their modes; a folder comes before what is in it.
+    pub(super) directories: Vec<(RelativePath, u32)>,
     /// Tablespace links by OID.
     pub(super) links: Vec<u32>,
 }
@@ -39,6 +40,7 @@ pub(super) struct Manifest {
 pub(super) struct FileJob {
     pub(super) path: RelativePath,
     pub(super) size: u64,
+    mode: u32,
     extents: Vec<Extent>,
 }
 
@@ -62,7 +64,7 @@ impl Manifest {
                 }
                 ManifestLine::Directory(entry) => {
                     let path = manifest.path(&entry)?;
-                    manifest.directories.push(path);
+                    manifest.directories.push((path, entry.mode));
                 }
                 ManifestLine::Link { entry, .. } => {
                     let path = manifest.path(&entry)?;
@@ -75,8 +77,16 @@ impl Manifest {
                 ManifestLine::File { .. } => {}
             }
         }
+        // tablespaces inside of the data directory are sent before the folder that they are in
+        manifest.directories.sort();
         manifest.plain = plain;
         Ok(manifest)
+    }
+
+    /// Whether a tablespace is a folder inside of the data directory.
+    pub(super) fn has_in_place_tablespace(&self) -> bool {
+        let mut directories = self.directories.iter();
+        directories.any(|(path, _)| tablespace_oid(path).is_some())
     }
 
     /// Every file, in the order in which they lie in packs.
@@ -153,6 +163,7 @@ impl Manifest {
         Ok(FileJob {
             path,
             size,
+            mode: entry.mode,
             extents,
         })
     }
@@ -240,7 +251,7 @@ pub(super) struct Read {
 }
 
 enum Step {
-    Open(RelativePath),
+    Open(RelativePath, u32),
     /// The next stored bytes of the read, with the length and digest of what they decode to.
     Stored {
         stored: u64,
@@ -259,7 +270,7 @@ pub(super) fn reads_of(manifest: &Manifest, unit: Vec<FileJob>) -> Vec<Read> {
         steps: Vec::new(),
     };
     for job in unit {
-        current.steps.push(Step::Open(job.path));
+        current.steps.push(Step::Open(job.path, job.mode));
         for extent in job.extents {
             let Extent::Stored(pack, offset, stored, plain, blake3) = extent else {
                 current.steps.push(Step::Zeros(extent.plain_bytes()));
@@ -343,7 +354,7 @@ impl UnitWriter {
             .map(|(name, offset, _)| (name.path(), *offset));
         for step in read.steps {
             match step {
-                Step::Open(path) => self.open(path)?,
+                Step::Open(path, mode) => self.open(path, mode)?,
                 Step::Zeros(count) => self.write_zeros(count)?,
                 Step::Stored {
                     stored,
@@ -360,12 +371,12 @@ impl UnitWriter {
         Ok(())
     }
 
-    fn open(&mut self, path: RelativePath) -> Result<()> {
+    fn open(&mut self, path: RelativePath, mode: u32) -> Result<()> {
         if self.given_up.load(Ordering::SeqCst) {
             return Err(Error::failure("stopped"));
         }
         let (root, below) = self.roots.find(path.as_path());
-        let file = root.create(below)?;
+        let file = root.create_with_mode(below, mode)?;
         let place = root.path().join(below);
         let algorithm = self.listed.get(&path).copied().unwrap_or(Algorithm::None);
         self.open = Some(OpenFile {
@@ -435,7 +446,7 @@ pub(super) fn decode_all(
                 let count = usize::try_from(count).unwrap_or(usize::MAX);
                 out.resize(out.len().saturating_add(count), 0);
             }
-            Step::Open(_) | Step::Close => {}
+            Step::Open(..) | Step::Close => {}
         }
     }
     Ok(())

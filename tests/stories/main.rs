@@ -23,6 +23,7 @@ mod archivers;
 mod azure;
 mod backups;
 mod bad_input;
+mod base_files;
 mod breaks;
 mod buckets;
 mod connections;

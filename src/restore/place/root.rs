@@ -144,6 +144,17 @@ impl Root {
         }
     }
 
+    /// As [`Self::make_dir`], with permissions as the server had them, and at least the owner's.
+    pub(super) fn make_dir_with_mode(&self, below: &Path, mode: u32) -> Result<()> {
+        self.make_dir(below)?;
+        let mode = permissions(mode) | PRIVATE;
+        if mode == PRIVATE {
+            return Ok(());
+        }
+        let set = rustix::fs::chmodat(&self.made.dir, below, mode, AtFlags::empty());
+        set.map_err(|error| io("set the mode of", &self.path().join(below), &error.into()))
+    }
+
     /// Makes a symbolic link below it.
     pub(super) fn make_link(&self, below: &Path, to: &Path) -> Result<()> {
         let made = rustix::fs::symlinkat(to, &self.made.dir, below);
@@ -155,6 +166,17 @@ impl Root {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
         self.open_with(below, flags)
             .map_err(|error| io("create", &self.path().join(below), &error.into()))
+    }
+
+    /// As [`Self::create`], with permissions as the server had them.
+    pub(in crate::restore) fn create_with_mode(&self, below: &Path, mode: u32) -> Result<File> {
+        let file = self.create(below)?;
+        let mode = permissions(mode);
+        if mode != Mode::RUSR | Mode::WUSR {
+            let set = rustix::fs::fchmod(&file, mode);
+            set.map_err(|error| io("set the mode of", &self.path().join(below), &error.into()))?;
+        }
+        Ok(file)
     }
 
     /// Opens what is below it, to read; `None` where nothing is.
@@ -221,9 +243,11 @@ impl Root {
         })
     }
 
-    /// Gives it to the owner, where its name still leads to it.
-    pub(super) fn hand_over(&self) -> Result<()> {
+    /// Gives it to the owner, where its name still leads to it, with permissions as the server had them.
+    pub(super) fn hand_over(&self, mode: u32) -> Result<()> {
         self.check_name()?;
+        let set = rustix::fs::fchmod(&self.made.dir, permissions(mode) | PRIVATE);
+        set.map_err(|error| io("set the mode of", self.path(), &error.into()))?;
         self.made.hand_over(self.owner)
     }
 
@@ -263,6 +287,11 @@ impl Root {
             tracing::debug!("{} keeps its mode: {error}", self.path().display());
         }
     }
+}
+
+/// Who may read, write and execute; nothing that makes a program somebody else's.
+fn permissions(mode: u32) -> Mode {
+    Mode::from_raw_mode(mode & 0o777)
 }
 
 /// Where the files of a backup go: its tablespaces have roots of their own.
