@@ -56,6 +56,15 @@ pub struct Hole {
 }
 
 impl Hole {
+    /// The reason of a hole where the server ran with `wal_level=minimal`: the WAL is whole, and left
+    /// changes out.
+    pub const MINIMAL_WAL: &str = "the server ran with wal_level=minimal";
+
+    /// Whether it is such a hole.
+    pub fn is_of_minimal_wal(&self) -> bool {
+        self.unverified && self.reason == Self::MINIMAL_WAL
+    }
+
     /// The stretch.
     pub fn range(&self) -> WalRange {
         WalRange {

@@ -1,9 +1,7 @@
 //! What can be restored: which backups serve a branch, and up to which moment.
 
 use jiff::{Timestamp, Unit};
-use wal::{
-    Body, Lsn, Major, PgTime, Reach, Record, SegmentName, SegmentSize, TimelineHistory, TimelineId,
-};
+use wal::{Body, Lsn, Major, PgTime, Reach, Record, SegmentName, SegmentSize, TimelineHistory};
 
 use super::Repository;
 use super::catalog::{BranchEnd, Catalog};
@@ -36,7 +34,7 @@ impl<'a> Candidate<'a> {
         // recovery asks for whole segments
         let from = size.start_of(backup.start_lsn);
         let end = catalog.reach(branch, backup.timeline, from, size);
-        let end = before_unverified(catalog, branch, backup.timeline, from, end);
+        let end = before_untrusted(catalog, branch, backup, from, end);
         (end.lsn >= backup.stop_lsn).then_some(Self { backup, end })
     }
 
@@ -69,24 +67,33 @@ pub fn untrusted_at(catalog: &Catalog, end: BranchEnd) -> Option<&Hole> {
     holes.find(|hole| hole.unverified && hole.timeline == end.timeline && hole.start == end.lsn)
 }
 
-/// The end of what is stored and can be trusted: WAL that could not be verified ends a window as a
-/// hole does.
-fn before_unverified(
+/// The end of what is stored from `from` on and can be trusted: WAL that could not be verified ends a
+/// window as a hole does.
+fn before_untrusted(
     catalog: &Catalog,
     branch: &TimelineHistory,
-    timeline: TimelineId,
+    backup: &BackupRecord,
     from: Lsn,
     end: BranchEnd,
 ) -> BranchEnd {
     let parts = branch.parts();
-    for part in parts.iter().skip_while(|part| part.timeline != timeline) {
-        let start = part.start.max(from);
+    for part in parts
+        .iter()
+        .skip_while(|part| part.timeline != backup.timeline)
+    {
         let is_last = part.timeline == end.timeline;
         let stop = if is_last { Some(end.lsn) } else { part.end };
         let untrusted = catalog.holes.iter().filter(|hole| {
+            // the segment of a damage is not trusted before it either; minimal WAL is whole, and does no
+            // harm where replay begins behind it
+            let from = if hole.is_of_minimal_wal() {
+                backup.start_lsn
+            } else {
+                from
+            };
             hole.unverified
                 && hole.timeline == part.timeline
-                && hole.start >= start
+                && hole.start >= part.start.max(from)
                 && stop.is_none_or(|stop| hole.start < stop)
         });
         if let Some(lsn) = untrusted.map(|hole| hole.start).min() {
@@ -127,17 +134,6 @@ pub fn candidates<'a>(
     serving
 }
 
-/// Whether a restore along `branch` can begin with `backup`: it lies on the branch, and its own WAL
-/// is stored without a break.
-pub fn serves(
-    catalog: &Catalog,
-    branch: &TimelineHistory,
-    backup: &BackupRecord,
-    size: SegmentSize,
-) -> bool {
-    Candidate::of(catalog, branch, backup, size).is_some()
-}
-
 /// The latest moment that a restore reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Latest {
@@ -169,7 +165,9 @@ pub async fn latest_moment(
     let mut read_to = end.lsn;
     let mut is_whole = true;
     loop {
-        let from = size.start_of(read_to.saturating_sub(1));
+        let segment = size.start_of(read_to.saturating_sub(1));
+        // what stands before the backup in its segment is not replayed
+        let from = segment.max(backup.start_lsn);
         let within = BranchEnd {
             lsn: read_to,
             ..end
@@ -197,14 +195,14 @@ pub async fn latest_moment(
             end.lsn = damage.at.max(from);
         }
         let stamp = walked.taker.0;
-        if stamp.is_some() || from <= size.start_of(backup.stop_lsn) {
+        if stamp.is_some() || segment <= size.start_of(backup.stop_lsn) {
             return Ok(Some(Latest {
                 moment: candidate.latest(catalog, stamp, is_whole),
                 lsn: end.lsn,
                 is_lower_bound: false,
             }));
         }
-        read_to = from;
+        read_to = segment;
     }
 }
 
@@ -255,6 +253,8 @@ pub fn hole_after(
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+
+    use wal::TimelineId;
 
     use super::*;
     use crate::repository::catalog::TimelineWal;
@@ -368,6 +368,35 @@ mod tests {
         let found = candidates(&catalog, &catalog.branch(timeline(1)), size());
         let ends: Vec<u64> = found.iter().map(|it| it.end.lsn.as_u64()).collect();
         assert_eq!(ends, [5 * MIB, 2 * MIB + 512]);
+    }
+
+    /// A backup taken right after the return to `wal_level=replica` would be one that nothing counts.
+    #[test]
+    fn minimal_wal_ends_no_window_that_begins_behind_it_in_its_segment() {
+        // each backup begins 40 bytes into its segment
+        let mut catalog = catalog(&[(1, &[1, 2, 3])], &[(1, 1), (1, 2)]);
+        let hole = |lsn: u64, reason: &str| Hole {
+            timeline: timeline(1),
+            start: Lsn::new(lsn),
+            end: Lsn::new(3 * MIB),
+            found_at: at(9),
+            reason: reason.to_owned(),
+            unverified: true,
+        };
+        let ends = |catalog: &Catalog| -> Vec<u64> {
+            let found = candidates(catalog, &catalog.branch(timeline(1)), size());
+            found.iter().map(|it| it.end.lsn.as_u64()).collect()
+        };
+        catalog.holes = vec![hole(2 * MIB + 39, Hole::MINIMAL_WAL)];
+        assert_eq!(ends(&catalog), [4 * MIB, 2 * MIB + 39]);
+        catalog.holes = vec![hole(2 * MIB + 40, Hole::MINIMAL_WAL)];
+        assert_eq!(
+            ends(&catalog),
+            [2 * MIB + 40],
+            "replayed from the record itself"
+        );
+        catalog.holes = vec![hole(2 * MIB + 39, "it could not be verified")];
+        assert_eq!(ends(&catalog), [2 * MIB + 39], "damage");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::repository::catalog::{BranchEnd, Catalog, LeftOut};
 use crate::repository::destination::Destination;
 use crate::repository::forks::{LeftBehind, left_behind};
 use crate::repository::records::BackupRecord;
-use crate::repository::windows::{latest_moment, serves};
+use crate::repository::windows::{Candidate, latest_moment};
 use crate::repository::{PlaceState, Repository, SpoolContents};
 
 pub use show::{backup_table, list_text, status_text};
@@ -142,6 +142,13 @@ pub struct Window {
     /// Whether the last moment may be later than is said: the WAL is encrypted, and nothing here
     /// reads it.
     pub latest_is_lower_bound: bool,
+}
+
+impl Window {
+    /// Whether it begins behind a hole, on the hole's timeline or a later one.
+    fn is_behind(&self, hole: &HoleStatus) -> bool {
+        self.timeline >= hole.timeline && self.earliest_lsn > hole.start_lsn
+    }
 }
 
 /// A missing stretch.
@@ -513,10 +520,9 @@ async fn windows(
     for timeline in tips_of_branches(catalog) {
         let branch = catalog.branch(timeline);
         for backup in &catalog.backups {
-            if !serves(catalog, &branch, backup, size) {
+            let Some(Candidate { end, .. }) = Candidate::of(catalog, &branch, backup, size) else {
                 continue;
-            }
-            let end = catalog.reach(&branch, backup.timeline, backup.start_lsn, size);
+            };
             if windows.iter().any(|(known, _)| *known == end) {
                 // an earlier backup reaches the same end: the window has begun before
                 continue;
@@ -607,4 +613,39 @@ fn branches(catalog: &Catalog) -> Vec<Branch> {
             Branch { timeline, parent }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// "Take a backup" for ever, though it was taken.
+    #[test]
+    fn a_window_lies_behind_a_hole_where_its_backup_does() {
+        let at = Timestamp::UNIX_EPOCH;
+        let timeline = |id| TimelineId::new(id).unwrap();
+        let hole = HoleStatus {
+            timeline: timeline(2),
+            start_lsn: Lsn::new(100),
+            end_lsn: Lsn::new(200),
+            earliest: None,
+            latest: None,
+        };
+        let begins = |id, lsn| Window {
+            timeline: timeline(id),
+            earliest: at,
+            latest: at,
+            earliest_lsn: Lsn::new(lsn),
+            latest_lsn: Lsn::new(1000),
+            latest_is_lower_bound: false,
+        };
+        for (id, lsn, is) in [
+            (2, 100, false),
+            (2, 101, true),
+            (3, 300, true),
+            (1, 300, false),
+        ] {
+            assert_eq!(begins(id, lsn).is_behind(&hole), is, "{id} {lsn}");
+        }
+    }
 }

@@ -27,10 +27,15 @@ pub fn status_text(status: &ClusterStatus, with_timelines: bool) -> String {
         );
     }
     for hole in &status.holes {
+        let advice = if status.windows.iter().any(|window| window.is_behind(hole)) {
+            "; a later backup has opened a window behind it"
+        } else {
+            ". hint: a backup after it opens a new window"
+        };
         add(
             &mut text,
             format_args!(
-                "  HOLE        timeline {}, {} to {}. hint: a backup after it opens a new window\n",
+                "  HOLE        timeline {}, {} to {}{advice}\n",
                 hole.timeline, hole.start_lsn, hole.end_lsn
             ),
         );

@@ -101,7 +101,23 @@ fn a_time_of_minimal_wal_ends_the_window() {
         .says(&["wal_level=minimal", "hint"]);
     let rows = record.rows_at("before", &["--to-lsn", &moment.commit_lsn], End::Paused);
     assert_eq!(rows, "0,1");
-    // a backup opens a new window
+    // a backup opens a new window, and status shows where
     record.anywhen.backup(&record.server);
-    assert_eq!(record.rows_at("after", &[], End::Promoted), "0,1,2,3");
+    let behind = record.insert(4);
+    record.store_all();
+    let status = record.anywhen.json(&["status"]);
+    let windows = status["clusters"][0]["windows"].as_array().unwrap();
+    let latest = |at: usize| windows[at]["latest"].as_str().unwrap();
+    assert_eq!(windows.len(), 2, "{status:#}");
+    assert!(latest(0) < behind.committed.as_str(), "{status:#}");
+    assert!(latest(1) >= behind.committed.as_str(), "{status:#}");
+    assert_eq!(record.rows_at("after", &[], End::Promoted), "0,1,2,3,4");
+    let rows = record.rows_at("window", &["--to", latest(1)], End::Paused);
+    assert_eq!(rows, "0,1,2,3,4");
+    // its hint is followed: it is not given again
+    let shown = record.anywhen.run(&["status"]).succeeded().stdout;
+    assert!(
+        shown.contains("HOLE") && shown.contains("a later backup"),
+        "{shown}"
+    );
 }

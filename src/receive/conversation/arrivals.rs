@@ -136,7 +136,7 @@ impl Conversation<'_> {
                     "the server ran with wal_level=minimal from {from} on: moments since then \
                      cannot be restored. hint: take a backup now"
                 );
-                "the server ran with wal_level=minimal".to_owned()
+                Hole::MINIMAL_WAL.to_owned()
             }
         };
         let hole = Hole {
