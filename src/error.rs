@@ -72,6 +72,7 @@ struct Inner {
     nearest: Option<Nearest>,
     is_reported: bool,
     may_pass: bool,
+    is_of_store: bool,
 }
 
 /// The result of a command or a part of one.
@@ -88,6 +89,7 @@ impl Error {
                 nearest: None,
                 is_reported: false,
                 may_pass: false,
+                is_of_store: false,
             }),
         }
     }
@@ -159,6 +161,18 @@ impl Error {
     pub fn passing(mut self) -> Self {
         self.inner.may_pass = true;
         self
+    }
+
+    /// A store said it, which tells of its outages by itself where it is asked for ever.
+    #[must_use]
+    pub fn of_store(mut self) -> Self {
+        self.inner.is_of_store = true;
+        self
+    }
+
+    /// Whether a store said it.
+    pub fn is_of_store(&self) -> bool {
+        self.inner.is_of_store
     }
 
     /// Whether another attempt may succeed: nothing was reached, or what it met may pass.

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use tokio::sync::OnceCell;
 use wal::TimelineId;
 
+use super::failures::Failures;
 use super::storing::{is_away_now, new_backoff};
 use crate::error::chain;
 use crate::repository::layout::ObjectName;
@@ -32,7 +33,7 @@ impl Histories {
         &self,
         repository: &Repository,
         spool: Option<&Spool>,
-        failed: impl Fn(&str),
+        failures: &Failures,
     ) -> Result<(), RepositoryError> {
         let all = async || {
             let mut backoff = new_backoff();
@@ -42,8 +43,7 @@ impl Histories {
                     match repository.store_file(&name, content.clone()).await {
                         Ok(()) => break,
                         Err(error) if error.is_unreachable() => {
-                            failed(&chain(&error));
-                            is_away_now(spool, &error);
+                            is_away_now(spool, failures, &error);
                         }
                         Err(error) => return Err(error),
                     }
@@ -52,7 +52,7 @@ impl Histories {
                             Ok(SpoolPut::Stored) => break,
                             Ok(SpoolPut::Full) => {}
                             Err(error) if error.is_unreachable() => {
-                                tracing::warn!("cannot spool, trying again: {}", chain(&error));
+                                tracing::debug!("cannot spool, trying again: {}", chain(&error));
                             }
                             Err(error) => return Err(error),
                         }

@@ -6,6 +6,7 @@ pub mod comparison;
 mod contact;
 mod conversation;
 mod ended;
+mod failures;
 mod histories;
 mod intake;
 mod known;
@@ -21,6 +22,7 @@ pub mod resume;
 pub mod session;
 pub mod state;
 mod storing;
+mod trouble;
 
 pub use options::ReceiverOptions;
 pub use state::StreamGauges;

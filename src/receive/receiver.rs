@@ -17,6 +17,7 @@ use super::options::ReceiverOptions;
 use super::resume::ResumeAt;
 use super::state::{Connection, StreamGauges};
 use super::storing::Spooling;
+use super::trouble::Trouble;
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::repository::Repository;
@@ -49,7 +50,8 @@ impl Receiver {
         clock: Arc<dyn Clock>,
         gauges: StreamGauges,
     ) -> Result<Self> {
-        let spooling = Spooling::new(options.spool.clone(), Arc::clone(&clock));
+        let (now, seen) = (Arc::clone(&clock), gauges.clone());
+        let spooling = Spooling::new(options.spool.clone(), now, seen);
         Ok(Self {
             spooling,
             settings,
@@ -80,6 +82,9 @@ impl Receiver {
         let new_backoff = || Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         let mut backoff = new_backoff();
         let mut meetings = Meetings::default();
+        self.spooling
+            .show_what_is_left(self.destination.cluster())
+            .await;
         loop {
             self.gauges
                 .update(|state| state.connection = Connection::Connecting);
@@ -102,7 +107,7 @@ impl Receiver {
                     }
                 }
                 Err(error) if meetings.met && error.may_pass() => {
-                    tracing::warn!("{}", error.message());
+                    meetings.tell(&error);
                     self.failed(error.message());
                 }
                 Err(error) => return Err(error),
@@ -166,10 +171,7 @@ impl Receiver {
                 meetings.met,
             );
             match made.await {
-                Ok(Met::Ready(contact)) => {
-                    meetings.unfit = None;
-                    return Ok(contact);
-                }
+                Ok(Met::Ready(contact)) => return Ok(contact),
                 Ok(Met::Unfit(Unfit { why, others })) => {
                     unfit.get_or_insert(why);
                     settings = others.map(|others| *others);
@@ -187,22 +189,26 @@ impl Receiver {
         if !is_waited_for {
             return Err(why);
         }
-        meetings.met = true;
-        if meetings.unfit.as_deref() != Some(why.message()) {
-            let hint = why.hint_text().unwrap_or_default();
-            tracing::error!(
-                "no server can be followed now, trying again: {}. hint: {hint}",
-                why.message()
-            );
-            meetings.unfit = Some(why.message().to_owned());
+        self.has_met(meetings);
+        let message = format!("no server can be followed now: {}", why.message());
+        let failure = Error::new(Kind::Unreachable, message);
+        Err(match why.hint_text() {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        })
+    }
+
+    /// From now on whatever may pass is waited for.
+    fn has_met(&self, meetings: &mut Meetings) {
+        if !std::mem::replace(&mut meetings.met, true) {
+            self.destination.persist();
         }
-        Err(Error::new(Kind::Unreachable, why.message()))
     }
 
     /// Meets the server and begins to stream; or says why there is nothing to stream.
     async fn prepare(&self, meetings: &mut Meetings) -> Result<Result<Prepared<'_>, Ended>> {
         let mut contact = *self.meet(meetings).await?;
-        meetings.met = true;
+        self.has_met(meetings);
         let server = contact.replication.described().to_owned();
         let resumed = contact.at;
         // another server may have it, and meanwhile it may have been stored
@@ -250,13 +256,13 @@ impl Receiver {
             Err(error) => return stream_failed(&error).map(Err),
         };
         tracing::info!("streaming from {} on timeline {}", at.start, at.timeline);
+        meetings.tell_the_end();
         let (asked, moments) = mpsc::channel(1);
         let interval = self.options.tip_interval.min(ASK_INTERVAL);
         let asking = tokio::spawn(moments::ask(sql, asking, interval, asked));
         self.gauges.update(|state| {
             state.connection = Connection::Streaming;
-            // another server may be behind the last one
-            state.server_end = None;
+            state.begins();
             state.server = Some(server);
             state.slot.clone_from(&self.options.slot);
             state.timeline = Some(at.timeline);
@@ -276,12 +282,34 @@ impl Receiver {
 struct Meetings {
     /// One has succeeded.
     met: bool,
-    /// Why the last server could not be followed, as it was said.
-    unfit: Option<String>,
+    /// Why none has succeeded since, as it was said.
+    trouble: Trouble,
     /// What was asked for last.
     asked: Option<WalAsked>,
     /// The same, where the server no longer had it.
     refused: Option<WalAsked>,
+}
+
+impl Meetings {
+    /// Says why a meeting did not succeed, if that is news.
+    fn tell(&mut self, error: &Error) {
+        let message = error.message();
+        // a store tells of its outages itself
+        if error.is_of_store() || !self.trouble.is_news(message, Instant::now()) {
+            tracing::debug!("{message}");
+            return;
+        }
+        let hint = error.hint_text().map(|hint| format!(". hint: {hint}"));
+        tracing::warn!("{message}; trying again{}", hint.unwrap_or_default());
+    }
+
+    /// Says that it is over, if it was said that it was not.
+    fn tell_the_end(&mut self) {
+        if let Some(lasted) = self.trouble.is_over(Instant::now()) {
+            let seconds = lasted.as_secs_f64();
+            tracing::info!("a server is followed again, after {seconds:.0} s");
+        }
+    }
 }
 
 /// WAL that a server was asked for.

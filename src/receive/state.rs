@@ -1,5 +1,6 @@
 //! What a stream shows of itself: written by the receiver, read by metrics and the service manager.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -35,6 +36,8 @@ pub struct StreamState {
     pub reported: Option<Lsn>,
     /// The end of WAL as the server last said it, in a message of WAL or a keepalive.
     pub server_end: Option<Lsn>,
+    /// Since when there is WAL on the server that is not stored, on this connection.
+    pub unstored: Unstored,
     /// When WAL was last received.
     pub received_at: Option<Timestamp>,
     /// When the repository last acknowledged WAL.
@@ -127,19 +130,83 @@ impl StreamState {
     }
 
     /// How much time would be lost if the server were lost at `now`: zero while everything that it
-    /// has sent is stored, the age of the newest restorable moment otherwise, as when it cannot be
-    /// heard. `None` where no moment is known.
+    /// is known to have is stored, otherwise the age of the oldest of that which is not. Of what was
+    /// there before this connection, and where the server cannot be heard, that is the age of the
+    /// newest restorable moment; `None` where none is known.
     pub fn lag(&self, now: Timestamp) -> Option<SignedDuration> {
-        if self.connection == Connection::Streaming && self.lag_bytes() == Some(0) {
-            return Some(SignedDuration::ZERO);
+        let mut since = self.moment;
+        if self.connection == Connection::Streaming {
+            if self.lag_bytes() == Some(0) {
+                return Some(SignedDuration::ZERO);
+            }
+            since = self.unstored.since().or(since);
         }
-        Some(now.duration_since(self.moment?).max(SignedDuration::ZERO))
+        Some(now.duration_since(since?).max(SignedDuration::ZERO))
+    }
+
+    /// The server was connected, perhaps another one than before.
+    pub fn begins(&mut self) {
+        // it may be behind the last one
+        self.server_end = None;
+        self.unstored = Unstored::default();
+    }
+
+    /// The server said at `now` that its WAL ends at `end`.
+    pub fn heard_end(&mut self, end: Lsn, now: Timestamp) {
+        self.server_end = self.server_end.max(Some(end));
+        self.unstored.heard(end, now);
+        // where all of it is stored, that is not said again
+        if let Some(stored) = self.stored {
+            self.unstored.stored(stored);
+        }
+    }
+
+    /// Everything before `end` is stored.
+    pub fn stored_to(&mut self, end: Lsn) {
+        self.stored = Some(end);
+        self.unstored.stored(end);
     }
 
     /// Notes what went wrong.
     pub fn failed(&mut self, at: Timestamp, message: impl Into<String>) {
         let message = message.into();
         self.last_error = Some(StreamFailure { at, message });
+    }
+}
+
+/// Ends of the server's WAL that are not stored, and when they were heard of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unstored {
+    /// Oldest first. The first one of a connection has no time: what it ends was there before.
+    ends: VecDeque<(Lsn, Option<Timestamp>)>,
+    begun: bool,
+}
+
+impl Unstored {
+    /// So many ends are kept apart; where more come, the last one stands for them.
+    const ENDS_MAX: usize = 600;
+    /// What is heard within so long of an end counts as heard with it.
+    const APART: SignedDuration = SignedDuration::from_millis(100);
+
+    /// When the oldest WAL that is not stored was heard of; `None` where it was there before.
+    fn since(&self) -> Option<Timestamp> {
+        self.ends.front().and_then(|(_, heard)| *heard)
+    }
+
+    fn heard(&mut self, end: Lsn, now: Timestamp) {
+        let heard = std::mem::replace(&mut self.begun, true).then_some(now);
+        let is_full = self.ends.len() >= Self::ENDS_MAX;
+        match self.ends.back_mut() {
+            Some((last, _)) if *last >= end => {}
+            Some((last, Some(then))) if is_full || now.duration_since(*then) < Self::APART => {
+                *last = end;
+            }
+            _ => self.ends.push_back((end, heard)),
+        }
+    }
+
+    fn stored(&mut self, to: Lsn) {
+        while self.ends.pop_front_if(|(end, _)| *end <= to).is_some() {}
     }
 }
 
@@ -237,6 +304,61 @@ mod tests {
         assert_eq!(state.lag(at(130)), Some(SignedDuration::from_secs(30)));
         // the server's clock is ahead of ours
         assert_eq!(state.lag(at(90)), Some(SignedDuration::ZERO));
+    }
+
+    /// With a commit on its way at every moment, the age of a moment that is asked for every few
+    /// seconds would be an alarm.
+    #[test]
+    fn what_came_on_this_connection_ages_from_when_it_was_heard_of() {
+        let mut state = state(500, 500);
+        let lag_ms = |state: &StreamState, millis: i64| {
+            let now = at(1000) + SignedDuration::from_millis(millis);
+            state.lag(now).map(|lag| lag.as_millis())
+        };
+        let hear = |state: &mut StreamState, end, millis| {
+            let now = at(1000) + SignedDuration::from_millis(millis);
+            state.heard_end(Lsn::new(end), now);
+        };
+        state.begins();
+        // it was there before: how old it is, is not known
+        hear(&mut state, 600, 0);
+        assert_eq!(lag_ms(&state, 500), Some(900_500));
+        hear(&mut state, 700, 1000);
+        hear(&mut state, 750, 1099);
+        hear(&mut state, 800, 1100);
+        assert_eq!(lag_ms(&state, 1100), Some(901_100));
+        state.stored_to(Lsn::new(600));
+        assert_eq!(lag_ms(&state, 1200), Some(200));
+        state.stored_to(Lsn::new(749));
+        assert_eq!(lag_ms(&state, 1200), Some(200));
+        state.stored_to(Lsn::new(750));
+        assert_eq!(lag_ms(&state, 1200), Some(100));
+        state.stored_to(Lsn::new(800));
+        assert_eq!(lag_ms(&state, 1200), Some(0));
+        // the server repeats itself
+        hear(&mut state, 800, 5000);
+        hear(&mut state, 801, 5500);
+        assert_eq!(lag_ms(&state, 6000), Some(500));
+        // nothing was there before this connection that is not stored
+        state.stored_to(Lsn::new(801));
+        state.begins();
+        hear(&mut state, 801, 7000);
+        hear(&mut state, 802, 8000);
+        assert_eq!(lag_ms(&state, 8500), Some(500));
+    }
+
+    #[test]
+    fn a_store_that_is_away_for_hours_takes_no_more_memory() {
+        let mut unstored = Unstored::default();
+        for second in 0..10_000_u32 {
+            unstored.heard(Lsn::new(u64::from(second) + 1), at(second.into()));
+        }
+        assert_eq!(unstored.ends.len(), Unstored::ENDS_MAX);
+        unstored.stored(Lsn::new(9_999));
+        // older than it is, and never younger
+        assert_eq!(unstored.since(), Some(at(599)));
+        unstored.stored(Lsn::new(10_000));
+        assert_eq!(unstored.since(), None);
     }
 
     #[test]

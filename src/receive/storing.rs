@@ -10,13 +10,15 @@ use tokio::task::JoinHandle;
 use wal::{Checked, Lsn, SegmentName, SegmentSize, TimelineId, WalRange};
 
 use super::contact::Contact;
+use super::failures::Failures;
 use super::histories::Histories;
+use super::state::StreamGauges;
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result, chain};
-use crate::repository::layout::ObjectName;
+use crate::repository::layout::{ClusterName, ObjectName};
 use crate::repository::{
-    Drained, EncodedWal, Repository, RepositoryError, ServerIdentity, Spool, SpoolPut,
-    SpoolSettings, Stored,
+    Drained, EncodedWal, Repository, RepositoryError, ServerIdentity, Spool, SpoolContents,
+    SpoolPut, SpoolSettings, Stored,
 };
 use crate::retry::Backoff;
 
@@ -40,16 +42,15 @@ pub(super) struct Storing {
     spool: Option<Arc<Spool>>,
     timeline: TimelineId,
     size: SegmentSize,
+    failures: Failures,
 }
 
 impl Storing {
     /// Stores a segment or a piece, however long that takes: this returns once it is durable.
-    /// `failed` hears why the repository did not take it.
     pub(super) async fn keep(
         self,
         name: ObjectName,
         checked: Checked<'static>,
-        failed: impl Fn(&str),
     ) -> Result<Kept, RepositoryError> {
         let Self {
             histories,
@@ -57,9 +58,10 @@ impl Storing {
             spool,
             timeline,
             size,
+            failures,
         } = self;
         histories
-            .store(&repository, spool.as_deref(), &failed)
+            .store(&repository, spool.as_deref(), &failures)
             .await?;
         let wal = repository.take_wal(name, timeline, size, checked);
         let mut backoff = new_backoff();
@@ -72,8 +74,7 @@ impl Storing {
                 match repository.put_wal(&wal).await {
                     Ok(stored) => return stored_in(spool.as_deref(), wal, stored).await,
                     Err(error) if error.is_unreachable() => {
-                        failed(&chain(&error));
-                        is_away_now(spool.as_deref(), &error);
+                        is_away_now(spool.as_deref(), &failures, &error);
                     }
                     Err(error) => return Err(error),
                 }
@@ -113,7 +114,7 @@ impl Storing {
                     return Ok(found.content);
                 }
                 Err(error) if error.is_unreachable() => {
-                    is_away_now(self.spool.as_deref(), &error);
+                    is_away_now(self.spool.as_deref(), &self.failures, &error);
                 }
                 // the stream goes on: what it stores is none the worse for it
                 Err(error) => {
@@ -126,6 +127,11 @@ impl Storing {
             }
             backoff.wait().await;
         }
+    }
+
+    /// Who notes what the repository does not do.
+    pub(super) fn failures(&self) -> &Failures {
+        &self.failures
     }
 
     /// The stretch that an object of the spool holds, where it belongs to this conversation.
@@ -181,14 +187,11 @@ async fn stored_in(
     Ok(Kept::Stored(wal, stored))
 }
 
-pub(super) fn is_away_now(spool: Option<&Spool>, error: &RepositoryError) {
-    match spool {
-        None => tracing::warn!("cannot store WAL, trying again: {}", chain(error)),
-        Some(spool) => {
-            if spool.repository_is_away() {
-                tracing::warn!("cannot store WAL, it goes to the spool: {}", chain(error));
-            }
-        }
+/// Notes that the repository does not answer: what comes goes to the spool, if there is one.
+pub(super) fn is_away_now(spool: Option<&Spool>, failures: &Failures, error: &RepositoryError) {
+    failures.note(error, "cannot store WAL, trying again");
+    if spool.is_some_and(Spool::repository_is_away) {
+        tracing::warn!("cannot store WAL, it goes to the spool: {}", chain(error));
     }
 }
 
@@ -207,7 +210,8 @@ async fn put_aside(spool: &Arc<Spool>, wal: &Arc<EncodedWal>) -> Result<SpoolPut
             Ok(SpoolPut::Full)
         }
         Err(error) if error.is_unreachable() => {
-            tracing::warn!("cannot spool WAL, trying again: {}", chain(&error));
+            // its store tells of that
+            tracing::debug!("cannot spool WAL, trying again: {}", chain(&error));
             Ok(SpoolPut::Full)
         }
         put => put,
@@ -228,6 +232,7 @@ pub(super) enum SpoolNews {
 pub(super) struct Spooling {
     settings: Option<SpoolSettings>,
     clock: Arc<dyn Clock>,
+    gauges: StreamGauges,
     draining: OnceCell<Draining>,
 }
 
@@ -239,12 +244,40 @@ struct Draining {
 }
 
 impl Spooling {
-    pub(super) fn new(settings: Option<SpoolSettings>, clock: Arc<dyn Clock>) -> Self {
+    pub(super) fn new(
+        settings: Option<SpoolSettings>,
+        clock: Arc<dyn Clock>,
+        gauges: StreamGauges,
+    ) -> Self {
         Self {
             settings,
             clock,
+            gauges,
             draining: OnceCell::new(),
         }
+    }
+
+    /// Shows what an earlier process left in the spool: a server may have to be waited for before it
+    /// is opened.
+    pub(super) async fn show_what_is_left(&self, cluster: &ClusterName) {
+        let Some(settings) = &self.settings else {
+            return;
+        };
+        match SpoolContents::read_every_system(&settings.dir, cluster, &self.clock).await {
+            Ok(systems) => {
+                let objects: usize = systems.iter().map(|system| system.objects).sum();
+                let bytes = systems.iter().map(|system| system.bytes).sum();
+                self.show(bytes, objects);
+            }
+            // whoever opens it says what is wrong with it
+            Err(error) => tracing::debug!("what is spooled is not known: {}", chain(&error)),
+        }
+    }
+
+    fn show(&self, bytes: u64, objects: usize) {
+        let objects = u64::try_from(objects).unwrap_or(u64::MAX);
+        self.gauges
+            .update(|state| (state.spool_bytes, state.spool_objects) = (bytes, objects));
     }
 
     /// Empties the spool into the repository, before anybody looks at what that holds: what an
@@ -273,10 +306,12 @@ impl Spooling {
             )));
         }
         let left = draining.spool.objects();
+        self.show(draining.spool.bytes(), left);
         if left > 0 {
             tracing::info!("storing what was spooled: objects={left}");
-            let told = |_drained: Drained| {};
-            draining.spool.drain(repository, told).await?;
+            let spool = &draining.spool;
+            let told = |_drained: Drained| self.show(spool.bytes(), spool.objects());
+            spool.drain(repository, told).await?;
         }
         Ok(())
     }
@@ -300,6 +335,7 @@ impl Spooling {
             spool: draining.map(|draining| Arc::clone(&draining.spool)),
             timeline,
             size,
+            failures: Failures::new(self.gauges.clone(), Arc::clone(&self.clock)),
         };
         (storing, news)
     }

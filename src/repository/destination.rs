@@ -99,6 +99,14 @@ impl Destination {
 }
 
 impl OpenDestination {
+    /// Whoever asks its places goes on asking from now on, whatever fails: the log tells of an outage
+    /// as a whole.
+    pub fn persist(&self) {
+        for place in &self.places {
+            place.persist();
+        }
+    }
+
     /// The cluster's name.
     pub fn cluster(&self) -> &ClusterName {
         &self.cluster

@@ -1,6 +1,7 @@
 //! One place of a repository, a URL: opened when it is needed, and how it fares in this process.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -46,6 +47,8 @@ pub(super) struct Place {
     create: bool,
     clock: Arc<dyn Clock>,
     opened: Mutex<Option<Opened>>,
+    /// Whoever asks goes on asking.
+    is_persistent: AtomicBool,
     health: Mutex<Health>,
     /// Why the last write failed: what is new is not tried until it was met again.
     away: watch::Sender<Option<String>>,
@@ -86,6 +89,7 @@ impl Place {
             create,
             clock,
             opened: Mutex::new(None),
+            is_persistent: AtomicBool::new(false),
             health: Mutex::new(Health::default()),
             away: watch::Sender::new(None),
             silent: Mutex::new(None),
@@ -108,9 +112,20 @@ impl Place {
             return Ok(opened.clone());
         }
         let store = Store::open(&self.settings.store, self.create)?;
+        if self.is_persistent.load(Ordering::Relaxed) {
+            store.persist();
+        }
         let clock = Arc::clone(&self.clock);
         let encryption = Encryption::new(&self.settings.encryption, &store, clock)?;
         Ok(opened.insert(Opened { store, encryption }).clone())
+    }
+
+    /// Whoever asks goes on asking from now on, whatever fails: the log tells of an outage as a whole.
+    pub(super) fn persist(&self) {
+        self.is_persistent.store(true, Ordering::Relaxed);
+        if let Some(opened) = &*lock(&self.opened) {
+            opened.store.persist();
+        }
     }
 
     /// Leaves nothing behind that another process would have to put right. What cannot be settled

@@ -122,6 +122,7 @@ impl Spool {
                 index.found(&name, listed.bytes);
             }
         }
+        member.place().persist();
         Ok(Arc::new(Self {
             member,
             settings: settings.clone(),

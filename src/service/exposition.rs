@@ -275,7 +275,7 @@ impl Page<'_, '_> {
         let counts: [(&str, &str, Count); 3] = [
             (
                 "anywhen_store_retries_total",
-                "Attempts that were made because an earlier one had failed.",
+                "Attempts that were made after one that had failed, until one is answered.",
                 |traffic| traffic.retries,
             ),
             (
@@ -365,6 +365,7 @@ mod tests {
     use wal::{Lsn, TimelineId};
 
     use super::*;
+    use crate::receive::state::Unstored;
 
     fn at(micros: i64) -> Timestamp {
         Timestamp::from_microsecond(micros).unwrap()
@@ -394,6 +395,7 @@ mod tests {
             reported: Some(Lsn::new(0x1_0000_0100)),
             // beyond what a float holds exactly
             server_end: Some(Lsn::new((1 << 53) + 1)),
+            unstored: Unstored::default(),
             received_at: Some(at(1_700_000_001_500_000)),
             stored_at: Some(at(1_700_000_001_000_000)),
             moment: Some(at(1_700_000_000_000_001)),

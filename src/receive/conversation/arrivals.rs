@@ -1,17 +1,16 @@
 //! What comes from the server: gathered, verified, and told to the rules.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use replication::stream::{StreamError, StreamEvent};
 
 use super::{Conversation, JobDone, Verified};
-use crate::error::{Result, chain};
+use crate::error::Result;
 use crate::receive::ended::{Ended, stream_failed};
 use crate::receive::intake::{Finding, Unusable};
 use crate::receive::session::Event;
 use crate::repository::records::Hole;
-use crate::retry::Backoff;
 
 /// So much WAL is verified where it came; more goes to another thread.
 const VERIFIED_HERE_BYTES: u64 = 64 << 10;
@@ -34,7 +33,7 @@ impl Conversation<'_> {
                 self.gathered.push((start, bytes));
                 let now = self.clock.now();
                 self.gauges.update(|state| {
-                    state.server_end = state.server_end.max(Some(server_end));
+                    state.heard_end(server_end, now);
                     state.received_at = Some(now);
                     state.received_bytes += came;
                 });
@@ -45,8 +44,8 @@ impl Conversation<'_> {
                 server_end,
                 ..
             }) => {
-                self.gauges
-                    .update(|state| state.server_end = state.server_end.max(Some(server_end)));
+                let now = self.clock.now();
+                self.gauges.update(|state| state.heard_end(server_end, now));
                 let reply = reply_requested;
                 self.session
                     .handle(Event::Keepalive { reply }, Instant::now());
@@ -153,22 +152,15 @@ impl Conversation<'_> {
             state.failed(now, hole.reason.clone());
         });
         let repository = self.repository.clone();
+        let failures = self.storing.failures().clone();
         let unrecorded = Arc::clone(&self.unrecorded);
         unrecorded.send_modify(|count| *count += 1);
         self.jobs.spawn(async move {
-            let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(15));
-            loop {
-                match repository.record_hole(&hole).await {
-                    Ok(()) => break,
-                    Err(error) if error.is_unreachable() => tracing::warn!(
-                        "that WAL cannot be used is not recorded yet, and nothing behind it counts as \
-                         stored: {}",
-                        chain(&error)
-                    ),
-                    Err(error) => return Err(error),
-                }
-                backoff.wait().await;
-            }
+            let then =
+                "that WAL cannot be used is not recorded yet, and nothing behind it is stored";
+            failures
+                .ask_until_answered(then, || repository.record_hole(&hole))
+                .await?;
             unrecorded.send_modify(|count| *count -= 1);
             Ok(JobDone::Aside)
         });

@@ -42,7 +42,8 @@ impl Conversation<'_> {
             return;
         }
         self.gauges.update(|state| {
-            (state.received, state.stored) = (Some(now.0), Some(now.1));
+            state.received = Some(now.0);
+            state.stored_to(now.1);
             state.reported = Some(now.2);
         });
     }
@@ -149,10 +150,15 @@ impl Conversation<'_> {
         self.tip_written_at = Some(Instant::now());
         self.tip = Some(tip.clone());
         let repository = self.repository.clone();
+        let failures = self.storing.failures().clone();
         let timeline = self.timeline;
         self.jobs.spawn(async move {
-            if let Err(error) = repository.write_tip(timeline, &tip).await {
-                tracing::warn!("the tip was not rewritten: {}", chain(&error));
+            match repository.write_tip(timeline, &tip).await {
+                Ok(()) => {}
+                Err(error) if error.is_unreachable() => {
+                    failures.note(&error, "the tip was not rewritten");
+                }
+                Err(error) => tracing::warn!("the tip was not rewritten: {}", chain(&error)),
             }
             Ok(JobDone::Aside)
         });

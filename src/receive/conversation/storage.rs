@@ -96,11 +96,8 @@ impl Conversation<'_> {
     }
 
     fn store(&mut self, name: ObjectName, checked: Checked<'static>) {
-        let (gauges, clock) = (self.gauges.clone(), Arc::clone(&self.clock));
-        let failed =
-            move |why: &str| gauges.update(|state| state.failed(clock.now(), why.to_owned()));
         self.stores_under_way += 1;
-        let kept = self.storing.clone().keep(name, checked, failed);
+        let kept = self.storing.clone().keep(name, checked);
         let unrecorded = Arc::clone(&self.unrecorded);
         self.jobs.spawn(async move {
             // whoever looks must not find what follows before he finds the note

@@ -134,7 +134,7 @@ impl StoreError {
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
         let message = error.to_string();
-        match error {
+        let error = match error {
             StoreError::NotFound { .. } => Self::not_found(message),
             StoreError::Unreachable { .. } => Self::new(Kind::Unreachable, message)
                 .hint("check that the repository is there and that this user may use it"),
@@ -167,6 +167,7 @@ impl From<StoreError> for Error {
             StoreError::Refused { .. } => Self::new(Kind::Unreachable, message)
                 .hint("check the endpoint and the settings of this repository"),
             StoreError::Settings { hint, .. } => Self::usage(message).hint(hint),
-        }
+        };
+        error.of_store()
     }
 }

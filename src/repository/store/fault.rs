@@ -90,6 +90,14 @@ impl Fault {
         }
     }
 
+    /// Whether the store did what it was asked, and this is what came of it.
+    pub(super) fn is_answer(&self) -> bool {
+        matches!(
+            self,
+            Self::NotFound | Self::Exists | Self::PastEnd | Self::Unsupported { .. }
+        )
+    }
+
     /// The error for the layers above.
     pub(super) fn at(self, place: Place<'_>) -> StoreError {
         let (doing, path) = (place.doing, place.path.to_owned());

@@ -17,6 +17,7 @@ mod error;
 mod fault;
 mod local;
 mod options;
+mod outage;
 mod retrying;
 #[cfg(test)]
 mod rules;
@@ -42,8 +43,10 @@ pub use error::StoreError;
 use fault::{Fault, Place};
 use local::Local;
 pub use options::StoreOptions;
-use retrying::Retrying;
+use retrying::{Asked, Retrying};
 pub use traffic::{Outcome, Request, Traffic};
+
+use crate::error::Error;
 
 /// A disk may be busy for long, and a network folder's server away: only a hung one is given up.
 const LOCAL_SILENCE: Duration = Duration::from_mins(10);
@@ -239,6 +242,11 @@ impl Store {
             let (ours, theirs) = (resolved(local.folder()), resolved(folder));
             ours.starts_with(&theirs) || theirs.starts_with(&ours)
         })
+    }
+
+    /// Whoever asks goes on asking from now on, whatever fails: the log tells of an outage as a whole.
+    pub fn persist(&self) {
+        self.retrying.persist();
     }
 
     /// What was asked of it so far, by all stores that come from the same opening.
@@ -475,8 +483,8 @@ impl Store {
     pub async fn sync(&self) -> Result<(), StoreError> {
         match &self.local {
             Some(local) => {
-                let synced = local.sync().await;
-                synced.map_err(|error| self.failed("sync", "", error.into()))
+                self.ask("sync", "", || async { Ok(local.sync().await?) })
+                    .await
             }
             None => Ok(()),
         }
@@ -502,8 +510,13 @@ impl Store {
     where
         F: Future<Output = Result<T, Fault>>,
     {
-        let asked = self.retrying.run(doing, &self.locate(path), attempt).await;
-        asked.map_err(|fault| self.failed(doing, path, fault))
+        let asked = Asked {
+            doing,
+            store: &self.names.address,
+        };
+        let explained = |fault: &Fault| Error::from(self.failed(doing, path, fault.clone()));
+        let answer = self.retrying.run(asked, attempt, explained).await;
+        answer.map_err(|fault| self.failed(doing, path, fault))
     }
 
     fn failed(&self, doing: &'static str, path: &str, fault: Fault) -> StoreError {

@@ -1,13 +1,16 @@
 //! Attempts at one request until it is answered or its time is up, and what the log says of them.
 
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::fault::Fault;
+use super::outage::Outage;
 use super::traffic::Meter;
+use crate::error::Error;
 use crate::retry::{Attempts, Policy};
 
 /// The first wait; a store that is only busy has it behind itself by then.
@@ -16,26 +19,22 @@ const FIRST_WAIT: Duration = Duration::from_millis(200);
 /// The longest wait: an outage's end is noticed within it.
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
-/// The time between two lines about one outage: at first, and at most.
-const QUIET_FIRST: Duration = Duration::from_secs(2);
-const QUIET_MAX: Duration = Duration::from_mins(1);
-
-/// The time between the end of one outage and the first line about another.
-const QUIET_AFTER: Duration = Duration::from_secs(5);
-
-/// Tries again what may succeed later. Clones share what they say.
+/// Tries again what may succeed later. Clones share what they know of the store.
 #[derive(Debug, Clone)]
 pub(super) struct Retrying {
     policy: Policy,
-    log: Arc<Mutex<Log>>,
+    is_persistent: Arc<AtomicBool>,
+    outage: Arc<Mutex<Outage>>,
     meter: Meter,
 }
 
-/// When the next line may be written: many requests fail at a time when a store is away.
-#[derive(Debug)]
-struct Log {
-    next: Instant,
-    quiet: Duration,
+/// What is asked, and of whom, for the log.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked<'a> {
+    /// The word for it.
+    pub(super) doing: &'static str,
+    /// The store's address.
+    pub(super) store: &'a str,
 }
 
 impl Retrying {
@@ -47,88 +46,87 @@ impl Retrying {
                 max: MAX_WAIT,
                 budget,
             },
-            log: Arc::new(Mutex::new(Log {
-                next: Instant::now(),
-                quiet: QUIET_FIRST,
-            })),
+            is_persistent: Arc::default(),
+            outage: Arc::default(),
             meter,
         }
     }
 
-    /// Makes attempts until one succeeds, fails for good, or the budget is used up.
+    /// Whoever asks goes on asking when the budget is used up, from now on.
+    pub(super) fn persist(&self) {
+        self.is_persistent.store(true, Ordering::Relaxed);
+    }
+
+    /// Makes attempts until one succeeds, fails for good, or the budget is used up. `explained` makes
+    /// of a fault what a user reads.
     pub(super) async fn run<T, F>(
         &self,
-        doing: &'static str,
-        path: &str,
+        asked: Asked<'_>,
         attempt: impl Fn() -> F,
+        explained: impl Fn(&Fault) -> Error,
     ) -> Result<T, Fault>
     where
         F: Future<Output = Result<T, Fault>>,
     {
         let mut attempts = Attempts::new(self.policy);
-        let mut said = false;
         loop {
-            match attempt().await {
+            let began = Instant::now();
+            if self.outage().is_under_way() {
+                self.meter.retried();
+            }
+            let fault = match attempt().await {
                 Ok(value) => {
-                    if attempts.count() > 1 {
-                        self.recovered();
-                    }
-                    if said {
-                        let seconds = attempts.elapsed().as_secs_f64();
-                        let count = attempts.count();
-                        tracing::info!(
-                            "the {doing} of {path} succeeded after {seconds:.0} s, at attempt {count}"
-                        );
-                    }
+                    self.answered(asked, began);
                     return Ok(value);
                 }
-                Err(Fault::Transient {
-                    reason,
-                    retry_after,
-                }) if attempts.may_go_on() => {
-                    if self.may_speak() {
-                        said = true;
-                        say(doing, path, &attempts, &reason);
-                    }
-                    attempts.wait(retry_after).await;
-                    self.meter.retried();
+                Err(fault) if fault.is_answer() => {
+                    self.answered(asked, began);
+                    return Err(fault);
                 }
-                Err(fault) => return Err(after(fault, &attempts)),
+                Err(fault) => fault,
+            };
+            let wait = match &fault {
+                Fault::Transient { retry_after, .. } if attempts.may_go_on() => Some(*retry_after),
+                _ => None,
+            };
+            let is_tried_again = wait.is_some() || self.is_persistent.load(Ordering::Relaxed);
+            let lasts = self
+                .outage()
+                .failed(asked.doing, Instant::now(), is_tried_again);
+            let error = explained(&fault);
+            if let Some(lasts) = lasts {
+                say(&error, lasts);
+            } else {
+                tracing::debug!("attempt {}: {}", attempts.count(), error.message());
             }
+            let Some(retry_after) = wait else {
+                return Err(after(fault, &attempts));
+            };
+            attempts.wait(retry_after).await;
         }
     }
 
-    fn may_speak(&self) -> bool {
-        let now = Instant::now();
-        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        if now < log.next {
-            return false;
+    fn answered(&self, asked: Asked<'_>, began: Instant) {
+        let lasted = self.outage().answered(asked.doing, began, Instant::now());
+        if let Some(lasted) = lasted {
+            let (store, seconds) = (asked.store, lasted.as_secs_f64());
+            tracing::info!("{store} answers again, after {seconds:.0} s");
         }
-        // an outage long after the last one is news again
-        log.quiet = if now > log.next + QUIET_MAX {
-            QUIET_FIRST
-        } else {
-            (log.quiet * 2).min(QUIET_MAX)
-        };
-        log.next = now + log.quiet;
-        true
     }
 
-    /// The next outage is news, but a store that is only busy does not fill the log.
-    fn recovered(&self) {
-        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        log.quiet = QUIET_FIRST;
-        log.next = log.next.min(Instant::now() + QUIET_AFTER);
+    fn outage(&self) -> MutexGuard<'_, Outage> {
+        self.outage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn say(doing: &str, path: &str, attempts: &Attempts, reason: &str) {
-    match attempts.count() {
-        1 => tracing::warn!("retrying the {doing} of {path}: {reason}"),
-        count => tracing::warn!(
-            "retrying the {doing} of {path} for {:.0} s: attempt {count}: {reason}",
-            attempts.elapsed().as_secs_f64()
-        ),
+fn say(error: &Error, lasts: Duration) {
+    let hint = error.hint_text().unwrap_or_default();
+    let message = error.message();
+    if lasts.is_zero() {
+        tracing::warn!("{message}; trying again. hint: {hint}");
+    } else {
+        let seconds = lasts.as_secs_f64();
+        tracing::warn!("{message}; trying again since {seconds:.0} s. hint: {hint}");
     }
 }
 
