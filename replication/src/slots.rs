@@ -267,11 +267,16 @@ impl Connection {
     }
 }
 
+/// Whether PostgreSQL accepts this as a slot's name: slot.c, `ReplicationSlotValidateName`.
+pub fn is_slot_name(name: &str) -> bool {
+    let is_legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    (1..=63).contains(&name.len()) && name.bytes().all(is_legal)
+}
+
 /// `name`, if it is one that slot.c, `ReplicationSlotValidateName`, takes; then it needs no
 /// escaping inside quotes.
 pub(crate) fn checked_name(name: &str) -> Result<&str, SlotError> {
-    let is_name = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
-    if (1..=63).contains(&name.len()) && name.bytes().all(is_name) {
+    if is_slot_name(name) {
         Ok(name)
     } else {
         Err(SlotError::InvalidName {

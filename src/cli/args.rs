@@ -12,6 +12,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{GivenSettings, parse_bytes, parse_duration};
 
+/// The least that a stream gets along with: the smallest segment that PostgreSQL has.
+const MEMORY_LEAST: u64 = 1 << 20;
+
 /// Bring a PostgreSQL cluster back to any moment.
 #[derive(Debug, Parser)]
 #[command(
@@ -210,7 +213,7 @@ pub(super) struct StreamArgs {
     #[arg(long, env = "ANYWHEN_STRICT")]
     pub(super) strict: bool,
     /// How much WAL may be held in memory; a segment that is larger is held all the same
-    #[arg(long, env = "ANYWHEN_MEMORY_MAX", value_parser = parse_bytes, value_name = "SIZE",
+    #[arg(long, env = "ANYWHEN_MEMORY_MAX", value_parser = parse_memory, value_name = "SIZE",
           default_value = "64MiB")]
     pub(super) memory_max: u64,
     /// Serve Prometheus metrics here, such as 127.0.0.1:9187; port 0 is any that is free
@@ -458,6 +461,14 @@ pub(super) struct DemoArgs {
     pub(super) keep: bool,
 }
 
+/// An amount of memory in which a stream can go on: the smallest segment that there is.
+fn parse_memory(text: &str) -> Result<u64, String> {
+    match parse_bytes(text)? {
+        bytes if bytes < MEMORY_LEAST => Err("the least is 1MiB".to_owned()),
+        bytes => Ok(bytes),
+    }
+}
+
 /// A length of time that is not zero.
 fn parse_interval(text: &str) -> Result<Duration, String> {
     match parse_duration(text)? {
@@ -567,6 +578,23 @@ mod tests {
             let error = Cli::try_parse_from(line).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
             assert!(!error.contains("invalid digit"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_stream_of_next_to_no_memory_is_refused_with_what_works() {
+        for (flag, value, expected) in [
+            ("--memory-max", "0", Some("the least is 1MiB")),
+            ("--memory-max", "1023kB", Some("the least is 1MiB")),
+            ("--memory-max", "1MB", None),
+        ] {
+            let parsed = Cli::try_parse_from(["anywhen", "stream", flag, value]);
+            let said = parsed.err().map(|error| error.to_string());
+            let is_right = match (&said, expected) {
+                (Some(said), Some(expected)) => said.contains(expected),
+                (said, expected) => said.is_none() && expected.is_none(),
+            };
+            assert!(is_right, "{flag} {value}: {said:?}");
         }
     }
 

@@ -480,9 +480,10 @@ async fn prepare_slot(
                 tracing::info!("created replication slot {slot}");
                 if streamed {
                     tracing::warn!(
-                        "slot {slot} was not there, though WAL of this branch was streamed: it was \
-                         dropped, or this is another server, as after a failover. Until now the \
-                         server kept no WAL for this stream: what it removed will be said"
+                        "slot {slot} was not there, though WAL of this branch was streamed: that \
+                         went without it or by another name, it was dropped, or this is another \
+                         server, as after a failover. Until now the server kept no WAL for it: what \
+                         it removed will be said"
                     );
                 }
             }

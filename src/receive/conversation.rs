@@ -244,6 +244,7 @@ impl<'a> Conversation<'a> {
                     Action::Finished => {
                         let left = ending.deadline.map(|until| until - Instant::now());
                         self.finish(stream, left).await?;
+                        self.say_what_is_stored(&ending);
                         return Ok(ending.ended.unwrap_or(Ended::Stopped));
                     }
                 }
@@ -388,6 +389,18 @@ impl<'a> Conversation<'a> {
         // all WAL is stored; merges, hints and clean-up may be left, and another connection waits
         let left = left.unwrap_or(CLEAN_UP);
         tokio::time::timeout(left, rest).await.unwrap_or(Ok(()))
+    }
+
+    /// Says that a stop has left nothing behind, where it has not.
+    fn say_what_is_stored(&self, ending: &Ending) {
+        let progress = self.session.progress();
+        let (received, stored) = (progress.received(), progress.stored());
+        if matches!(ending.ended, Some(Ended::Stopped)) && stored >= received {
+            tracing::info!(
+                "stopped: all that was received is stored, up to {stored} on timeline {}",
+                self.timeline
+            );
+        }
     }
 
     fn status(&self, flush: Lsn) -> StatusUpdate {

@@ -320,6 +320,15 @@ fn hold(dir: &Path, cluster: &Path, system: &Path) -> Result<File> {
             url: shown(dir),
         });
     }
+    if let Some(file) = cluster
+        .ancestors()
+        .find(|part| part.exists() && !part.is_dir())
+    {
+        return Err(RepositoryError::SpoolFolder {
+            dir: shown(dir),
+            reason: format!("{} is a file, and no folder", file.display()),
+        });
+    }
     durable::create_dir_all(cluster).map_err(failed)?;
     let file = OpenOptions::new()
         .write(true)

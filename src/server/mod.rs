@@ -8,11 +8,13 @@ use replication::connect::{ConnectError, Purpose, connect};
 use replication::connection::{Connection, QueryError, literal};
 use replication::conninfo::{ConnectionSettings, Environment};
 use replication::server_error::may_pass;
-use replication::slots::SlotError;
+use replication::slots::{SlotError, is_slot_name};
 use wal::{Lsn, SegmentName, SegmentSize, TimelineId};
 
 use crate::error::{Error, Kind, Result, chain};
 
+/// What a slot may be called.
+const SLOT_NAMES: &str = "lower-case letters, digits and underscores, at most 63";
 /// The database for SQL where the user names none: every server has it, unless it was dropped.
 const DEFAULT_DATABASE: &str = "postgres";
 /// `XLOG_BLCKSZ` of every build that is met in practice; headers of pages are counted by it.
@@ -104,10 +106,26 @@ pub fn query_error(doing: &str, error: &QueryError) -> Error {
     }
 }
 
+/// Refuses what no server takes for a slot's name.
+pub fn check_slot_name(name: &str) -> Result<()> {
+    if is_slot_name(name) {
+        return Ok(());
+    }
+    let message = format!("not the name of a replication slot: {name:?}");
+    Err(Error::usage(message).hint(SLOT_NAMES))
+}
+
 /// A failed command on a slot, for people.
 pub fn slot_error(doing: &str, error: &SlotError) -> Error {
     let message = || format!("cannot {doing}: {}", chain(error));
     match error {
+        SlotError::Query(inner) if lacks_slots(inner) => Error::usage(message())
+            .hint(
+                "raise max_replication_slots and restart the server, or drop a slot that is unused \
+                 (pg_replication_slots); without a slot: --no-slot, but then the server may remove WAL \
+                 before it was received",
+            )
+            .passing(),
         SlotError::Query(inner) if inner.sqlstate().is_some_and(slot_has_changed) => {
             query_error(doing, inner).passing()
         }
@@ -117,8 +135,16 @@ pub fn slot_error(doing: &str, error: &SlotError) -> Error {
         SlotError::Dropped { reason, .. } if query_error(doing, reason).may_pass() => {
             Error::failure(message()).passing()
         }
-        SlotError::Dropped { .. } | SlotError::InvalidName { .. } => Error::failure(message()),
+        SlotError::Dropped { .. } => Error::failure(message()),
+        SlotError::InvalidName { .. } => Error::usage(message()).hint(SLOT_NAMES),
     }
+}
+
+/// Whether a slot cannot be made since the server has no place for another one: by the setting that
+/// its message names in every language (slot.c, `CheckSlotRequirements`, `ReplicationSlotCreate`).
+fn lacks_slots(error: &QueryError) -> bool {
+    let said = matches!(error.sqlstate(), Some("55000" | "53400"));
+    said && (error.sqlstate() == Some("53400") || chain(error).contains("max_replication_slots"))
 }
 
 /// Whether this SQLSTATE says that a slot has come, gone, been taken or given up since it was looked
@@ -443,6 +469,21 @@ pub fn without_page_header(insert_lsn: Lsn, size: SegmentSize) -> Lsn {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A connection would be made for an error that can be known before.
+    #[test]
+    fn what_no_server_takes_for_a_slot_is_refused_with_what_one_does() {
+        check_slot_name("good_slot_1").unwrap();
+        for name in ["Bad-Slot", "", &"x".repeat(64)] {
+            let error = check_slot_name(name).unwrap_err();
+            assert_eq!(error.kind(), Kind::Usage);
+            assert!(
+                error
+                    .hint_text()
+                    .is_some_and(|hint| hint.contains("lower-case"))
+            );
+        }
+    }
 
     #[test]
     fn an_idle_insert_position_behind_a_page_header_counts_as_the_page_start() {

@@ -42,6 +42,10 @@ pub async fn stream(
     clock: Arc<dyn Clock>,
     stop: watch::Receiver<bool>,
 ) -> Result<()> {
+    options
+        .slot
+        .as_deref()
+        .map_or(Ok(()), server::check_slot_name)?;
     let settings = server::resolve(conninfo)?;
     let endpoint = match &watched.metrics {
         Some(address) => Some(Endpoint::bind(address).await?),

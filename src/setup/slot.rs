@@ -39,7 +39,11 @@ impl fmt::Display for SlotReport {
             write!(f, ": {why}")?;
         }
         if self.state == "lost" {
-            f.write_str("\nhint: anywhen slot drop, start the stream again, and take a backup")?;
+            f.write_str(
+                "\nhint: `anywhen stream` makes it anew by itself, unless it is --strict: then \
+                 `anywhen slot drop` first; `anywhen status` shows whether WAL is missing, and a \
+                 backup is needed",
+            )?;
         }
         Ok(())
     }
@@ -47,6 +51,7 @@ impl fmt::Display for SlotReport {
 
 /// Reads the state of a slot.
 pub async fn show(conninfo: Option<&str>, slot: &str) -> Result<SlotReport> {
+    server::check_slot_name(slot)?;
     let mut sql = server::connect_sql(&server::resolve(conninfo)?).await?;
     let state = read_slot(&mut sql, slot)
         .await
@@ -77,6 +82,7 @@ pub async fn show(conninfo: Option<&str>, slot: &str) -> Result<SlotReport> {
 
 /// Drops a slot; the server keeps WAL for it no longer.
 pub async fn drop(conninfo: Option<&str>, slot: &str) -> Result<()> {
+    server::check_slot_name(slot)?;
     let mut replication = server::connect_replication(&server::resolve(conninfo)?).await?;
     match replication.drop_slot(slot).await {
         Ok(()) => Ok(()),

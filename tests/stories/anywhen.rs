@@ -347,11 +347,12 @@ impl Stream {
         });
     }
 
-    /// Asks it to stop, and asserts that it stored all.
+    /// Asks it to stop, and asserts that it stored all. Gives what it said.
     #[track_caller]
-    pub(crate) fn stop(mut self) {
+    pub(crate) fn stop(mut self) -> String {
         self.running.signal(Signal::TERM);
         self.assert_ended_well();
+        self.stderr()
     }
 
     #[track_caller]

@@ -3,7 +3,7 @@
 use crate::ground::eventually;
 use crate::judge::End;
 use crate::record::Record;
-use crate::server::Options;
+use crate::server::{Options, Shutdown, write_setting};
 
 /// A cluster whose slot is forgotten fills its disk: the slot can be seen, and dropped.
 #[test]
@@ -44,6 +44,44 @@ fn a_slot_that_reserves_nothing_yet_is_put_to_use() {
     record.store_all();
     let reserved = "select restart_lsn is not null from pg_replication_slots";
     assert_eq!(record.server.value(reserved), "t");
+}
+
+/// A server without slots is streamed from without one, and whoever is refused is told so. A slot that
+/// is there for the first time on a server that was streamed without is no dropped one.
+#[test]
+fn a_server_without_slots_is_streamed_from_without_one() {
+    let settings = "max_replication_slots = 0\n".to_owned();
+    let mut record = Record::of_server(&Options {
+        settings,
+        ..Options::default()
+    });
+    let refused = record.anywhen.run_on(&record.server, &["stream"]);
+    refused.failed_with(2);
+    refused.says(&["max_replication_slots", "hint", "--no-slot"]);
+    let refused = record
+        .anywhen
+        .run_on(&record.server, &["stream", "--slot", "Bad-Slot"]);
+    refused.failed_with(2);
+    refused.says(&["Bad-Slot", "hint", "lower-case letters"]);
+    record.insert(0);
+    let mut stream = record.anywhen.stream_with(&record.server, &["--no-slot"]);
+    stream.store_all(&record.server);
+    let said = stream.stop();
+    assert!(
+        said.contains("all that was received is stored, up to 0/"),
+        "{said}"
+    );
+
+    record.server.stop(Shutdown::Fast);
+    write_setting(record.server.data(), "max_replication_slots = 4");
+    record.server.start();
+    record.stream = Some(record.anywhen.stream(&record.server));
+    record.store_all();
+    let said = record.stream.as_ref().unwrap().stderr();
+    assert!(
+        said.contains("went without it or by another name"),
+        "{said}"
+    );
 }
 
 /// A stream that was killed leaves its slot in use until the server notices: the next one says what it

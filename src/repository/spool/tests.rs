@@ -632,3 +632,19 @@ async fn a_spool_that_cannot_be_looked_into_is_not_taken_for_an_empty_one() {
         assert!(is_said, "{error}");
     }
 }
+
+/// "File exists" leaves whoever mistook a file for a folder with a riddle.
+#[tokio::test]
+async fn a_file_in_the_place_of_the_spool_is_named() {
+    let stage = Stage::new();
+    let file = stage.at("file");
+    std::fs::write(&file, "").unwrap();
+    for dir in [file.clone(), file.join("spool")] {
+        let cluster = dir.join("main");
+        let refused = hold(&dir, &cluster, &cluster.join("7")).unwrap_err();
+        let said = crate::error::Error::from(refused);
+        let expected = format!("{} is a file, and no folder", file.display());
+        assert!(said.message().ends_with(&expected), "{said}");
+        assert!(said.hint_text().is_some_and(|hint| hint.contains("folder")));
+    }
+}
