@@ -274,6 +274,10 @@ impl Spooling {
         }
     }
 
+    fn failures(&self) -> Failures {
+        Failures::new(self.gauges.clone(), Arc::clone(&self.clock))
+    }
+
     fn show(&self, bytes: u64, objects: usize) {
         let objects = u64::try_from(objects).unwrap_or(u64::MAX);
         self.gauges
@@ -295,7 +299,8 @@ impl Spooling {
             .get_or_try_init(|| async {
                 let clock = Arc::clone(&self.clock);
                 let spool = Spool::open(settings, repository, identity, clock).await?;
-                Ok::<_, RepositoryError>(Draining::begin(spool, repository.clone()))
+                let repository = repository.clone();
+                Ok::<_, RepositoryError>(Draining::begin(spool, repository, self.failures()))
             })
             .await?;
         if draining.spool.system_id() != repository.system_id() {
@@ -335,16 +340,21 @@ impl Spooling {
             spool: draining.map(|draining| Arc::clone(&draining.spool)),
             timeline,
             size,
-            failures: Failures::new(self.gauges.clone(), Arc::clone(&self.clock)),
+            failures: self.failures(),
         };
         (storing, news)
     }
 }
 
 impl Draining {
-    fn begin(spool: Arc<Spool>, repository: Repository) -> Self {
+    fn begin(spool: Arc<Spool>, repository: Repository, failures: Failures) -> Self {
         let listener = Arc::default();
-        let task = keep_empty(Arc::clone(&spool), repository, Arc::clone(&listener));
+        let task = keep_empty(
+            Arc::clone(&spool),
+            repository,
+            Arc::clone(&listener),
+            failures,
+        );
         Self {
             spool,
             listener,
@@ -364,6 +374,7 @@ async fn keep_empty(
     spool: Arc<Spool>,
     repository: Repository,
     listener: Arc<Mutex<Option<mpsc::UnboundedSender<SpoolNews>>>>,
+    failures: Failures,
 ) {
     let tell = |news: SpoolNews| {
         let listener = listener.lock().unwrap_or_else(PoisonError::into_inner);
@@ -388,7 +399,7 @@ async fn keep_empty(
             }
             Ok(false) => {}
             Err(error) if error.is_unreachable() => {
-                tracing::debug!("the spool waits: {}", chain(&error));
+                failures.note(&error, "the spool waits");
             }
             Err(error) => {
                 tell(SpoolNews::Failed(error));
