@@ -2,14 +2,15 @@
 
 use std::fmt;
 
-use zstd::zstd_safe::{DCtx, InBuffer, OutBuffer};
+use zstd::zstd_safe::{InBuffer, OutBuffer};
 
-use crate::frame::{self, Next, ZSTD_MAGIC};
+use crate::content::ContentDigest;
+use crate::frame::{self, Decompressor, Next, ZSTD_MAGIC};
 use crate::header::FRAME_HEAD_BYTES;
 use crate::sealing::{SEALED_HEAD_BYTES, Sealing, TAG_BYTES};
 use crate::{
     DataKey, Error, Frame, Header, MAX_TRAILER_BYTES, Part, Reading, TAIL_BYTES, Trailer,
-    byte_count, digest_text, read_header, trailer,
+    byte_count, read_header, trailer,
 };
 
 const MAGIC_BYTES: usize = 4;
@@ -155,6 +156,7 @@ impl Decoder {
         if let Reading::Done((header, _)) = read_header(&self.pending)? {
             self.sealing = header.sealing(&self.pending, self.key.as_ref())?;
             self.key = None;
+            self.plain.digest = header.content_digest()?;
             self.header = Some(header);
             self.stored_crc32.update(&self.pending);
             self.pending.clear();
@@ -286,21 +288,22 @@ impl Decoder {
 
 /// Compressed bytes to plain ones, which are counted and digested.
 struct Plain {
-    decompressor: DCtx<'static>,
+    decompressor: Decompressor,
     output: Vec<u8>,
     bytes: u64,
     bytes_max: u64,
-    digest: blake3::Hasher,
+    digest: ContentDigest,
 }
 
 impl Plain {
     fn new(bytes_max: u64) -> Result<Self, Error> {
         Ok(Self {
-            decompressor: frame::decompressor()?,
+            decompressor: Decompressor::new()?,
             output: vec![0; OUTPUT_BYTES],
             bytes: 0,
             bytes_max,
-            digest: blake3::Hasher::new(),
+            // until the header was read
+            digest: ContentDigest::of_plain(),
         })
     }
 
@@ -321,6 +324,7 @@ impl Plain {
             let mut output = OutBuffer::around(self.output.as_mut_slice());
             let left = self
                 .decompressor
+                .context()
                 .decompress_stream(&mut output, &mut input)
                 .map_err(|code| frame::failed(code, offset))?;
             let room_left = output.pos() < output.capacity();
@@ -338,6 +342,7 @@ impl Plain {
                 sink(plain);
             }
             if left == 0 {
+                self.digest.end_frame();
                 return Ok((input.pos(), true));
             }
             if input.pos() >= bytes.len() && room_left {
@@ -384,7 +389,7 @@ impl Plain {
                 found: self.bytes,
             });
         }
-        let digest = digest_text(&self.digest.finalize());
+        let digest = self.digest.text();
         if digest != trailer.digest {
             return Err(Error::Digest {
                 expected: trailer.digest.clone(),

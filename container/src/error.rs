@@ -105,6 +105,17 @@ pub enum Error {
         /// The codec's name.
         found: String,
     },
+    /// Its digest is of something that this build does not know.
+    #[error("object has an unknown kind of digest, upgrade anywhen: {found:?}")]
+    UnknownDigest {
+        /// What it is of, as the header has it.
+        found: String,
+    },
+    /// A frame that was compressed elsewhere, for an object whose digest needs its plain bytes.
+    #[error(
+        "a compressed frame needs a header with a digest of frames: found a digest of plain bytes"
+    )]
+    DigestOfPlain,
     /// Encrypted, and no key was given.
     #[error("object is encrypted and no key was given: key {key:?}")]
     Encrypted {
@@ -241,6 +252,8 @@ impl Error {
         match self {
             Self::NewerFormat { .. }
             | Self::UnknownCodec { .. }
+            | Self::UnknownDigest { .. }
+            | Self::DigestOfPlain
             | Self::Encrypted { .. }
             | Self::WrongKey { .. }
             | Self::UnknownCipher { .. }

@@ -62,9 +62,11 @@ pub(crate) struct Compressor {
 
 thread_local! {
     static SPARE: Cell<Option<CCtx<'static>>> = const { Cell::new(None) };
+    static SPARE_DECODER: Cell<Option<DCtx<'static>>> = const { Cell::new(None) };
 }
 
-/// What a thread keeps at most: that of the lower levels, which the pieces of WAL are stored with.
+/// What a thread keeps of each kind at most: that of the lower levels, which the pieces of WAL are
+/// stored with.
 const SPARE_BYTES_MAX: usize = 4 << 20;
 
 impl Compressor {
@@ -122,13 +124,40 @@ fn configured(spare: Option<CCtx<'static>>, level: i32) -> Result<CCtx<'static>,
     Ok(context)
 }
 
-/// A decompressor that allocates at most the window that [`Compressor`] can ask for.
-pub(crate) fn decompressor() -> Result<DCtx<'static>, Error> {
-    let mut context = DCtx::create();
-    context
-        .set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX))
-        .map_err(|code| failed(code, 0))?;
-    Ok(context)
+/// A decompressor that allocates at most the window that [`Compressor`] can ask for, for one frame
+/// after another.
+///
+/// It too stays with the thread: to make one takes longer than to decode a frame of a few kilobytes.
+pub(crate) struct Decompressor {
+    context: Option<DCtx<'static>>,
+}
+
+impl Decompressor {
+    pub(crate) fn new() -> Result<Self, Error> {
+        let spare = SPARE_DECODER.try_with(Cell::take).ok().flatten();
+        let mut context = spare.unwrap_or_else(DCtx::create);
+        // what was broken off is forgotten
+        context
+            .reset(ResetDirective::SessionAndParameters)
+            .and_then(|_| context.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX)))
+            .map_err(|code| failed(code, 0))?;
+        Ok(Self {
+            context: Some(context),
+        })
+    }
+
+    pub(crate) fn context(&mut self) -> &mut DCtx<'static> {
+        self.context.as_mut().expect("it is there until the drop")
+    }
+}
+
+impl Drop for Decompressor {
+    fn drop(&mut self) {
+        let context = self.context.take();
+        let small = context.filter(|context| context.sizeof() <= SPARE_BYTES_MAX);
+        // a thread that ends keeps nothing
+        let _ended = SPARE_DECODER.try_with(|spare| spare.set(small));
+    }
 }
 
 fn compress(
@@ -202,7 +231,8 @@ pub(crate) fn decode(
         });
     }
     let mut plain = Vec::with_capacity(expected_plain_bytes);
-    let found = decompressor()?
+    let found = Decompressor::new()?
+        .context()
         .decompress(&mut plain, stored)
         .map_err(|code| failed(code, offset))?;
     if found != expected_plain_bytes {

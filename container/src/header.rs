@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::content::ContentDigest;
 use crate::error::hex;
 use crate::key::{KEY_BYTES, parse_hex, push_hex};
 use crate::sealing::Sealing;
@@ -18,6 +19,8 @@ pub const FORMAT: u32 = 1;
 pub const CODEC_ZSTD: &str = "zstd";
 /// The only cipher of format 1.
 pub const CIPHER_AES_256_GCM: &str = "aes-256-gcm";
+/// The only value of [`Header::digest_of`].
+pub const DIGEST_OF_FRAMES: &str = "frames";
 /// The longest header text in bytes.
 pub const MAX_HEADER_BYTES: u64 = 64 * 1024;
 
@@ -51,6 +54,10 @@ pub struct Header {
     pub segment_bytes: Option<u64>,
     /// [`CODEC_ZSTD`].
     pub codec: String,
+    /// [`DIGEST_OF_FRAMES`] where [`crate::Trailer::digest`] is [`crate::digest_of_frames`]; absent
+    /// where it is [`crate::digest`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest_of: Option<String>,
     /// The id of the data key that the content is encrypted with ([`DataKey::id`]); absent, as are
     /// all fields below, when it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -82,6 +89,7 @@ impl Header {
             end: None,
             segment_bytes: None,
             codec: CODEC_ZSTD.to_owned(),
+            digest_of: None,
             key: None,
             cipher: None,
             salt: None,
@@ -111,6 +119,7 @@ impl Header {
                 found: self.codec.clone(),
             });
         }
+        self.content_digest()?;
         let missing = |field| Err(Error::MissingField { field });
         match (&self.key, &self.cipher, &self.salt) {
             (None, None, None) if self.wraps.is_empty() => Ok(None),
@@ -131,6 +140,17 @@ impl Header {
                 }
                 Ok(Some(salt))
             }
+        }
+    }
+
+    /// What computes the digest of the content, as the header says.
+    pub(crate) fn content_digest(&self) -> Result<ContentDigest, Error> {
+        match self.digest_of.as_deref() {
+            None => Ok(ContentDigest::of_plain()),
+            Some(DIGEST_OF_FRAMES) => Ok(ContentDigest::of_frames()),
+            Some(found) => Err(Error::UnknownDigest {
+                found: found.to_owned(),
+            }),
         }
     }
 

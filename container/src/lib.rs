@@ -18,7 +18,9 @@
 //! Stock `zstd -dc` skips the two outer parts and gives the plain bytes; `head -n 1` shows a person
 //! what an object is; the last [`TAIL_BYTES`] bytes lead to the trailer without reading the rest.
 //! [`Trailer::stored_crc32`] covers all bytes before the trailer frame, and
-//! [`Trailer::digest`] the plain bytes, so that no changed bit stays unseen.
+//! [`Trailer::digest`] the plain bytes, so that no changed bit stays unseen. It is their BLAKE3 hash,
+//! or that of the hashes of the frames ([`Header::digest_of`]), which those who compress frames
+//! beside each other have already.
 //!
 //! # Encrypted objects
 //!
@@ -54,6 +56,7 @@
     clippy::indexing_slicing
 )]
 
+mod content;
 mod decoder;
 mod encoder;
 mod error;
@@ -66,11 +69,13 @@ mod stored;
 mod trailer;
 
 pub use decoder::{Decoder, Object, decode, frame_places};
-pub use encoder::{Encoder, Frame, encode};
+pub use encoder::{CompressedFrame, Encoder, Frame, FrameCompressor, encode};
 pub use error::{Error, Part};
 pub use frame::MAX_FRAME_PLAIN_BYTES;
 pub use frame_reader::FrameReader;
-pub use header::{CIPHER_AES_256_GCM, CODEC_ZSTD, FORMAT, Header, MAX_HEADER_BYTES, read_header};
+pub use header::{
+    CIPHER_AES_256_GCM, CODEC_ZSTD, DIGEST_OF_FRAMES, FORMAT, Header, MAX_HEADER_BYTES, read_header,
+};
 pub use key::{DataKey, KEY_BYTES};
 pub use stored::check_stored;
 pub use trailer::{MAX_TRAILER_BYTES, TAIL_BYTES, Trailer, read_trailer};
@@ -87,9 +92,23 @@ pub enum Reading<T> {
 /// The digest of plain bytes as it stands in a [`Trailer`]: `blake3:` and 64 hex digits.
 ///
 /// Two objects hold the same content if and only if their digests are equal; stored bytes may
-/// differ with codec and level.
+/// differ with codec and level. Where the header has [`Header::digest_of`], see
+/// [`digest_of_frames`].
 pub fn digest(plain: &[u8]) -> String {
     digest_text(&blake3::hash(plain))
+}
+
+/// The digest of an object whose header says [`DIGEST_OF_FRAMES`]: `blake3:` and the 64 hex digits
+/// of the BLAKE3 hash over the 32 bytes of the BLAKE3 hash of each frame's plain bytes, in order.
+///
+/// Two such objects hold the same content in the same frames if and only if their digests are
+/// equal.
+pub fn digest_of_frames<'a>(hashes: impl IntoIterator<Item = &'a [u8; 32]>) -> String {
+    let mut whole = blake3::Hasher::new();
+    for hash in hashes {
+        whole.update(hash);
+    }
+    digest_text(&whole.finalize())
 }
 
 fn digest_text(hash: &blake3::Hash) -> String {

@@ -4,6 +4,7 @@
     reason = "helpers outside #[test] functions may fail loudly too"
 )]
 
+mod compressed;
 mod damage;
 mod forged;
 mod fuzz;

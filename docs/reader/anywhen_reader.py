@@ -149,6 +149,7 @@ class Object:
         own = f'{self.header["cluster"]}/{self.header["system_id"]}/{self.header["name"]}'
         need(own == path, f"it says that it is another object: {own}")
         need(self.header["codec"] == CODEC, "unknown codec, upgrade the reader")
+        need(self.header.get("digest_of", "frames") == "frames", "unknown digest, upgrade the reader")
         self.aead, key_id = None, self.header.get("key")
         if key_id is None:
             need(accept_plain, "not encrypted, though an identity was given (--accept-plain reads it)")
@@ -203,7 +204,10 @@ class Object:
             at += used
         plain = b"".join(parts)
         need(len(plain) == trailer["plain_bytes"], "plain bytes are not as many as were written")
-        need("blake3:" + blake3(plain).hexdigest() == trailer["digest"], "plain bytes are damaged")
+        digested = plain
+        if "digest_of" in self.header:
+            digested = b"".join(blake3(part).digest() for part in parts)
+        need("blake3:" + blake3(digested).hexdigest() == trailer["digest"], "plain bytes are damaged")
         return plain, trailer
 
 
