@@ -225,6 +225,85 @@ impl FileChecker {
     }
 }
 
+/// Computes a [`FileSum`] with CRC-32C from those of a file's parts, without the parts' bytes.
+#[derive(Debug, Clone, Default)]
+pub struct SumOfParts {
+    size: u64,
+    crc32c: u32,
+}
+
+impl SumOfParts {
+    /// At a file's first byte.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The next part: its CRC-32C and its length in bytes.
+    pub fn part(&mut self, crc32c: u32, bytes: u64) {
+        // both have all ones before and after, which cancel each other out
+        self.crc32c = times(self.crc32c, shift_by(bytes)) ^ crc32c;
+        self.size = self.size.saturating_add(bytes);
+    }
+
+    /// So many zero bytes.
+    pub fn zeros(&mut self, bytes: u64) {
+        self.crc32c = !times(!self.crc32c, shift_by(bytes));
+        self.size = self.size.saturating_add(bytes);
+    }
+
+    /// The file has ended.
+    pub fn finish(self) -> FileSum {
+        FileSum {
+            size: self.size,
+            checksum: Checksum::Crc32c(self.crc32c),
+        }
+    }
+}
+
+// A CRC is the remainder of a polynomial over GF(2): its highest bit is the coefficient of x^0, its
+// lowest that of x^31. Bytes that follow multiply what came before them by x^8 each.
+
+/// The polynomial of CRC-32C (RFC 3720, B.4: 0x1EDC6F41) without x^32, bits reversed.
+const CRC32C_POLYNOMIAL: u32 = 0x82F6_3B78;
+/// x^0.
+const ONE: u32 = 1 << 31;
+/// x^8: one byte.
+const ONE_BYTE: u32 = ONE >> 8;
+
+/// x^(8 * 2^n) for each bit n of a length in bytes.
+const BYTE_SHIFTS: [u32; 64] = {
+    let mut shifts = [0; 64];
+    let mut left: &mut [u32] = &mut shifts;
+    let mut shift = ONE_BYTE;
+    while let [first, rest @ ..] = left {
+        *first = shift;
+        shift = times(shift, shift);
+        left = rest;
+    }
+    shifts
+};
+
+/// The product of two remainders.
+const fn times(one: u32, other: u32) -> u32 {
+    let (mut left, mut term, mut product) = (one, other, 0);
+    while left != 0 {
+        if left & ONE != 0 {
+            product ^= term;
+        }
+        left <<= 1;
+        // the next coefficient: the term times x
+        term = (term >> 1) ^ if term & 1 == 0 { 0 } else { CRC32C_POLYNOMIAL };
+    }
+    product
+}
+
+/// What so many bytes multiply what came before them by.
+fn shift_by(bytes: u64) -> u32 {
+    let set = BYTE_SHIFTS.iter().enumerate();
+    let set = set.filter(|(bit, _)| bytes >> bit & 1 == 1);
+    set.fold(ONE, |product, (_, shift)| times(*shift, product))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -190,11 +190,15 @@ impl fmt::Display for Mismatch {
 }
 
 /// `pg_verifybackup.c`, `verifier_context.ignore_list`, as far as the server sends it.
-fn is_left_out(path: &RelativePath) -> bool {
+pub(crate) fn is_left_out(path: &RelativePath) -> bool {
     path.as_bytes() == b"backup_manifest" || path.is_at_or_below("pg_wal")
 }
 
-fn difference(path: &RelativePath, expected: &FileSum, found: &FileSum) -> Option<Mismatch> {
+pub(crate) fn difference(
+    path: &RelativePath,
+    expected: &FileSum,
+    found: &FileSum,
+) -> Option<Mismatch> {
     let path = path.clone();
     if expected.size != found.size {
         return Some(Mismatch::Size {

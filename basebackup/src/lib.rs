@@ -7,7 +7,8 @@
 //! Reading order, which is the order in which a backup arrives: the messages of `BASE_BACKUP`
 //! ([`stream`]), the archives in them ([`tar`]) with their paths ([`RelativePath`]), the files with a
 //! meaning of their own ([`label`], [`tablespace_map`], [`control`]), and at the end the server's
-//! own list ([`manifest`]), against which the files that passed are compared ([`Ledger`]).
+//! own list ([`manifest`]), against which the files that passed are compared ([`Ledger`], or
+//! [`Tally`] where they are too many to be held).
 //!
 //! Names of PostgreSQL source files in comments say where a fact comes from.
 #![warn(
@@ -26,14 +27,16 @@ pub mod manifest;
 mod path;
 pub mod stream;
 pub mod tablespace_map;
+mod tally;
 pub mod tar;
 
-pub use checksum::{Algorithm, Checksum, FileChecker, FileSum};
+pub use checksum::{Algorithm, Checksum, FileChecker, FileSum, SumOfParts};
 pub use control::{ClusterState, ControlFile, WalLevel};
 pub use label::BackupLabel;
 pub use ledger::{Ledger, Mismatch};
 pub use manifest::{Manifest, ManifestFile};
 pub use path::{PathFault, RelativePath, UnsafePath};
+pub use tally::{Differences, Tally};
 pub use tar::{TarError, TarEvent, TarParser};
 
 /// A length in memory as a number of bytes.

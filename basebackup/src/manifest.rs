@@ -4,17 +4,22 @@
 //! its version first, its own SHA-256 on the last line. Version 1 is of 13 to 16, version 2, which
 //! adds the system identifier, of 17 and later.
 
+mod entries;
+mod writer;
+
 use std::borrow::Cow;
-use std::fmt::{self, Write as _};
+use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use wal::{Lsn, TimelineId, WalRange};
 
 use crate::checksum::{bytes_of, hex_bytes};
 use crate::{Algorithm, Checksum, FileSum, RelativePath, UnsafePath, byte_count};
+
+pub use entries::{Entries, LINE_BYTES_MAX, ManifestEnd};
+pub use writer::ManifestWriter;
 
 /// What `backup_manifest` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +83,18 @@ pub enum ManifestError {
     /// It is not the JSON that a manifest is: also for an unknown key, or keys in another order.
     #[error("backup_manifest is not understood")]
     Json(#[source] serde_json::Error),
+    /// A line is not one that a server writes in its place ([`Entries`] alone reads by line).
+    #[error(
+        "backup_manifest is not understood at line {line}: expected {expected}, found {found:?}"
+    )]
+    Line {
+        /// The line's number, from 1.
+        line: u64,
+        /// What would have been understood.
+        expected: &'static str,
+        /// The line, at most its first 200 bytes.
+        found: String,
+    },
     /// A version that this build does not know.
     #[error("backup_manifest has an unknown version: found {found}")]
     Version {
@@ -150,28 +167,13 @@ impl Manifest {
     /// Writes `backup_manifest` as a server does: `pg_verifybackup` takes it, and what a server of 13
     /// to 18 wrote comes out byte for byte (19 pads the lower half of an LSN with zeros).
     pub fn write(&self) -> Vec<u8> {
-        let mut out = String::new();
-        self.write_to(&mut out)
-            .expect("a String takes all that is written to it");
-        out.into_bytes()
-    }
-
-    fn write_to(&self, out: &mut String) -> fmt::Result {
-        writeln!(
-            out,
-            "{{ \"PostgreSQL-Backup-Manifest-Version\": {},",
-            self.version
-        )?;
-        if let Some(system_id) = self.system_id {
-            writeln!(out, "\"System-Identifier\": {system_id},")?;
+        let mut out = Vec::new();
+        let mut writer = ManifestWriter::new(self.version, self.system_id, &mut out);
+        for file in &self.files {
+            writer.file(file, &mut out);
         }
-        write!(out, "\"Files\": [")?;
-        write_list(out, &self.files, write_file)?;
-        write!(out, "\n],\n\"WAL-Ranges\": [")?;
-        write_list(out, &self.wal_ranges, write_wal_range)?;
-        writeln!(out, "\n],")?;
-        let checksum = sha256(out.as_bytes());
-        writeln!(out, "{CHECKSUM_BEFORE}{checksum}{CHECKSUM_AFTER}")
+        writer.finish(&self.wal_ranges, &mut out);
+        out
     }
 }
 
@@ -192,15 +194,20 @@ fn verify_checksum(bytes: &[u8]) -> Result<(), ManifestError> {
         .unwrap_or((&[], before_end));
     let expected = bytes
         .ends_with(b"\n")
-        .then(|| last.strip_prefix(CHECKSUM_BEFORE.as_bytes()))
+        .then(|| checksum_of(last))
         .flatten()
-        .and_then(|rest| rest.strip_suffix(CHECKSUM_AFTER.as_bytes()))
-        .and_then(|hex| bytes_of(std::str::from_utf8(hex).ok()?))
-        .map(Checksum::Sha256)
-        .ok_or_else(|| ManifestError::LastLine {
-            found: String::from_utf8_lossy(last.get(..200).unwrap_or(last)).into_owned(),
-        })?;
-    let found = sha256(covered);
+        .ok_or_else(|| ManifestError::LastLine { found: shown(last) })?;
+    compare(expected, Checksum::Sha256(Sha256::digest(covered).into()))
+}
+
+/// The checksum on the last line, which is given without its line feed.
+fn checksum_of(last: &[u8]) -> Option<Checksum> {
+    let rest = last.strip_prefix(CHECKSUM_BEFORE.as_bytes())?;
+    let hex = rest.strip_suffix(CHECKSUM_AFTER.as_bytes())?;
+    Some(Checksum::Sha256(bytes_of(std::str::from_utf8(hex).ok()?)?))
+}
+
+fn compare(expected: Checksum, found: Checksum) -> Result<(), ManifestError> {
     if found == expected {
         Ok(())
     } else {
@@ -208,8 +215,9 @@ fn verify_checksum(bytes: &[u8]) -> Result<(), ManifestError> {
     }
 }
 
-fn sha256(bytes: &[u8]) -> Checksum {
-    Checksum::Sha256(Sha256::digest(bytes).into())
+/// The beginning of a line, for a message.
+fn shown(line: &[u8]) -> String {
+    String::from_utf8_lossy(line.get(..200).unwrap_or(line)).into_owned()
 }
 
 /// The JSON as it stands, its values not yet understood.
@@ -418,55 +426,4 @@ impl<'de> Deserialize<'de> for Files {
 
         deserializer.deserialize_seq(List)
     }
-}
-
-fn write_list<T>(
-    out: &mut String,
-    entries: &[T],
-    write: impl Fn(&mut String, &T) -> fmt::Result,
-) -> fmt::Result {
-    for (index, entry) in entries.iter().enumerate() {
-        out.push_str(if index == 0 { "\n" } else { ",\n" });
-        write(out, entry)?;
-    }
-    Ok(())
-}
-
-/// Strings are escaped as utils/adt/json.c, `escape_json` does.
-fn write_file(out: &mut String, file: &ManifestFile) -> fmt::Result {
-    let path = file.path.as_bytes();
-    if let Ok(path) = std::str::from_utf8(path) {
-        write!(out, "{{ \"Path\": {}", Value::from(path))?;
-    } else {
-        write!(out, "{{ \"Encoded-Path\": \"")?;
-        path.iter().try_for_each(|byte| write!(out, "{byte:02x}"))?;
-        write!(out, "\"")?;
-    }
-    write!(out, ", \"Size\": {}", file.sum.size)?;
-    if let Some(last_modified) = &file.last_modified {
-        write!(
-            out,
-            ", \"Last-Modified\": {}",
-            Value::from(last_modified.as_str())
-        )?;
-    }
-    let checksum = &file.sum.checksum;
-    if *checksum != Checksum::None {
-        let algorithm = checksum.algorithm();
-        write!(
-            out,
-            ", \"Checksum-Algorithm\": \"{algorithm}\", \"Checksum\": \"{checksum}\""
-        )?;
-    }
-    write!(out, " }}")
-}
-
-fn write_wal_range(out: &mut String, wal: &ManifestWalRange) -> fmt::Result {
-    let ManifestWalRange { timeline, range } = wal;
-    write!(out, "{{ \"Timeline\": {timeline}, ")?;
-    write!(
-        out,
-        "\"Start-LSN\": \"{}\", \"End-LSN\": \"{}\" }}",
-        range.start, range.end
-    )
 }

@@ -172,7 +172,12 @@ fn manifest_survives_any_bytes() {
             .map_or(0, |at| at + 1);
         drop(Manifest::parse(bytes, 1 << 20));
         let sealed = crate::server_manifest::sealed_bytes(&bytes[..end]);
-        if let Ok(manifest) = Manifest::parse(&sealed, 1 << 20) {
+        let whole = Manifest::parse(&sealed, 1 << 20);
+        // What is read by line is read as JSON, and says the same.
+        if let Ok(manifest) = crate::streamed::read(&sealed, 100) {
+            assert_eq!(whole.as_ref().unwrap(), &manifest);
+        }
+        if let Ok(manifest) = whole {
             assert_eq!(
                 Manifest::parse(&manifest.write(), 1 << 22).unwrap(),
                 manifest

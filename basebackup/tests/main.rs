@@ -13,6 +13,7 @@ mod fuzz;
 mod messages;
 mod recorded;
 mod server_manifest;
+mod streamed;
 
 use wal::Major;
 

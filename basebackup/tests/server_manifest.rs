@@ -186,20 +186,29 @@ fn any_file() -> impl Strategy<Value = ManifestFile> {
     )
 }
 
-proptest! {
-    #[test]
-    fn reads_back_what_it_writes(
-        files in prop::collection::vec(any_file(), 0..6),
-        system_id in any::<Option<u64>>(),
-        ranges in prop::collection::vec((1_u32.., any::<u32>(), any::<u32>()), 0..3),
-    ) {
+/// Any manifest that could be written.
+pub(crate) fn any_manifest() -> impl Strategy<Value = Manifest> {
+    let files = prop::collection::vec(any_file(), 0..6);
+    let ranges = prop::collection::vec((1_u32.., any::<u32>(), any::<u32>()), 0..3);
+    (files, any::<Option<u64>>(), ranges).prop_map(|(files, system_id, ranges)| {
         let wal_ranges = ranges.into_iter().map(|(timeline, start, length)| {
             let start = Lsn::new(u64::from(start) << 8);
             let range = WalRange::new(start, start.saturating_add(u64::from(length)));
-            ManifestWalRange { timeline: TimelineId::new(timeline).unwrap(), range }
+            let timeline = TimelineId::new(timeline).unwrap();
+            ManifestWalRange { timeline, range }
         });
-        let version = 1 + u32::from(system_id.is_some());
-        let manifest = Manifest { version, system_id, files, wal_ranges: wal_ranges.collect() };
+        Manifest {
+            version: 1 + u32::from(system_id.is_some()),
+            system_id,
+            files,
+            wal_ranges: wal_ranges.collect(),
+        }
+    })
+}
+
+proptest! {
+    #[test]
+    fn reads_back_what_it_writes(manifest in any_manifest()) {
         prop_assert_eq!(Manifest::parse(&manifest.write(), LIMIT).unwrap(), manifest);
     }
 }
