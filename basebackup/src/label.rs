@@ -111,6 +111,18 @@ impl BackupLabel {
             incremental,
         })
     }
+
+    /// The bytes of `backup_label` without the two lines that make it an increment's: what stands
+    /// in a full backup that was put together from one (`pg_combinebackup/backup_label.c`).
+    ///
+    /// `bytes` have to be those of a label; where those lines are not in it, they come back as they
+    /// are.
+    pub fn without_increment(bytes: &[u8]) -> Result<Vec<u8>, LabelError> {
+        let full = |line: &&[u8]| !line.starts_with(b"INCREMENTAL FROM ");
+        Self::parse(bytes)?;
+        let lines = bytes.split_inclusive(|byte| *byte == b'\n');
+        Ok(lines.filter(full).flatten().copied().collect())
+    }
 }
 
 impl LabelError {
@@ -227,6 +239,25 @@ mod tests {
         assert_eq!((from.lsn, from.timeline.get()), (Lsn::new(0x300_0028), 2));
         let text = format!("{LABEL}INCREMENTAL FROM LSN: 0/3000028\n");
         BackupLabel::parse(text.as_bytes()).unwrap_err();
+    }
+
+    /// No server starts with those lines in place.
+    #[test]
+    fn takes_the_increment_out_and_nothing_else() {
+        let odd = LABEL.replace(
+            "LABEL: anywhen",
+            "LABEL: INCREMENTAL FROM LSN: 0/1 \u{fffd}",
+        );
+        for full in [LABEL, &odd] {
+            let text = format!("{full}INCREMENTAL FROM LSN: 0/3000028\nINCREMENTAL FROM TLI: 2\n");
+            for text in [full, &text] {
+                let found = BackupLabel::without_increment(text.as_bytes()).unwrap();
+                assert_eq!(found, full.as_bytes());
+                assert_eq!(BackupLabel::parse(&found).unwrap().incremental, None);
+            }
+        }
+        let half = format!("{LABEL}INCREMENTAL FROM LSN: 0/3000028\n");
+        BackupLabel::without_increment(half.as_bytes()).unwrap_err();
     }
 
     #[test]

@@ -5,8 +5,9 @@
 //! multiple of what was fed.
 //!
 //! Reading order, which is the order in which a backup arrives: the messages of `BASE_BACKUP`
-//! ([`stream`]), the archives in them ([`tar`]) with their paths ([`RelativePath`]), the files with a
-//! meaning of their own ([`label`], [`tablespace_map`], [`control`]), and at the end the server's
+//! ([`stream`]), the archives in them ([`tar`]) with their paths ([`RelativePath`]), relations' files
+//! ([`RelationFile`]) and what is sent of those that were in an earlier backup ([`incremental`]),
+//! the files with a meaning of their own ([`label`], [`tablespace_map`], [`control`]), and at the end the server's
 //! own list ([`manifest`]), against which the files that passed are compared ([`Ledger`], or
 //! [`Tally`] where they are too many to be held).
 //!
@@ -20,11 +21,13 @@
 
 pub mod checksum;
 pub mod control;
+pub mod incremental;
 pub mod label;
 mod ledger;
 mod lines;
 pub mod manifest;
 mod path;
+mod relation;
 pub mod stream;
 pub mod tablespace_map;
 mod tally;
@@ -36,6 +39,7 @@ pub use label::BackupLabel;
 pub use ledger::{Ledger, Mismatch};
 pub use manifest::{Manifest, ManifestFile};
 pub use path::{PathFault, RelativePath, UnsafePath};
+pub use relation::{BlockLayout, Fork, RelationFile};
 pub use tally::{Differences, Tally};
 pub use tar::{TarError, TarEvent, TarParser};
 

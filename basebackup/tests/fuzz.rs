@@ -102,7 +102,7 @@ mod driver {
 }
 
 use basebackup::stream::{Events, Form, Tablespace};
-use basebackup::{BackupLabel, ControlFile, Manifest, tablespace_map};
+use basebackup::{BackupLabel, BlockLayout, ControlFile, Manifest, tablespace_map};
 use wal::Major;
 
 use crate::{archives, golden, tar_header};
@@ -147,7 +147,18 @@ fn stream_survives_any_bytes() {
 
 #[test]
 fn label_survives_any_bytes() {
-    driver::run("label", vec![], |bytes| drop(BackupLabel::parse(bytes)));
+    driver::run("label", vec![], |bytes| {
+        let label = BackupLabel::parse(bytes).ok();
+        let full = BackupLabel::without_increment(bytes).ok();
+        let expected = label.map(|label| BackupLabel {
+            incremental: None,
+            ..label
+        });
+        assert_eq!(
+            full.map(|full| BackupLabel::parse(&full).unwrap()),
+            expected
+        );
+    });
 }
 
 #[test]
@@ -182,6 +193,20 @@ fn manifest_survives_any_bytes() {
                 Manifest::parse(&manifest.write(), 1 << 22).unwrap(),
                 manifest
             );
+        }
+    });
+}
+
+#[test]
+fn increment_survives_any_bytes() {
+    driver::run("increment", vec![], |bytes| {
+        let layout = BlockLayout::new(1024, 20).unwrap();
+        let whole = crate::increments::read(bytes, layout, usize::MAX);
+        // The verdict does not depend on the cut.
+        assert_eq!(crate::increments::read(bytes, layout, 3), whole);
+        if let Ok((header, blocks)) = whole {
+            assert_eq!(blocks.len(), header.blocks().len() * 1024);
+            assert!(header.rebuilt_blocks() <= 20);
         }
     });
 }

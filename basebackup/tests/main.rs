@@ -1,5 +1,5 @@
 //! The tests of what passes in a base backup, a module per story. What servers of each major sent
-//! is in `golden/`, made by `golden/make`.
+//! is in `golden/`, made by `golden/make` and `golden/make_relations`.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -10,6 +10,7 @@
 mod archives;
 mod control_file;
 mod fuzz;
+mod increments;
 mod messages;
 mod recorded;
 mod server_manifest;
