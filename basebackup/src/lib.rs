@@ -6,7 +6,7 @@
 //!
 //! Reading order, which is the order in which a backup arrives: the messages of `BASE_BACKUP`
 //! ([`stream`]), the archives in them ([`tar`]) with their paths ([`RelativePath`]), relations' files
-//! ([`RelationFile`]) and what is sent of those that were in an earlier backup ([`incremental`]),
+//! ([`RelationFile`]) with their [`page`]s and what is sent of those that were in an earlier backup ([`incremental`]),
 //! the files with a meaning of their own ([`label`], [`tablespace_map`], [`control`]), and at the end the server's
 //! own list ([`manifest`]), against which the files that passed are compared ([`Ledger`], or
 //! [`Tally`] where they are too many to be held).
@@ -26,6 +26,7 @@ pub mod label;
 mod ledger;
 mod lines;
 pub mod manifest;
+pub mod page;
 mod path;
 mod relation;
 pub mod stream;

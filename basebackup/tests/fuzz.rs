@@ -101,9 +101,10 @@ mod driver {
     }
 }
 
+use basebackup::page::{PageVerdict, check_page};
 use basebackup::stream::{Events, Form, Tablespace};
 use basebackup::{BackupLabel, BlockLayout, ControlFile, Manifest, tablespace_map};
-use wal::Major;
+use wal::{Lsn, Major};
 
 use crate::{archives, golden, tar_header};
 
@@ -207,6 +208,17 @@ fn increment_survives_any_bytes() {
         if let Ok((header, blocks)) = whole {
             assert_eq!(blocks.len(), header.blocks().len() * 1024);
             assert!(header.rebuilt_blocks() <= 20);
+        }
+    });
+}
+
+#[test]
+fn page_survives_any_bytes() {
+    let sample = golden(Major::V18, "pages.zst")[..8192].to_vec();
+    driver::run("page", vec![sample, vec![0; 1024]], |bytes| {
+        for start in [0, 1 << 20, u64::MAX] {
+            let verdict = check_page(bytes, 0, Lsn::new(start));
+            assert!(verdict != PageVerdict::New || bytes.iter().all(|byte| *byte == 0));
         }
     });
 }

@@ -12,6 +12,7 @@ mod control_file;
 mod fuzz;
 mod increments;
 mod messages;
+mod pages;
 mod recorded;
 mod server_manifest;
 mod streamed;
