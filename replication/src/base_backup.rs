@@ -3,6 +3,8 @@
 //! What the data means (tar archives, the manifest) is for another to say; here is only which
 //! part of the answer it belongs to (`basebackup_copy.c`, and `basebackup.c` before 15).
 
+mod options;
+
 use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
 
@@ -15,136 +17,17 @@ use crate::connection::{Connection, QueryError, row_values, unexpected};
 use crate::framing::{Message, WireError};
 use crate::server_error::ServerError;
 
+pub(crate) use options::INCREMENTAL_SINCE;
+pub use options::{
+    BackupKind, BaseBackupOptions, CheckpointMode, ManifestChecksums, ServerCompression,
+};
+
 /// The server version from which the command takes its options in parentheses and sends one copy
 /// stream with type bytes.
 const TYPED_FORM: u32 = 150_000;
 
 /// More tablespaces than any cluster has: an answer that goes on and on is refused.
 const TABLESPACES_MAX: usize = 100_000;
-
-/// What is asked of the server. WAL and a tablespace map are never asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BaseBackupOptions {
-    /// Goes into `backup_label`; up to 1023 bytes, no control characters.
-    pub label: String,
-    /// How the server makes the checkpoint that starts the backup.
-    pub checkpoint: CheckpointMode,
-    /// Let the server wait until `archive_command` has stored the WAL that the backup needs.
-    pub wait: bool,
-    /// Limit to the rate of sending, in KiB per second, 32 to 1,048,576.
-    pub max_rate_kib: Option<u32>,
-    /// Checksums of files in the server's manifest.
-    pub manifest_checksums: ManifestChecksums,
-    /// Let the server check the pages that it reads, where the cluster has page checksums.
-    pub verify_checksums: bool,
-    /// Let the server add up the sizes of the tablespaces first, which reads every directory.
-    pub progress: bool,
-}
-
-impl BaseBackupOptions {
-    /// What a backup is best taken with: a fast checkpoint, pages checked, CRC-32C in the manifest.
-    pub fn new(label: impl Into<String>) -> Self {
-        Self {
-            label: label.into(),
-            checkpoint: CheckpointMode::Fast,
-            wait: false,
-            max_rate_kib: None,
-            manifest_checksums: ManifestChecksums::Crc32c,
-            verify_checksums: true,
-            progress: true,
-        }
-    }
-
-    /// The command for a server of version `version_num`.
-    fn command(&self, version_num: u32) -> Result<String, BaseBackupError> {
-        if self.label.len() > 1023 || self.label.contains(char::is_control) {
-            return Err(BaseBackupError::BadLabel {
-                label: self.label.clone(),
-            });
-        }
-        let rate = self.max_rate_kib;
-        if let Some(kib) = rate.filter(|kib| !(32..=1_048_576).contains(kib)) {
-            return Err(BaseBackupError::BadRate { kib });
-        }
-        // repl_scanner.l knows no escape but the doubled quote.
-        let label = self.label.replace('\'', "''");
-        let checksums = self.manifest_checksums.name();
-        let mut options = vec![format!("LABEL '{label}'")];
-        if self.progress {
-            options.push("PROGRESS".to_owned());
-        }
-        if version_num >= TYPED_FORM {
-            options.push(format!("CHECKPOINT '{}'", self.checkpoint.name()));
-            options.push(format!("WAIT {}", self.wait));
-            options.extend(rate.map(|kib| format!("MAX_RATE {kib}")));
-            options.push(format!("VERIFY_CHECKSUMS {}", self.verify_checksums));
-            options.push("MANIFEST 'yes'".to_owned());
-            options.push(format!("MANIFEST_CHECKSUMS '{checksums}'"));
-            return Ok(format!("BASE_BACKUP ({})", options.join(", ")));
-        }
-        if self.checkpoint == CheckpointMode::Fast {
-            options.push("FAST".to_owned());
-        }
-        if !self.wait {
-            options.push("NOWAIT".to_owned());
-        }
-        options.extend(rate.map(|kib| format!("MAX_RATE {kib}")));
-        if !self.verify_checksums {
-            options.push("NOVERIFY_CHECKSUMS".to_owned());
-        }
-        options.push("MANIFEST 'yes'".to_owned());
-        options.push(format!("MANIFEST_CHECKSUMS '{checksums}'"));
-        Ok(format!("BASE_BACKUP {}", options.join(" ")))
-    }
-}
-
-/// How a checkpoint is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CheckpointMode {
-    /// At once.
-    Fast,
-    /// Over `checkpoint_completion_target`, minutes usually.
-    Spread,
-}
-
-impl CheckpointMode {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Fast => "fast",
-            Self::Spread => "spread",
-        }
-    }
-}
-
-/// How the server's manifest lets files be checked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ManifestChecksums {
-    /// By their size.
-    None,
-    /// CRC-32C.
-    Crc32c,
-    /// SHA-224.
-    Sha224,
-    /// SHA-256.
-    Sha256,
-    /// SHA-384.
-    Sha384,
-    /// SHA-512.
-    Sha512,
-}
-
-impl ManifestChecksums {
-    fn name(self) -> &'static str {
-        match self {
-            Self::None => "NONE",
-            Self::Crc32c => "CRC32C",
-            Self::Sha224 => "SHA224",
-            Self::Sha256 => "SHA256",
-            Self::Sha384 => "SHA384",
-            Self::Sha512 => "SHA512",
-        }
-    }
-}
 
 /// How the answer carries its archives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -319,6 +202,17 @@ impl BaseBackupStream {
         self.connection.described()
     }
 
+    /// What the server has warned of during the backup, of a bad page for instance, so far: at most
+    /// the first [`WARNINGS_MAX`](crate::connection::WARNINGS_MAX).
+    pub fn warnings(&self) -> &[ServerError] {
+        self.connection.warnings()
+    }
+
+    /// How many warnings are not among [`Self::warnings`].
+    pub fn warnings_left_out(&self) -> u64 {
+        self.connection.warnings_left_out()
+    }
+
     /// The next part of the answer.
     ///
     /// Cancel safe: a dropped future has lost nothing.
@@ -445,7 +339,7 @@ fn incomplete(missing: &'static str) -> QueryError {
     }
 }
 
-/// Why a base backup did not start or did not finish.
+/// Why a base backup, or the upload of a manifest for one, did not start or did not finish.
 #[derive(Debug, thiserror::Error)]
 pub enum BaseBackupError {
     /// The server refused, or failed the backup.
@@ -469,7 +363,23 @@ pub enum BaseBackupError {
         /// The rate, in KiB per second.
         kib: u32,
     },
-    /// The backup had ended before.
+    /// A level that the server is not asked for.
+    #[error("a server compresses with zstd's levels 1 to 19: level={level}")]
+    BadLevel {
+        /// The level.
+        level: u8,
+    },
+    /// Something that a later version brought.
+    #[error("the server is too old for {what}: needed={since}, found={found}")]
+    TooOld {
+        /// What was asked for.
+        what: &'static str,
+        /// The version that brought it, as PostgreSQL counts.
+        since: u32,
+        /// The server's version.
+        found: u32,
+    },
+    /// The backup, or the upload of a manifest, had ended before.
     #[error("the backup has ended")]
     Ended,
 }
@@ -481,7 +391,11 @@ impl BaseBackupError {
             Self::Server(error) => error.is_transient(),
             Self::Wire(error) => error.is_transient(),
             Self::Answer(error) => error.is_transient(),
-            Self::BadLabel { .. } | Self::BadRate { .. } | Self::Ended => false,
+            Self::BadLabel { .. }
+            | Self::BadRate { .. }
+            | Self::BadLevel { .. }
+            | Self::TooOld { .. }
+            | Self::Ended => false,
         }
     }
 
@@ -507,54 +421,5 @@ impl From<QueryError> for BaseBackupError {
             QueryError::Wire(error) => Self::Wire(error),
             error => Self::Answer(error),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{BaseBackupOptions, CheckpointMode, ManifestChecksums};
-
-    fn options() -> BaseBackupOptions {
-        BaseBackupOptions {
-            max_rate_kib: Some(1024),
-            manifest_checksums: ManifestChecksums::Sha256,
-            verify_checksums: false,
-            ..BaseBackupOptions::new("it's nightly")
-        }
-    }
-
-    #[test]
-    fn writes_the_command_as_each_version_reads_it() {
-        assert_eq!(
-            options().command(150_000).unwrap(),
-            "BASE_BACKUP (LABEL 'it''s nightly', PROGRESS, CHECKPOINT 'fast', WAIT false, \
-             MAX_RATE 1024, VERIFY_CHECKSUMS false, MANIFEST 'yes', MANIFEST_CHECKSUMS 'SHA256')"
-        );
-        assert_eq!(
-            options().command(140_012).unwrap(),
-            "BASE_BACKUP LABEL 'it''s nightly' PROGRESS FAST NOWAIT MAX_RATE 1024 \
-             NOVERIFY_CHECKSUMS MANIFEST 'yes' MANIFEST_CHECKSUMS 'SHA256'"
-        );
-        let spread = BaseBackupOptions {
-            checkpoint: CheckpointMode::Spread,
-            wait: true,
-            ..options()
-        };
-        assert!(!spread.command(130_000).unwrap().contains("FAST"));
-        assert!(!spread.command(130_000).unwrap().contains("NOWAIT"));
-    }
-
-    #[test]
-    fn refuses_a_label_that_would_forge_lines_of_backup_label() {
-        let forged = BaseBackupOptions::new("x\nSTART TIMELINE: 7");
-        forged.command(180_000).unwrap_err();
-        BaseBackupOptions::new("ä".repeat(512))
-            .command(180_000)
-            .unwrap_err();
-        let slow = BaseBackupOptions {
-            max_rate_kib: Some(31),
-            ..options()
-        };
-        slow.command(180_000).unwrap_err();
     }
 }

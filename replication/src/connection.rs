@@ -23,6 +23,12 @@ pub const RESULT_BYTES_MAX: usize = 64 << 20;
 /// What a row costs us beside its values.
 const ROW_COST_BYTES: usize = 64;
 
+/// The most warnings of one command that are kept.
+pub const WARNINGS_MAX: usize = 100;
+
+/// Longer ones are not kept, in bytes.
+const WARNING_BYTES_MAX: usize = 8 << 10;
+
 /// More parameters than any server reports; further ones are left out.
 const PARAMETERS_MAX: usize = 256;
 
@@ -38,6 +44,8 @@ pub struct Connection {
     backend_pid: Option<u32>,
     answering: bool,
     silence_max: Option<Duration>,
+    warnings: Vec<ServerError>,
+    warnings_left_out: u64,
 }
 
 impl Connection {
@@ -53,6 +61,8 @@ impl Connection {
             backend_pid: None,
             answering: false,
             silence_max: None,
+            warnings: Vec::new(),
+            warnings_left_out: 0,
         }
     }
 
@@ -80,6 +90,31 @@ impl Connection {
     /// Which server this is, for errors and logs.
     pub fn described(&self) -> &str {
         &self.described
+    }
+
+    /// What the server has warned of since the last command was sent: at most the first
+    /// [`WARNINGS_MAX`]. They were logged as they came, like those before.
+    pub fn warnings(&self) -> &[ServerError] {
+        &self.warnings
+    }
+
+    /// How many warnings of that command are not among [`Self::warnings`].
+    pub fn warnings_left_out(&self) -> u64 {
+        self.warnings_left_out
+    }
+
+    fn keep_warning(&mut self, warning: ServerError) {
+        let texts = [
+            Some(&warning.message),
+            warning.detail.as_ref(),
+            warning.hint.as_ref(),
+        ];
+        let bytes: usize = texts.into_iter().flatten().map(String::len).sum();
+        if self.warnings.len() < WARNINGS_MAX && bytes <= WARNING_BYTES_MAX {
+            self.warnings.push(warning);
+        } else {
+            self.warnings_left_out = self.warnings_left_out.saturating_add(1);
+        }
     }
 
     /// The newest value of a parameter that the server reports by itself (`server_version`,
@@ -243,6 +278,13 @@ impl Connection {
             .queue_with(|out| frontend::query(command, out))
             .map_err(QueryError::Unsendable)?;
         self.answering = true;
+        self.warnings.clear();
+        self.warnings_left_out = 0;
+        self.flush().await
+    }
+
+    /// Sends what is queued.
+    pub(crate) async fn flush(&mut self) -> Result<(), QueryError> {
         let silence_max = self.silence_max;
         let Err(error) = heard_within(silence_max, self.framed.flush()).await else {
             return Ok(());
@@ -292,6 +334,7 @@ impl Connection {
                     let notice = ServerError::of_notice(&body);
                     if notice.severity == "WARNING" {
                         warn!(server = self.described, "the server warns: {notice}");
+                        self.keep_warning(notice);
                     } else {
                         debug!(server = self.described, "the server says: {notice}");
                     }

@@ -24,3 +24,4 @@ pub mod slots;
 pub mod stream;
 
 pub mod base_backup;
+pub mod upload_manifest;

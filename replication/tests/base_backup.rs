@@ -4,12 +4,12 @@ use bytes::Bytes;
 use replication::base_backup::{
     BackupForm, BackupMessage, BaseBackupError, BaseBackupOptions, BaseBackupStream, TablespaceInfo,
 };
-use replication::connection::QueryError;
+use replication::connection::{QueryError, WARNINGS_MAX};
 use wal::{Lsn, TimelineId};
 
 use crate::scripted::{
     Query, Script, Step, columns, complete, connection, copy_data, copy_done, copy_out, error,
-    keepalive, notice, ready, row, wal,
+    keepalive, notice, ready, row, wal, warning,
 };
 
 const COMMAND_15: &str = "BASE_BACKUP (LABEL 'l', PROGRESS, CHECKPOINT 'fast', WAIT false, \
@@ -159,6 +159,55 @@ async fn reads_a_copy_per_tablespace_and_the_manifest_of_an_older_server() {
         .filter(|part| **part == BackupMessage::CopyOutBegins)
         .count();
     assert_eq!((begins, parts.last()), (3, Some(&finished())));
+    script.done().await;
+}
+
+/// Which pages are bad is said in warnings alone, and the error at the end names none.
+#[tokio::test]
+async fn keeps_what_the_server_warns_of_with_the_backup_that_failed() {
+    let bad = |block: usize| {
+        warning(&format!(
+            "checksum verification failed in file \"./base/5/16384\", block {block}"
+        ))
+    };
+    let failed = error("ERROR", "XX001", "checksum verification failure");
+    let many: Vec<u8> = (0..150).flat_map(bad).collect();
+    let steps = vec![
+        head(),
+        [copy_out(), copy_data(b"dx"), bad(999)].concat(),
+        [notice("no warning"), many, warning(&"long".repeat(5000))].concat(),
+        [copy_done(), position("0/2000100"), failed, ready()].concat(),
+    ];
+    let (stream, script) = backup("18.6", steps).await;
+    let mut stream = stream.unwrap();
+    assert!(stream.warnings().is_empty());
+    let (_, failed) = all(&mut stream).await;
+    assert_eq!(failed.unwrap().sqlstate(), Some("XX001"));
+    let warnings = stream.warnings();
+    assert_eq!(
+        (warnings.len(), stream.warnings_left_out()),
+        (WARNINGS_MAX, 52)
+    );
+    assert_eq!(warnings[0].severity, "WARNING");
+    assert!(warnings[0].message.ends_with("block 999"));
+    assert!(warnings[1].message.ends_with("block 0"));
+    script.done().await;
+}
+
+#[tokio::test]
+async fn warnings_are_those_of_the_newest_command() {
+    let answer = |first| [first, complete("SELECT"), ready()].concat();
+    let steps = vec![
+        Query("one"),
+        Step::Send(answer(warning("first"))),
+        Query("two"),
+        Step::Send(answer(notice("second"))),
+    ];
+    let (mut connection, script) = connection("18.6", steps);
+    connection.execute("one").await.unwrap();
+    assert_eq!(connection.warnings()[0].message, "first");
+    connection.execute("two").await.unwrap();
+    assert!(connection.warnings().is_empty());
     script.done().await;
 }
 

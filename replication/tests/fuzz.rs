@@ -17,8 +17,8 @@ use replication::stream::{Started, decode_event};
 use wal::{Lsn, TimelineId};
 
 use crate::scripted::{
-    columns, complete, copy_both, copy_data, copy_done, copy_out, error, keepalive, message,
-    notice, ready, row, wal,
+    columns, complete, copy_both, copy_data, copy_done, copy_in, copy_out, error, keepalive,
+    message, notice, ready, row, wal,
 };
 
 type Target = fn(&[u8]);
@@ -41,6 +41,11 @@ fn commands_survive_any_answer() {
 #[test]
 fn a_stream_survives_any_server() {
     fuzz(stream);
+}
+
+#[test]
+fn an_upload_survives_any_server() {
+    fuzz(upload);
 }
 
 #[test]
@@ -129,6 +134,16 @@ fn base_backup(data: &[u8]) {
     }
 }
 
+fn upload(data: &[u8]) {
+    let Ok(mut upload) = finish(connection("18", data).upload_manifest()) else {
+        return;
+    };
+    finish(upload.send(b"manifest")).unwrap();
+    let is_taken = finish(upload.finish()).is_ok();
+    finish(upload.finish()).unwrap_err();
+    assert!(upload.into_connection().is_some() || !is_taken);
+}
+
 fn first() -> TimelineId {
     TimelineId::new(1).unwrap()
 }
@@ -198,8 +213,9 @@ fn corpus() -> Vec<Vec<Vec<u8>>> {
         message(b'R', &[0, 0, 0, 10, b'S', 0, 0]),
         message(b'I', b""),
     ];
+    let uploaded = vec![copy_in(), notice("n"), complete("UPLOAD_MANIFEST"), ready()];
     vec![
-        query, identity, streamed, refused, shut_down, newer, older, others,
+        uploaded, query, identity, streamed, refused, shut_down, newer, older, others,
     ]
 }
 

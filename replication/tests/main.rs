@@ -17,3 +17,4 @@ mod real_protocol;
 mod scripted;
 mod server;
 mod stream;
+mod upload_manifest;

@@ -114,6 +114,10 @@ pub(crate) fn error(severity: &str, sqlstate: &str, text: &str) -> Vec<u8> {
     message(b'E', &fields(severity, sqlstate, text))
 }
 
+pub(crate) fn warning(text: &str) -> Vec<u8> {
+    message(b'N', &fields("WARNING", "01000", text))
+}
+
 pub(crate) fn notice(text: &str) -> Vec<u8> {
     message(b'N', &fields("NOTICE", "00000", text))
 }
@@ -124,6 +128,10 @@ fn fields(severity: &str, sqlstate: &str, text: &str) -> Vec<u8> {
 
 pub(crate) fn copy_both() -> Vec<u8> {
     message(b'W', &[0, 0, 0])
+}
+
+pub(crate) fn copy_in() -> Vec<u8> {
+    message(b'G', &[0, 0, 0])
 }
 
 pub(crate) fn copy_out() -> Vec<u8> {
