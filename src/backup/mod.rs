@@ -2,6 +2,7 @@
 //! that it needs, and `backup.json` last.
 
 mod needed_wal;
+mod outside;
 mod tries;
 mod writer;
 
@@ -222,6 +223,7 @@ impl BackupTaker {
 
     async fn start_moment(&self) -> Result<Timestamp> {
         let mut sql = server::connect_sql(&self.settings).await?;
+        outside::name_what_lies_outside(&mut sql).await?;
         Ok(moment(&mut sql).await?.time)
     }
 

@@ -296,7 +296,14 @@ fn a_cluster_whose_configuration_is_elsewhere_is_replayed_nevertheless() {
     record.server.start();
     record.insert(0);
     record.stream = Some(record.anywhen.stream(&record.server));
-    record.anywhen.backup(&record.server);
+    let backup = record
+        .anywhen
+        .run_on(&record.server, &["backup", "--checkpoint", "fast"])
+        .succeeded();
+    let configuration = etc.join("postgresql.conf");
+    backup.says(&["keep copies", configuration.to_str().unwrap()]);
+    let auto = record.server.data().join("postgresql.auto.conf");
+    assert!(!backup.stderr.contains(auto.to_str().unwrap()), "{backup}");
     let known = record.insert(1);
     record.insert(2);
     record.store_all();
