@@ -261,7 +261,7 @@ async fn fetch_segment(
     let is_last = stored.wal.is_some() && segment.timeline == branch.timeline();
     let own = request.own_file().filter(|_| is_last);
     let has_itself = own.is_some_and(|own| begins_with(&own, &stored.bytes));
-    let given = give(&branch, segment, start, stored).map_err(|hole| {
+    let given = give(&branch, segment, start, stored, request.until).map_err(|hole| {
         Error::not_found(format!(
             "WAL is missing though more of the branch is stored: {hole}"
         ))
@@ -384,12 +384,13 @@ fn check_head(
 /// zeros for what is not written yet; `None` where the branch has nothing there.
 ///
 /// A stretch that is missing below what the branch has is an error: to recovery it would look like
-/// the end of WAL.
+/// the end of WAL. It is none behind `until`, where recovery ends.
 fn give(
     branch: &TimelineHistory,
     segment: SegmentName,
     start: Lsn,
     stored: Stored,
+    until: Option<Lsn>,
 ) -> Result<Option<Vec<u8>>, Lsn> {
     let Stored {
         mut bytes,
@@ -409,7 +410,8 @@ fn give(
         return Ok(None);
     }
     let stored_end = start.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
-    if stored_end < end.min(limit) {
+    let is_enough = until.is_some_and(|until| until <= stored_end.min(limit));
+    if stored_end < end.min(limit) && !is_enough {
         // an ancestor is known to go on up to the fork
         let goes_on = end <= size.start_of(limit) && part.end.is_some();
         let coverage = wal.map(|wal| wal.coverage(size)).unwrap_or_default();
@@ -479,7 +481,7 @@ mod tests {
         name: SegmentName,
         stored: Stored,
     ) -> Result<Option<Vec<u8>>, Lsn> {
-        give(branch, name, name.start(size()).unwrap(), stored)
+        give(branch, name, name.start(size()).unwrap(), stored, None)
     }
 
     fn forked() -> TimelineHistory {
@@ -523,6 +525,25 @@ mod tests {
             asked(&forked(), segment(1, 2), of(0, &[])),
             Err(Lsn::new(2 * MIB))
         );
+    }
+
+    /// Backups that were taken without a stream have gaps between them: the first would not be restored.
+    #[test]
+    fn a_hole_behind_the_end_of_recovery_is_not_in_its_way() {
+        let (start, later) = (Lsn::new(4 * MIB), [segment(1, 5)]);
+        let first = TimelineHistory::new_first(timeline(1));
+        let asked = |branch: &TimelineHistory, name: SegmentName, until: u64| {
+            let start = name.start(size()).unwrap();
+            let until = start.saturating_add(until);
+            give(branch, name, start, of(100, &later), Some(until))
+        };
+        let given = asked(&first, segment(1, 4), 100).unwrap().unwrap();
+        assert!(given[100..].iter().all(|byte| *byte == 0));
+        let hole = Err(start.saturating_add(100));
+        assert_eq!(asked(&first, segment(1, 4), 101), hole);
+        // the end lies on the child, and the ancestor is needed up to the fork
+        let before = Err(Lsn::new(2 * MIB + 100));
+        assert_eq!(asked(&forked(), segment(1, 2), 2 * MIB), before);
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Backups that take long, on a server that is busy meanwhile.
 
 use crate::ground::eventually;
-use crate::judge::End;
+use crate::judge::{End, assert_verified, start_restored};
+use crate::load::{Load, ids};
 use crate::record::Record;
-use crate::server::{Options, value};
+use crate::server::{Options, Shutdown, value};
 
 /// A server gives up receivers that it does not hear from: WAL that takes longer to fetch than
 /// `wal_sender_timeout` must not cost the backup.
@@ -30,4 +31,34 @@ fn a_backup_fetches_more_wal_than_the_server_has_patience_for() {
     assert!(!log.contains("replication timeout"), "{log}");
     let rows = record.rows_at("immediate", &["--immediate"], End::Paused);
     assert!(["0", "0,1"].contains(&rows.as_str()), "{rows}");
+}
+
+/// A backup's own moment is what it promises without a stream: every transaction that the server stamped up
+/// to it, and none behind it, under load.
+#[test]
+fn a_backup_restores_its_own_moment_to_the_last_transaction() {
+    let record = Record::of_server(&Options {
+        settings: "track_commit_timestamp = on".to_owned(),
+        ..Options::default()
+    });
+    let load = Load::start(&record.server, 0);
+    eventually("the load has begun", || !ids(&record.server).is_empty());
+    let backups: Vec<_> = (0..3)
+        .map(|_| record.anywhen.backup(&record.server))
+        .collect();
+    load.stop();
+    for (number, backup) in backups.iter().enumerate() {
+        let moment = backup["finished_at"].as_str().unwrap();
+        let stamped = record.server.value(&format!(
+            "select string_agg(id::text, ',' order by id) from history
+             where pg_xact_commit_timestamp(xmin) <= '{moment}'"
+        ));
+        let target = record.target(&format!("restored-{number}"));
+        record.anywhen.restore(&target, &["--to-time", moment]);
+        assert_verified(&target);
+        let mut restored = start_restored(&record.ground, &target, End::Paused);
+        let found = restored.value("select string_agg(id::text, ',' order by id) from history");
+        assert_eq!(found, stamped, "backup {number}");
+        restored.stop(Shutdown::Fast);
+    }
 }
