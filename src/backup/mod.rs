@@ -39,8 +39,8 @@ use writer::{Message, Pack, Written};
 
 /// How many messages of up to 128 KiB wait for the writer at most.
 const QUEUED_MESSAGES: usize = 64;
-/// How long after a clock was read its moment counts as past for every commit: a commit is
-/// stamped before its record is written.
+/// How long after a clock was read its moment counts as past for every commit at the latest: a commit
+/// is stamped before its record is written.
 const COMMIT_STAMP_ALLOWANCE: Duration = Duration::from_secs(1);
 /// A server that sends nothing for so long in the middle of a backup is gone.
 const SILENCE_MAX: Duration = Duration::from_mins(10);
@@ -247,8 +247,8 @@ impl BackupTaker {
     async fn end_on_primary(&self, facts: &ServerFacts, stop_lsn: Lsn) -> Result<End> {
         let mut sql = server::connect_sql(&self.settings).await?;
         let time = moment(&mut sql).await?.time;
-        // every commit stamped up to `time` precedes a position that is read a little later
-        tokio::time::sleep_until(Instant::now() + COMMIT_STAMP_ALLOWANCE).await;
+        // every commit stamped up to `time` precedes a position that is read then
+        all_have_ended(&mut sql).await?;
         let Some(position) = moment(&mut sql).await?.lsn else {
             return Err(
                 Error::failure("the primary became a standby while the backup ran")
@@ -447,6 +447,32 @@ async fn spread(
              acknowledge = \"any\" makes one repository enough",
         )),
     }
+}
+
+/// Returns once no transaction is in progress any more that is now, or after the allowance. A transaction is
+/// in progress from before its commit is stamped until the record of that is written (xact.c,
+/// `RecordTransactionCommit`, `ProcArrayEndTransaction`), so whatever ends later is stamped later.
+async fn all_have_ended(sql: &mut Connection) -> Result<()> {
+    let failed = |error| server::query_error("read which transactions are in progress", &error);
+    let until = Instant::now() + COMMIT_STAMP_ALLOWANCE;
+    let mut waited_for = server::transactions_in_progress(sql)
+        .await
+        .map_err(failed)?;
+    let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(100));
+    while !waited_for.is_empty() {
+        // one that is open for long is not stamped yet: it is not waited for
+        if tokio::time::timeout_at(until, backoff.wait())
+            .await
+            .is_err()
+        {
+            return Ok(());
+        }
+        let now = server::transactions_in_progress(sql)
+            .await
+            .map_err(failed)?;
+        waited_for.retain(|xid| now.contains(xid));
+    }
+    Ok(())
 }
 
 async fn moment(sql: &mut Connection) -> Result<server::Moment> {

@@ -9,6 +9,7 @@ use replication::connection::{Connection, QueryError, literal};
 use replication::conninfo::{ConnectionSettings, Environment};
 use replication::server_error::may_pass;
 use replication::slots::{SlotError, is_slot_name};
+use std::collections::BTreeSet;
 use wal::{Lsn, SegmentName, SegmentSize, TimelineId};
 
 use crate::error::{Error, Kind, Result, chain};
@@ -405,6 +406,20 @@ pub async fn oldest_segments(sql: &mut Connection) -> Vec<SegmentName> {
     let rows = sql.query(query).await.map(|result| result.rows);
     let names = rows.unwrap_or_default().into_iter().flatten().flatten();
     names.filter_map(|name| name.parse().ok()).collect()
+}
+
+/// The transactions in progress that have an identifier, prepared ones too (procarray.c).
+pub async fn transactions_in_progress(sql: &mut Connection) -> Result<BTreeSet<u64>, QueryError> {
+    let query = "SELECT pg_snapshot_xip(pg_current_snapshot())";
+    let rows = sql.query(query).await?.rows;
+    let shown = rows.into_iter().flatten().flatten();
+    let xids = shown.map(|xid| {
+        let what = "a transaction identifier";
+        xid.parse()
+            .ok()
+            .ok_or(QueryError::BadValue { what, found: xid })
+    });
+    xids.collect()
 }
 
 /// How much WAL the server keeps from `restart` on, in bytes.
