@@ -344,7 +344,7 @@ async fn follows_a_timeline_to_its_end_and_reads_its_history() {
     let start = SegmentSize::from_bytes(MIB).unwrap().start_of(start);
     drop(sql);
     server.stop();
-    server.start_on_a_new_timeline();
+    server.start_on_a_new_timeline().await;
 
     let mut connection = server.replication().await;
     let [first, second, third] = [1, 2, 3].map(|id| TimelineId::new(id).unwrap());

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use postgres_protocol::message::backend::Message as B;
@@ -123,13 +124,25 @@ impl Server {
 
     /// Starts the stopped server as a restored copy: it replays what it has, and goes on on a new
     /// timeline.
-    pub(crate) fn start_on_a_new_timeline(&self) {
+    pub(crate) async fn start_on_a_new_timeline(&self) {
         let data = self.data();
         let auto = data.join("postgresql.auto.conf");
         let settings = std::fs::read_to_string(&auto).unwrap();
         std::fs::write(auto, settings + "restore_command = 'false'\n").unwrap();
         self.give_file("recovery.signal");
         self.start_again();
+        // it answers as a standby before it has come to the end of what it replays
+        let mut sql = self.sql().await;
+        for _ in 0..3000 {
+            let recovers = sql.query_value("SELECT pg_is_in_recovery()").await.unwrap();
+            if recovers.as_deref() == Some("f") {
+                return;
+            }
+            tokio::time::timeout(Duration::from_millis(20), std::future::pending::<()>())
+                .await
+                .unwrap_err();
+        }
+        panic!("the server does not leave recovery");
     }
 
     pub(crate) fn data(&self) -> PathBuf {

@@ -33,7 +33,7 @@ use crate::repository::records::{BackupRecord, FORMAT, TablespaceRecord};
 use crate::repository::{Acknowledge, BackupRecipe, Repository, ServerIdentity, blocking};
 use crate::retry::Backoff;
 use crate::server::{self, ServerFacts};
-use needed_wal::NeededWal;
+use needed_wal::{NeededWal, Places};
 use tries::Tries;
 use writer::{Message, Pack, Written};
 
@@ -108,10 +108,21 @@ impl BackupTaker {
         // one place has it first, and the others are filled up from there
         let repository = everywhere.leader();
         repository.check_segment_size(facts.segment_size).await?;
-        refuse_another_history(&self.settings, &repository, &facts).await?;
+        let mut tries = Tries::new();
+        // one place may know what the first one does not
+        while let Err(error) =
+            refuse_another_history(&self.settings, &everywhere, &facts, &*self.clock).await
+        {
+            let error = error.context("cannot compare the server with what is stored");
+            tries.again_after(error).await?;
+        }
         let id = repository.announce_backup(self.clock.now()).await?;
         let recipe = repository.backup_recipe().await?;
-        let taking = Box::pin(self.take(base, &facts, &repository, &recipe, &id, progress));
+        let places = Places {
+            everywhere: &everywhere,
+            first: &repository,
+        };
+        let taking = Box::pin(self.take(base, &facts, places, &recipe, &id, progress));
         let taken = tokio::select! {
             taken = taking => taken,
             asked = stop.wait_for(|asked| *asked) => match asked {
@@ -140,11 +151,12 @@ impl BackupTaker {
         &self,
         base: Connection,
         facts: &ServerFacts,
-        repository: &Repository,
+        places: Places<'_>,
         recipe: &BackupRecipe,
         id: &BackupId,
         progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<BackupRecord> {
+        let repository = places.first;
         let needed = NeededWal::reserve(&self.settings, facts, id, &*self.clock).await?;
         let started_at = self.start_moment().await?;
         tracing::info!("waiting for a checkpoint");
@@ -168,9 +180,7 @@ impl BackupTaker {
         written.check_identity(facts.system_id, start_lsn)?;
         let from_standby = written.label_origin() == Origin::Standby;
         let end = self.end(facts, &written, stop_lsn).await?;
-        needed
-            .receive(repository, timeline, start_lsn, end.lsn)
-            .await?;
+        needed.receive(places, timeline, start_lsn, end.lsn).await?;
         needed.release().await;
 
         Ok(BackupRecord {

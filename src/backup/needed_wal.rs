@@ -31,6 +31,15 @@ const LOOKS_AT_ONCE: usize = 16;
 /// How often what is stored is listed anew, where an object that was listed is gone.
 const LISTINGS: usize = 3;
 
+/// Where WAL is looked for that may differ, and where that of a backup is stored.
+#[derive(Clone, Copy)]
+pub(super) struct Places<'a> {
+    /// Every repository of the cluster.
+    pub(super) everywhere: &'a Repository,
+    /// The one that has the backup first.
+    pub(super) first: &'a Repository,
+}
+
 /// Keeps the server from removing WAL while a backup runs, and fetches what is not stored.
 pub(super) struct NeededWal<'a> {
     settings: &'a ConnectionSettings,
@@ -72,11 +81,12 @@ impl<'a> NeededWal<'a> {
     /// Sees to it that everything from the segment of `start` up to `end` is stored and verified.
     pub(super) async fn receive(
         &self,
-        repository: &Repository,
+        places: Places<'_>,
         timeline: TimelineId,
         start: Lsn,
         end: Lsn,
     ) -> Result<()> {
+        let repository = places.first;
         let size = self.facts.segment_size;
         let range = WalRange {
             start: size.start_of(start),
@@ -84,7 +94,7 @@ impl<'a> NeededWal<'a> {
         };
         let mut covered = range.start;
         let mut tries = Tries::new();
-        while let Err(error) = self.try_receive(repository, timeline, range).await {
+        while let Err(error) = self.try_receive(places, timeline, range).await {
             let stored = repository.timeline_wal(timeline).await;
             let now = stored.map_or(covered, |stored| stored.covered_from(range.start, size));
             if now > covered {
@@ -100,16 +110,16 @@ impl<'a> NeededWal<'a> {
     /// history has stored there meanwhile would be restored with this backup.
     async fn try_receive(
         &self,
-        repository: &Repository,
+        places: Places<'_>,
         timeline: TimelineId,
         range: WalRange,
     ) -> Result<()> {
         let size = self.facts.segment_size;
-        let comparison = Comparison::of_branch(self.settings, repository, timeline, size).await?;
-        let stored = repository.timeline_wal(timeline).await?;
+        let comparison = Comparison::of_branch(self.settings, places.first, timeline, size).await?;
+        let stored = places.first.timeline_wal(timeline).await?;
         let covered = stored.covered_from(range.start, size).min(range.end);
         let start = size.start_of(covered.saturating_sub(1)).max(range.start);
-        self.follow(repository, comparison, timeline, start, range.end)
+        self.follow(places, comparison, timeline, start, range.end)
             .await
     }
 
@@ -119,7 +129,7 @@ impl<'a> NeededWal<'a> {
     /// may be there nevertheless.
     async fn follow(
         &self,
-        repository: &Repository,
+        places: Places<'_>,
         comparison: Comparison,
         timeline: TimelineId,
         start: Lsn,
@@ -146,7 +156,8 @@ impl<'a> NeededWal<'a> {
         };
         let size = self.facts.segment_size;
         let mut taking = Taking {
-            repository,
+            everywhere: places.everywhere,
+            repository: places.first,
             comparison,
             timeline,
             size,
@@ -251,6 +262,7 @@ impl Attended<'_> {
 }
 
 struct Taking<'a> {
+    everywhere: &'a Repository,
     repository: &'a Repository,
     comparison: Comparison,
     timeline: TimelineId,
@@ -316,9 +328,11 @@ impl Taking<'_> {
         if self.bytes.is_empty() {
             return Ok(None);
         }
-        let comparison = &self.comparison;
-        let compared = comparison.compare(self.repository, self.start, &self.bytes);
-        let compared = compared.await?;
+        let (everywhere, place) = (self.everywhere, self.repository);
+        let compared = self
+            .comparison
+            .compare(everywhere, place, self.start, &self.bytes)
+            .await?;
         if compared.needs.is_some() {
             return Ok(compared.needs);
         }

@@ -8,14 +8,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use replication::conninfo::ConnectionSettings;
-use replication::stream::{Started, StreamError, StreamEvent, WalStream};
-use wal::{Lsn, SegmentSize, TimelineHistory, TimelineId};
+use replication::stream::{Started, StatusUpdate, StreamError, StreamEvent, WalStream};
+use wal::{Lsn, PgTime, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalRange};
 
 use super::contact::{left_behind, read_histories, set_back};
 use super::ended::{Ended, stream_failed};
 use super::intake::TwoHistories;
 use super::known::Known;
 use super::resume::{ResumeAt, compared_at};
+use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::repository::Repository;
 use crate::repository::layout::ObjectName;
@@ -30,6 +31,7 @@ pub async fn refuse_another_history(
     settings: &ConnectionSettings,
     repository: &Repository,
     facts: &ServerFacts,
+    clock: &dyn Clock,
 ) -> Result<()> {
     let size = facts.segment_size;
     let failed = |error| server::query_error("ask how far the server is", &error);
@@ -63,7 +65,7 @@ pub async fn refuse_another_history(
         .start_replication(None, at.start, at.timeline)
         .await
     {
-        Ok(Started::Streaming(stream)) => compare_stream(stream, at, &known, until).await,
+        Ok(Started::Streaming(stream)) => compare_stream(stream, at, &known, until, clock).await,
         Ok(Started::EndOfTimeline { .. }) => Ok(()),
         Err(error) => not_compared(at, &error),
     }
@@ -75,6 +77,7 @@ async fn compare_stream(
     at: ResumeAt,
     known: &Known,
     until: Lsn,
+    clock: &dyn Clock,
 ) -> Result<()> {
     let mut came: Vec<u8> = Vec::new();
     while end_of(at.start, &came) < until {
@@ -91,6 +94,17 @@ async fn compare_stream(
                 }
                 came.extend_from_slice(&bytes);
             }
+            // nothing is acknowledged; a server that gets no answer takes us for dead
+            Ok(StreamEvent::Keepalive {
+                reply_requested: true,
+                ..
+            }) => stream.queue_status(StatusUpdate {
+                write: Lsn::ZERO,
+                flush: Lsn::ZERO,
+                apply: Lsn::ZERO,
+                reply_requested: false,
+                now: PgTime::from_unix_micros(clock.now().as_microsecond()),
+            }),
             Ok(StreamEvent::Keepalive { .. }) => {}
             Ok(StreamEvent::TimelineEnd { .. }) => break,
             Ok(StreamEvent::ServerClosed) => {
@@ -151,10 +165,12 @@ impl Comparison {
         })
     }
 
-    /// Compares what came of a segment, from its `start` on, with what is stored of it.
+    /// Compares what came of a segment, from its `start` on, with what is stored of it: `everywhere`, and
+    /// in the `place` that it is to be stored in, which may know less.
     pub async fn compare(
         &self,
-        repository: &Repository,
+        everywhere: &Repository,
+        place: &Repository,
         start: Lsn,
         came: &[u8],
     ) -> Result<Compared> {
@@ -164,15 +180,32 @@ impl Comparison {
             start,
             known: self.size.end_of(start),
         };
-        let known = Known::of(repository, &self.branch, at, self.size).await?;
+        let known = Known::of(everywhere, &self.branch, at, self.size).await?;
         if let Some(lsn) = known.differs(start, &[], came) {
             return Err(another_history(lsn, timeline));
         }
         let end = end_of(start, came);
-        Ok(Compared {
-            is_stored: known.is_lost() || known.end(start) >= end,
-            needs: known.needs(end),
-        })
+        let needs = known.needs(end);
+        let known = if everywhere.has_several_places() {
+            Known::of(place, &self.branch, at, self.size).await?
+        } else {
+            known
+        };
+        let is_stored = known.end(start) >= end;
+        let range = WalRange { start, end };
+        // it would be taken for stored under the name of what is damaged
+        let is_lost = known.is_lost() || (!is_stored && known.damaged_pieces().contains(&range));
+        if is_lost {
+            let segment = SegmentName::of(timeline, start, self.size);
+            let segment = place.locate(&ObjectName::Segment(segment));
+            return Err(Error::damaged(format!(
+                "stored WAL that the backup needs cannot be read: {segment}"
+            ))
+            .hint(
+                "SELECT pg_switch_wal(); on the primary, and take the backup again, which begins behind it",
+            ));
+        }
+        Ok(Compared { is_stored, needs })
     }
 
     /// Stores the history files that are missing. To be called once something was compared, and before

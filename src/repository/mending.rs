@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use container::Header;
 use tokio::sync::watch;
+use wal::Lsn;
 
 use super::layout::{BackupId, ObjectName};
 use super::member::Member;
@@ -174,7 +175,13 @@ impl Repository {
             here.extend(target.place().missed_names());
             let lacking = lacking(&here, &there);
             for name in &lacking.objects {
-                let copied = self.copied_or_damaged(source, target, name).await?;
+                let copied = match self.agree(source, target, name, &there).await {
+                    Ok(()) => self.copied_or_damaged(source, target, name).await?,
+                    Err(error) if excused(source, target, &error) => {
+                        Some(!target.place().has_missed(name))
+                    }
+                    Err(error) => return Err(error),
+                };
                 all_heard &= copied.is_some_and(|is_held| is_held);
                 if copied.is_none() {
                     break;
@@ -199,6 +206,41 @@ impl Repository {
             }
         }
         Ok(filled)
+    }
+
+    /// Refuses WAL of another history than the target has in the same segment: a segment is read instead of
+    /// its pieces, and would hide them. Where a key lacks, or one of both is damaged, nothing can be said.
+    async fn agree(
+        &self,
+        source: &Member,
+        target: &Member,
+        name: &ObjectName,
+        there: &BTreeSet<ObjectName>,
+    ) -> Result<()> {
+        let (ObjectName::Segment(segment) | ObjectName::Piece { segment, .. }) = name else {
+            return Ok(());
+        };
+        let of_segment = |other: &&ObjectName| matches!(other, ObjectName::Piece { segment: s, .. } if s == segment);
+        let Some(held) = there.iter().find(of_segment) else {
+            return Ok(());
+        };
+        let (source, target) = (self.only(source), self.only(target));
+        let size = target.segment_size_of(held).await?;
+        let ours = source.readable_content(*segment, size).await;
+        let theirs = target.readable_content(*segment, size).await;
+        let (Ok(ours), Ok(theirs)) = (ours, theirs) else {
+            return Ok(());
+        };
+        let mut both = ours.content.iter().zip(&theirs.content);
+        let Some(at) = both.position(|(a, b)| a != b) else {
+            return Ok(());
+        };
+        let start = segment.start(size).unwrap_or(Lsn::ZERO);
+        Err(RepositoryError::TwoHistories {
+            lsn: start.saturating_add(u64::try_from(at).unwrap_or(u64::MAX)),
+            timeline: segment.timeline,
+            path: target.locate(held),
+        })
     }
 
     /// Copies an object, and says whether the place may count as holding it; `None` where the
@@ -263,7 +305,10 @@ fn heard<T>(source: &Member, answer: Result<T>) -> Result<Option<T>> {
 
 /// Whether the others are copied all the same; the error is said then.
 fn excused(source: &Member, target: &Member, error: &RepositoryError) -> bool {
-    let is_conflict = matches!(error, RepositoryError::Conflict { .. });
+    let is_conflict = matches!(
+        error,
+        RepositoryError::Conflict { .. } | RepositoryError::TwoHistories { .. }
+    );
     let excused = is_conflict || error.is_damage() || error.lacks_key();
     if excused {
         tracing::error!(
@@ -381,12 +426,18 @@ impl Member {
 
 #[cfg(test)]
 mod tests {
-    use wal::{Lsn, SegmentName, TimelineId, WalRange};
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use wal::{Lsn, SegmentName, SegmentSize, TimelineId, Verifier, WalRange, WalkerStart};
 
     use super::*;
+    use crate::clock::{Clock, SystemClock};
+    use crate::repository::ServerIdentity;
+    use crate::repository::destination::Destination;
 
     fn segment(number: u64) -> SegmentName {
-        let size = wal::SegmentSize::from_bytes(16 << 20).unwrap();
+        let size = SegmentSize::from_bytes(16 << 20).unwrap();
         let timeline = TimelineId::from_hex8("00000001").unwrap();
         SegmentName::of(timeline, Lsn::new(number << 24), size)
     }
@@ -425,5 +476,67 @@ mod tests {
             [ObjectName::Segment(segment(1)), piece(2, 100, 200)]
         );
         assert_eq!(lacking(&here, &here), Lacking::default());
+    }
+
+    const MIB: u64 = 1 << 20;
+
+    /// A folder in which a segment's bytes up to `end` are stored, each of them `byte`.
+    async fn place(folder: &Path, end: u64, byte: u8) -> Destination {
+        let destination = Destination::local(folder, "main");
+        let size = SegmentSize::from_bytes(MIB).unwrap();
+        let timeline = TimelineId::from_hex8("00000001").unwrap();
+        let range = WalRange::new(Lsn::new(MIB), Lsn::new(MIB + end));
+        let segment = SegmentName::of(timeline, range.start, size);
+        let mut verifier = Verifier::new(WalkerStart {
+            at: range.start,
+            segment_size: size,
+            major: None,
+            timeline,
+            system_id: None,
+            skip_to: None,
+        });
+        let bytes = vec![byte; usize::try_from(end).unwrap()];
+        verifier.push(&bytes);
+        let checked = verifier.check(range, bytes);
+        let name = if end == MIB {
+            ObjectName::Segment(segment)
+        } else {
+            ObjectName::Piece { segment, range }
+        };
+        let repository = opened(&destination).await;
+        let encoded = repository.encode_wal(name, timeline, size, checked).await;
+        repository.put_wal(&encoded.unwrap()).await.unwrap();
+        destination
+    }
+
+    async fn opened(destination: &Destination) -> Repository {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let identity = ServerIdentity {
+            system_id: 7,
+            major: 18,
+            block_bytes: 8192,
+        };
+        let open = destination.open(true, &clock).unwrap();
+        open.repository(identity, false).await.unwrap()
+    }
+
+    /// A segment is read instead of its pieces: commits that only these have would be gone.
+    #[tokio::test]
+    async fn another_history_is_not_copied_over_the_pieces_of_a_segment() {
+        for (theirs, is_copied) in [(1, true), (2, false)] {
+            let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+            let mut both = place(folders[0].path(), MIB, 1).await;
+            let mut second = place(folders[1].path(), 1000, theirs).await;
+            second.places[0].name = "second".to_owned();
+            both.places.append(&mut second.places);
+            let repository = opened(&both).await;
+            repository.mend(true).await;
+            let second = repository.only(&repository.members[1]);
+            let stored = names(&second.members[0].list("wal/").await.unwrap());
+            let has_segment = stored
+                .iter()
+                .any(|name| matches!(name, ObjectName::Segment(_)));
+            assert_eq!(has_segment, is_copied, "{stored:?}");
+        }
     }
 }

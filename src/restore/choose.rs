@@ -236,7 +236,8 @@ fn made_later(
     for (_, oid, path) in &chosen.findings().tablespaces {
         let place = PathBuf::from(OsStr::from_bytes(path));
         // an empty path is a tablespace inside of the data directory
-        if !place.is_absolute() || places.iter().any(|(_, known)| *known == place) {
+        let is_known = places.iter().any(|(made, at)| made == oid && *at == place);
+        if !place.is_absolute() || is_known {
             continue;
         }
         let in_backup = tablespaces.iter().find(|tablespace| tablespace.oid == *oid);

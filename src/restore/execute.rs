@@ -1,7 +1,7 @@
 //! Carries a plan out: directories, files, settings, and `global/pg_control` last, so that nothing
 //! that was left half done looks like a cluster.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -187,8 +187,16 @@ fn make_directories(
             .hint("use another backup"));
         }
     }
+    // replay removes what is at a place before it makes another tablespace there
+    let mut made: BTreeSet<&Path> = plan
+        .tablespaces
+        .iter()
+        .filter_map(|it| it.to.as_deref())
+        .collect();
     for (_, path) in &plan.made_later {
-        footprint.make_place(path)?;
+        if made.insert(path) {
+            footprint.make_place(path)?;
+        }
     }
     let of_global = |(path, _): &&(RelativePath, u32)| path.as_bytes() == b"global";
     if let Some((_, mode)) = manifest.directories.iter().find(of_global) {

@@ -148,7 +148,7 @@ fn what_changes_under_a_backup_comes_back_as_it_was_at_the_end() {
         backup.stderr().contains(" begins at ")
     });
     let later = record.ground.make_dir("later", 0o700);
-    change(&record.server, &later);
+    change(&record.server, &space, &later);
     assert!(
         backup.ended().is_none(),
         "the story is about what changes while a backup runs"
@@ -156,14 +156,14 @@ fn what_changes_under_a_backup_comes_back_as_it_was_at_the_end() {
     let status = backup.end("the backup");
     assert_eq!(status.code(), Some(0), "{}", backup.stderr());
     let expected = record.server.value(SUMS);
-    // replay makes the tablespace again, at its own place
+    // replay makes tablespaces at their own places
     drop(session);
     record.server.stop(Shutdown::Fast);
     rename(&later, &record.ground.path("later.live"));
+    rename(&space, &record.ground.path("space.live"));
 
-    let (target, mapped) = (record.target("restored"), record.target("space-restored"));
-    let mapping = format!("{}={}", space.display(), mapped.display());
-    record.anywhen.restore(&target, &["-T", &mapping]);
+    let target = record.target("restored");
+    record.anywhen.restore(&target, &[]);
     assert_verified(&target);
     assert!(
         fs::symlink_metadata(target.join("pg_wal"))
@@ -178,7 +178,7 @@ fn what_changes_under_a_backup_comes_back_as_it_was_at_the_end() {
     let databases =
         "select string_agg(datname, ',' order by datname) from pg_database where not datistemplate";
     assert_eq!(restored.value(databases), "later,postgres");
-    assert_eq!(restored.value("select count(*) from pg_tablespace"), "3");
+    assert_eq!(restored.value("select count(*) from pg_tablespace"), "4");
     assert_eq!(restored.value("select id from placed"), "7");
     assert_sound(&restored, "postgres");
 }
@@ -190,7 +190,7 @@ fn rename(from: &Path, to: &Path) {
 }
 
 /// What happens to files while a backup runs.
-fn change(server: &Server, later: &Path) {
+fn change(server: &Server, space: &Path, later: &Path) {
     server.execute("truncate cut; insert into cut values (1), (2)");
     server.execute("insert into grown select generate_series(40001, 60000)");
     server.execute("delete from grown where id % 3 = 0");
@@ -198,12 +198,19 @@ fn change(server: &Server, later: &Path) {
     server.execute("drop table gone; create table made (id) as select generate_series(1, 5000)");
     server.execute("drop table spread");
     server.execute("drop tablespace dropped");
+    server.execute(&format!(
+        "create tablespace again location '{}'",
+        space.display()
+    ));
     server.execute("drop database dropped");
     server.execute("create database later");
-    server.execute(&format!(
-        "create tablespace later location '{}'",
-        later.display()
-    ));
+    // two at one place, one after the other
+    for statement in ["create tablespace brief", "create tablespace later"] {
+        server.execute(&format!("{statement} location '{}'", later.display()));
+        if statement.ends_with("brief") {
+            server.execute("drop tablespace brief");
+        }
+    }
     server.execute("create table placed tablespace later as select 7 as id");
     server.execute("checkpoint");
 }

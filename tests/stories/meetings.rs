@@ -202,6 +202,39 @@ fn damage(object: &Path) {
     fs::write(object, bytes).unwrap();
 }
 
+/// The server still has what the repository has lost: a backup that called itself done with it would be
+/// restored up to the damage.
+#[test]
+fn a_backup_does_not_take_damaged_wal_for_its_own() {
+    let mut record = begun();
+    let mut command = record.anywhen.command(&["backup", "--max-rate", "4096"]);
+    command.args(["-d", &record.server.conninfo()]);
+    let mut backup = record.anywhen.launch(command);
+    eventually("the backup has begun", || {
+        backup.stderr().contains(" begins at ")
+    });
+    record.insert(1);
+    record.fill_segments(2);
+    record.server.execute("select pg_switch_wal()");
+    record.store_all();
+    record.stop_stream();
+    let segments = stored_segments(&system_dir(&record.anywhen, &record.server));
+    let (_, last) = segments.iter().next_back().unwrap();
+    damage(last);
+    let status = backup.end("the backup");
+    assert_eq!(status.code(), Some(5), "{}", backup.stderr());
+    let said = backup.stderr();
+    assert!(
+        said.contains("cannot be read") && said.contains("pg_switch_wal"),
+        "{said}"
+    );
+    record
+        .anywhen
+        .run_on(&record.server, &["backup", "--checkpoint", "fast"])
+        .succeeded();
+    assert_eq!(record.rows_at("latest", &[], End::Promoted), "0,1");
+}
+
 /// The server is idle, so that what comes again would have the very name of what is damaged: it must not
 /// count as stored, and nothing may be written over it.
 #[test]

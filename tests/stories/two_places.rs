@@ -14,7 +14,7 @@ use crate::objects::{
 };
 use crate::record::Record;
 use crate::sealed::Identity;
-use crate::server::{Options, value};
+use crate::server::{Options, Server, Shutdown, copy_dir, value};
 
 const SHIFTED: &str = "select coalesce(max(flush_lsn), '0/0') >= pg_current_wal_flush_lsn()
                        from pg_stat_replication where application_name = 'anywhen'";
@@ -290,4 +290,33 @@ fn a_damaged_copy_is_named_and_the_other_one_read() {
         restored_moments(&record.ground, &target, End::Promoted),
         "0,1"
     );
+}
+
+/// A repository that is new, or was away, knows nothing of what the other one has: a server that was set back
+/// would be taken there, and its WAL be copied over the other's.
+#[test]
+fn a_backup_of_another_history_is_refused_where_any_repository_knows_better() {
+    let mut record = in_two("any");
+    record.server.stop(Shutdown::Fast);
+    let copy = record.target("earlier");
+    copy_dir(record.server.data(), &copy);
+    record.server.start();
+    let mut record = record.begin();
+    eventually_acknowledged(&record, "both hold everything");
+    record.insert(1);
+    record.store_all();
+    record.stop_stream();
+    let before = names_in(&record, &offsite(&record));
+    record.server.stop(Shutdown::Fast);
+    fs::remove_dir_all(near(&record)).unwrap();
+    record.ground.make_dir("near", 0o700);
+    let mut earlier = Server::at(&record.ground, &copy);
+    earlier.start();
+    let refused = record.anywhen.run_on(&earlier, &["backup"]);
+    refused.failed_with(5);
+    refused.says(&["two histories"]);
+    earlier.stop(Shutdown::Fast);
+    record.server.start();
+    assert_eq!(names_in(&record, &offsite(&record)), before);
+    assert_eq!(rows_from(&record, "offsite"), "0,1");
 }
