@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::io::Cursor;
+use std::sync::Mutex;
 
 use zstd::zstd_safe;
 use zstd_safe::{CCtx, CParameter, DCtx, DParameter, ResetDirective};
@@ -54,25 +55,29 @@ pub(crate) fn stored_bytes_max(plain_bytes_max: u64) -> u64 {
 
 /// A compressor for many frames.
 ///
-/// Its tables stay with the thread for the next one: to make them anew takes longer than all else
-/// that is done for an object of a few hundred bytes.
+/// Its tables stay for the next one: to make them anew takes longer than all else that is done for
+/// an object of a few hundred bytes.
 pub(crate) struct Compressor {
     context: Option<CCtx<'static>>,
 }
 
+/// Not one for each thread: a program may have many, and each would keep its own.
+static SPARES: Mutex<Vec<CCtx<'static>>> = Mutex::new(Vec::new());
+
 thread_local! {
-    static SPARE: Cell<Option<CCtx<'static>>> = const { Cell::new(None) };
     static SPARE_DECODER: Cell<Option<DCtx<'static>>> = const { Cell::new(None) };
 }
 
-/// What a thread keeps of each kind at most: that of the lower levels, which the pieces of WAL are
+/// So many compressors are kept, and each of so many bytes at most: of the lower levels, which WAL is
 /// stored with.
+const SPARES_MAX: usize = 4;
 const SPARE_BYTES_MAX: usize = 4 << 20;
 
 impl Compressor {
     /// `level` is zstd's, from -7 to 19.
     pub(crate) fn new(level: i32) -> Result<Self, Error> {
-        let spare = SPARE.try_with(Cell::take).ok().flatten();
+        // nobody waits for a spare
+        let spare = SPARES.try_lock().ok().and_then(|mut spares| spares.pop());
         Ok(Self {
             context: Some(configured(spare, level)?),
         })
@@ -94,8 +99,11 @@ impl Drop for Compressor {
     fn drop(&mut self) {
         let context = self.context.take();
         let small = context.filter(|context| context.sizeof() <= SPARE_BYTES_MAX);
-        // a thread that ends keeps nothing
-        let _ended = SPARE.try_with(|spare| spare.set(small));
+        if let (Some(small), Ok(mut spares)) = (small, SPARES.try_lock())
+            && spares.len() < SPARES_MAX
+        {
+            spares.push(small);
+        }
     }
 }
 

@@ -46,7 +46,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// So much WAL is stored without waiting for the flush interval to pass.
 const PIECE_BYTES: u64 = 64 << 20;
 /// So much WAL waits to be verified at most.
-const GATHERED_BYTES_MAX: u64 = 4 << 20;
+const GATHERED_BYTES_MAX: u64 = 1 << 20;
 
 /// A job for the store has come to its end.
 enum JobDone {
@@ -54,7 +54,9 @@ enum JobDone {
     Kept(Kept),
     /// This was stored of a segment.
     Looked(SegmentName, Vec<(WalRange, String)>),
-    /// Clean-up and hints, on which nothing depends.
+    /// What an object covers is gone; so many bytes of WAL were held for that.
+    Cleaned(u64),
+    /// Hints, on which nothing depends.
     Aside,
 }
 
@@ -80,6 +82,8 @@ pub(super) struct Conversation<'a> {
     /// The server asked for an answer behind what is gathered.
     reply_wanted: bool,
     unstored_bytes: u64,
+    /// What is stored, and held to be compared with the pieces that it covers, in bytes.
+    cleaning_bytes: u64,
     /// How many segments and pieces are on their way to the store.
     stores_under_way: usize,
     /// How many notes of WAL that cannot be used are not stored yet.
@@ -169,6 +173,7 @@ impl<'a> Conversation<'a> {
             verifying: None,
             reply_wanted: false,
             unstored_bytes: 0,
+            cleaning_bytes: 0,
             stores_under_way: 0,
             unrecorded: Arc::new(watch::Sender::new(0)),
             others: Others::default(),
@@ -339,10 +344,10 @@ impl<'a> Conversation<'a> {
         let received = self.session.progress().received();
         let at_hand = received.bytes_since(self.size.start_of(received));
         // what waits for the rest of its segment must not keep that out
-        let unstored = self.unstored_bytes - self.others.held_bytes();
-        let held = unstored + at_hand + self.gathered_bytes + self.lent_bytes;
+        let given = self.unstored_bytes - self.others.held_bytes() + self.cleaning_bytes;
+        let held = given + at_hand + self.gathered_bytes + self.lent_bytes;
         self.gathered_bytes < GATHERED_BYTES_MAX
-            && (unstored == 0 || held < self.options.unstored_bytes_max)
+            && (given == 0 || held < self.options.unstored_bytes_max)
     }
 
     /// Where every repository must hold what is acknowledged, and one lacks something, the server

@@ -11,6 +11,9 @@ use super::known::Known;
 use crate::error::Error;
 use crate::repository::{buffers, digest, stretch};
 
+/// What of a segment there is room for when its first bytes come: one part of so many.
+const FIRST_ROOM: usize = 16;
+
 /// The WAL of one connection, from the beginning of the segment at hand on.
 #[derive(Debug)]
 pub(super) struct Intake {
@@ -136,10 +139,7 @@ impl Intake {
         }
         let records = self.verifier.push(bytes);
         let mut findings = self.minimal_wal(&records);
-        if self.segment.capacity() == 0 {
-            let whole = usize::try_from(self.size.bytes()).unwrap_or(usize::MAX);
-            self.segment = buffers::PLAIN.take(whole);
-        }
+        self.make_room(bytes.len());
         self.segment.extend_from_slice(bytes);
         findings.extend(self.damage(range));
         let shutdown = records
@@ -152,6 +152,24 @@ impl Intake {
             full,
             findings,
         })
+    }
+
+    /// Makes room for more of the segment: little at first, since the segment before is held until it
+    /// is stored, and one that is large is all that is to be held.
+    fn make_room(&mut self, more: usize) {
+        let needed = self.segment.len().saturating_add(more);
+        if needed <= self.segment.capacity() {
+            return;
+        }
+        let whole = usize::try_from(self.size.bytes()).unwrap_or(usize::MAX);
+        let first = whole / FIRST_ROOM;
+        let mut room = if needed <= first {
+            Vec::with_capacity(first)
+        } else {
+            buffers::PLAIN.take(whole)
+        };
+        room.extend_from_slice(&self.segment);
+        self.segment = room;
     }
 
     fn take_segment(&mut self) -> Checked<'static> {

@@ -15,6 +15,9 @@ use super::progress::Progress;
 
 /// So many pieces are under way at most while the server waits for us.
 const PIECES_UNDER_WAY_MAX: usize = 32;
+/// No piece is larger: each is held besides the segment that it is of. What is due beyond it follows
+/// in another one.
+const PIECE_BYTES_MAX: u64 = 16 << 20;
 /// While the server waits for us, one more piece is given to the store for each of these that the
 /// last one took: writes to a distant store overlap, and those to a disk gather what comes meanwhile.
 const PIECE_EVERY: Duration = Duration::from_millis(2);
@@ -265,7 +268,7 @@ impl Session {
         if let Some(due) = self.due_piece(now) {
             let piece = self.pieces.named_freely(due);
             // the rest follows as soon as the store takes it
-            self.wanted = self.wanted.max(due.end);
+            self.want();
             self.pieces.given(piece);
             self.given_at.push_back((piece, now));
             self.given = piece.end;
@@ -368,9 +371,10 @@ impl Session {
             return None;
         }
         let segment_start = self.options.segment_size.start_of(received);
+        let start = self.given.max(segment_start);
         Some(WalRange {
-            start: self.given.max(segment_start),
-            end: received,
+            start,
+            end: received.min(start.saturating_add(PIECE_BYTES_MAX)),
         })
     }
 
@@ -542,6 +546,25 @@ mod tests {
         assert_eq!(stores, [piece(MIB + 25, MIB + 100)]);
         session.handle(Event::Stored(range(MIB + 25, MIB + 100)), later);
         assert_eq!(session.progress().stored(), Lsn::new(MIB + 100));
+    }
+
+    /// A large segment is held whole: with a copy of nearly all of it beside it, what is held would be
+    /// twice what was asked for.
+    #[test]
+    fn a_large_stretch_is_stored_in_several_pieces() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(1);
+        let mut session = session(64 * MIB, 64 * MIB, now);
+        session.options.segment_size = SegmentSize::from_bytes(64 * MIB).unwrap();
+        session.handle(wal(104 * MIB), now);
+        session.handle(Event::Deadline, later);
+        let mut pieces = Vec::new();
+        while let [Store::Piece(piece)] = done(&mut session, later).0.as_slice() {
+            pieces.push((piece.start.as_u64() / MIB, piece.end.as_u64() / MIB));
+            session.handle(Event::Stored(*piece), later);
+        }
+        assert_eq!(pieces, [(64, 80), (80, 96), (96, 104)]);
+        assert_eq!(session.progress().stored(), Lsn::new(104 * MIB));
     }
 
     /// A loop that is woken for what it cannot do yet would never sleep.

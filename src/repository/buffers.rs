@@ -3,6 +3,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use bytes::Bytes;
+
 /// What is smaller is left to the allocator.
 const BYTES_MIN: usize = 1 << 20;
 
@@ -36,6 +38,18 @@ impl Buffers {
         fitting.map_or_else(|| Vec::with_capacity(bytes), |at| kept.swap_remove(at))
     }
 
+    /// What is in a buffer, for as long as anybody reads it; then the buffer is put back. What fits
+    /// into less is copied there.
+    pub(super) fn lend(&'static self, buffer: Vec<u8>) -> Bytes {
+        if buffer.capacity() < BYTES_MIN {
+            return Bytes::copy_from_slice(&buffer);
+        }
+        Bytes::from_owner(Lent {
+            buffer,
+            owner: self,
+        })
+    }
+
     /// Keeps a buffer for the next one that asks, unless enough are kept.
     pub(super) fn put_back(&self, mut buffer: Vec<u8>) {
         if buffer.capacity() < BYTES_MIN {
@@ -47,6 +61,24 @@ impl Buffers {
         if bytes.saturating_add(buffer.capacity()) <= self.bytes_max {
             kept.push(buffer);
         }
+    }
+}
+
+/// A buffer that goes back to where it came from.
+struct Lent {
+    buffer: Vec<u8>,
+    owner: &'static Buffers,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.owner.put_back(std::mem::take(&mut self.buffer));
     }
 }
 
@@ -65,6 +97,22 @@ mod tests {
         assert_eq!((second.as_ptr(), second.len()), (place, 0));
         let third = buffers.take(BYTES_MIN);
         assert_ne!(third.as_ptr(), place);
+    }
+
+    /// One that came back too early would be written over while it is on its way to a store.
+    #[test]
+    fn a_lent_buffer_comes_back_once_nobody_reads_it() {
+        static BUFFERS: Buffers = Buffers::new(4 * BYTES_MIN);
+        let mut buffer = BUFFERS.take(BYTES_MIN);
+        buffer.extend_from_slice(b"object");
+        let first = BUFFERS.lend(buffer);
+        let second = first.clone();
+        drop(first);
+        assert_eq!(BUFFERS.kept.lock().unwrap().len(), 0);
+        assert_eq!(second, "object");
+        drop(second);
+        assert_eq!(BUFFERS.kept.lock().unwrap().len(), 1);
+        assert_eq!(BUFFERS.lend(b"small".to_vec()), "small");
     }
 
     #[test]

@@ -699,10 +699,8 @@ fn encode_one(
     encoder.frame(plain, &mut room)?;
     let trailer = encoder.finish(facts, &mut room)?;
     wal.digest.get_or_init(|| trailer.digest);
-    // room was made for what cannot be compressed: what is kept is as large as it need be
-    let object = Bytes::copy_from_slice(&room);
-    buffers::ENCODED.put_back(room);
-    Ok(object)
+    // room was made for what cannot be compressed; of a large one only what was written is memory
+    Ok(buffers::ENCODED.lend(room))
 }
 
 impl Drop for EncodedWal {

@@ -131,6 +131,10 @@ impl Conversation<'_> {
                 self.others.found(segment, found);
                 return Ok(());
             }
+            JobDone::Cleaned(bytes) => {
+                self.cleaning_bytes -= bytes;
+                return Ok(());
+            }
             JobDone::Aside => return Ok(()),
         };
         let range = wal.checked.range();
@@ -216,6 +220,8 @@ impl Conversation<'_> {
         }
         let segment = SegmentName::of(self.timeline, range.start, self.size);
         let (repository, gauges) = (self.repository.clone(), self.gauges.clone());
+        let held_bytes = range.len_bytes();
+        self.cleaning_bytes += held_bytes;
         self.jobs.spawn(async move {
             let removed = async {
                 let mut removed = repository.remove_pieces(&pieces, &wal).await?;
@@ -234,7 +240,8 @@ impl Conversation<'_> {
                 }
                 Err(error) => return Err(error),
             }
-            Ok(JobDone::Aside)
+            drop(wal);
+            Ok(JobDone::Cleaned(held_bytes))
         });
     }
 
