@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import commit_latency, idle_cost, stream_rate, sync_commits
+from . import backups, commit_latency, idle_cost, stream_rate, sync_commits
 from .machine import describe_machine
 from .programs import Programs
 
@@ -17,6 +17,7 @@ JOBS = {
     "sync-commits": sync_commits,
     "commit-latency": commit_latency,
     "idle-cost": idle_cost,
+    "backups": backups,
 }
 
 EPILOG = """\
@@ -26,6 +27,7 @@ examples:
   bench/run sync-commits --clients 1,8,32 --seconds 20
   bench/run commit-latency
   bench/run idle-cost --minutes 5
+  bench/run backups --database-mb 500
   bench/run all --json figures.json                    all of them
 
 The server is found in $ANYWHEN_PG_DIR/*/bin and /usr/lib/postgresql/*/bin; build Anywhen first:

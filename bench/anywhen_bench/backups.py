@@ -1,0 +1,234 @@
+"""How long each tool takes to back up a database and to restore it, and what that costs."""
+
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+
+from .figures import median, print_table, spread
+from .machine import busy_seconds, family_seconds
+from .programs import account, give_away, make_folder
+from .receivers import chosen
+from .server import Server, stored_bytes
+
+#: the database is read from memory where it fits, as one that is in use
+SETTINGS = """
+fsync = off
+synchronous_commit = off
+archive_mode = on
+archive_command = 'true'
+"""
+
+#: of zstd, for all alike
+LEVEL = 3
+
+
+@dataclass(frozen=True)
+class PgBasebackup:
+    """Tar files, compressed by the client; restored by tar."""
+
+    name: str
+    compression: str
+
+    def backup(self, programs, server, folder):
+        return [programs.pg("pg_basebackup"), "-D", folder / "backup", "-Ft", f"--compress={self.compression}",
+                "-Xfetch", "--checkpoint=fast", "-d", server.conninfo]
+
+    def restore(self, programs, folder, target):
+        del programs
+        unpack = f"mkdir -m 700 {target} && zstd -dc {folder}/backup/base.tar.zst | tar -x -C {target} && sync -f {target}"
+        return ["/bin/sh", "-c", unpack]
+
+    def prepare(self, programs, server, folder):
+        """Nothing has to be set up."""
+
+
+@dataclass(frozen=True)
+class Anywhen:
+    """A local repository, as it is set by default but for the level."""
+
+    name: str = "anywhen"
+
+    def prepare(self, programs, server, folder):
+        del programs, server
+        config = folder / "anywhen.toml"
+        config.write_text(f"""
+[repository.bench]
+url = "file://{folder / 'repository'}"
+compression = {{ backup = "zstd:{LEVEL}" }}
+[cluster.main]
+repositories = ["bench"]
+""")
+        give_away(config)
+
+    def backup(self, programs, server, folder):
+        return [programs.anywhen, "backup", "--quiet", "--checkpoint", "fast", "--config", folder / "anywhen.toml",
+                "-d", server.conninfo]
+
+    def restore(self, programs, folder, target):
+        return [programs.anywhen, "restore", "--quiet", "-D", target, "--config", folder / "anywhen.toml"]
+
+
+@dataclass(frozen=True)
+class PgBackRest:
+    """A local repository with bundles and block maps, two processes."""
+
+    name: str = "pgbackrest"
+
+    def prepare(self, programs, server, folder):
+        config = folder / "pgbackrest.conf"
+        config.write_text(f"""
+[global]
+repo1-path={folder / 'repository'}
+log-path={folder}
+lock-path={folder}
+spool-path={folder}
+log-level-console=error
+log-level-file=off
+compress-type=zst
+compress-level={LEVEL}
+process-max=2
+repo1-bundle=y
+archive-check=n
+start-fast=y
+
+[main]
+pg1-path={server.data}
+pg1-socket-path={server.folder}
+pg1-port={server.port}
+pg1-user=postgres
+""")
+        give_away(config)
+        run_command([*self._call(folder), "stanza-create"], folder)
+
+    def backup(self, programs, server, folder):
+        return [*self._call(folder), "--type=full", "backup"]
+
+    def restore(self, programs, folder, target):
+        return [*self._call(folder), f"--pg1-path={target}", "--type=none", "restore"]
+
+    def _call(self, folder):
+        return ["pgbackrest", f"--config={folder / 'pgbackrest.conf'}", "--stanza=main"]
+
+
+def add_arguments(group):
+    group.add_argument("--database-mb", type=int, default=2000, metavar="MB", help="size of the database [2000]")
+
+
+def run_command(command, folder):
+    """What a command cost: its children, which it waits for, are counted with it."""
+    command = [str(part) for part in command]
+    # its own environment: settings of whoever measures must not change what is measured
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder)}
+    with open(folder / "said", "w+b") as said:
+        begun = time.perf_counter()
+        process = subprocess.Popen(command, stdout=said, stderr=said, cwd="/", env=environment, start_new_session=True,
+                                   **account())
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - begun
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            said.seek(0)
+            raise RuntimeError(f"{' '.join(command)} failed:\n{said.read().decode(errors='replace')}")
+    return {"seconds": seconds, "cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_mib": usage.ru_maxrss / 1024}
+
+
+def run(options, programs, folder):
+    tools = chosen([tool for tool in all_tools() if usable(tool, programs)], options.only)
+    with Server(programs, folder / "database", settings=SETTINGS) as server:
+        fill(server, options.database_mb)
+        raw = int(server.sql("select sum(pg_database_size(oid)) from pg_database"))
+        print(f"{raw / 1e6:.0f} MB of databases, zstd level {LEVEL} for all")
+        runs = []
+        for round_ in range(options.rounds):
+            # who comes first changes
+            turn = round_ % len(tools)
+            for tool in tools[turn:] + tools[:turn]:
+                place = make_folder(folder / "stored")
+                tool.prepare(programs, server, place)
+                runs.append({"tool": tool.name, "round": round_, **measure(tool, programs, server, place)})
+                shutil.rmtree(place)
+    return report(tools, runs, raw)
+
+
+def all_tools():
+    return [
+        PgBasebackup("pg_basebackup zstd", f"client-zstd:level={LEVEL}"),
+        PgBasebackup("pg_basebackup zstd, 2 workers", f"client-zstd:level={LEVEL},workers=2"),
+        PgBackRest(),
+        Anywhen(),
+    ]
+
+
+def usable(tool, programs):
+    if isinstance(tool, PgBasebackup) and not programs.pg_build_has("zstd"):
+        print(f"without {tool.name}: this build has no zstd")
+        return False
+    if isinstance(tool, PgBackRest) and not shutil.which("pgbackrest"):
+        print("without pgbackrest: it is not installed")
+        return False
+    return True
+
+
+def fill(server, megabytes):
+    """Half of it pgbench's tables, half hashed text, which does not compress, and JSON, which does."""
+    server.pgbench("-i", "-q", "-s", max(1, megabytes // 2 // 15))
+    server.sql("create table documents (id bigint primary key, name text, body jsonb)")
+    server.sql("create index on documents (name)")
+    first = 1
+    while int(server.sql("select pg_database_size('postgres')")) < megabytes * 1_000_000:
+        server.sql(f"""
+            insert into documents
+            select id, md5(id || 'name'),
+                   jsonb_build_object('id', id, 'state', (array['new', 'paid', 'sent'])[id % 3 + 1],
+                                      'at', timestamp '2026-01-01' + id * interval '1 second',
+                                      'key', md5(id || 'key'), 'note', repeat('as before ', 5))
+            from generate_series({first}, {first + 199_999}) as id""")
+        first += 200_000
+    server.sql("vacuum (freeze, analyze)")
+    server.sql("checkpoint")
+
+
+def measure(tool, programs, server, place):
+    target = place / "restored"
+    # what the one before left to write must not slow down this one
+    os.sync()
+    busy, of_server = busy_seconds(), family_seconds(server.process.pid)
+    backup = run_command(tool.backup(programs, server, place), place)
+    of_server = family_seconds(server.process.pid) - of_server
+    elsewhere = busy_seconds() - busy - of_server - backup["cpu_seconds"]
+    stored, files = stored_bytes(place)
+    os.sync()
+    busy = busy_seconds()
+    restore = run_command(tool.restore(programs, place, target), place)
+    elsewhere_restoring = busy_seconds() - busy - restore["cpu_seconds"]
+    if not (target / "global" / "pg_control").exists():
+        raise RuntimeError(f"{tool.name} restored nothing")
+    return {
+        "backup": {**backup, "server_cpu_seconds": of_server, "elsewhere_cpu_seconds": max(0.0, elsewhere)},
+        "restore": {**restore, "elsewhere_cpu_seconds": max(0.0, elsewhere_restoring)},
+        "stored_bytes": stored,
+        "files": files,
+    }
+
+
+def report(tools, runs, raw):
+    for step in ["backup", "restore"]:
+        rows = []
+        took = {tool.name: [run[step]["seconds"] for run in runs if run["tool"] == tool.name] for tool in tools}
+        peers = [median(took[tool.name]) for tool in tools if not isinstance(tool, Anywhen)]
+        for tool in tools:
+            own = [run for run in runs if run["tool"] == tool.name]
+            rows.append([
+                tool.name,
+                spread(took[tool.name], 2),
+                f"{median(took[tool.name]) / min(peers):.2f}" if peers else "",
+                spread([run[step]["cpu_seconds"] for run in own], 2),
+                spread([run[step]["elsewhere_cpu_seconds"] for run in own], 2),
+                spread([run[step]["peak_mib"] for run in own]),
+                f"{median(run['stored_bytes'] for run in own) / raw:.1%} in {median(run['files'] for run in own):.0f} files",
+            ])
+        print(f"\n{step}:")
+        print_table(["tool", "seconds", "of best peer", "CPU s", "others'", "peak MiB", "stored"], rows)
+    return {"raw_bytes": raw, "runs": runs}
