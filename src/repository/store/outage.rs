@@ -1,5 +1,6 @@
 //! One outage of a store: when it begins, how long it lasts, and when the log says so. Pure.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -13,7 +14,8 @@ const QUIET_AFTER: Duration = Duration::from_secs(5);
 /// Whether a store answers, as all know that ask it.
 #[derive(Debug, Default)]
 pub(super) struct Outage {
-    under_way: Option<UnderWay>,
+    /// By what is asked of it: rights may be missing for that alone, and lastingly.
+    under_way: BTreeMap<&'static str, UnderWay>,
     /// No line is written before.
     next_line: Option<Instant>,
 }
@@ -22,15 +24,13 @@ pub(super) struct Outage {
 struct UnderWay {
     since: Instant,
     last_failure: Instant,
-    /// What failed first: rights may be missing for that alone.
-    doing: &'static str,
     told: bool,
 }
 
 impl Outage {
-    /// Whether the last that is known of the store is that it did not do what it was asked.
-    pub(super) fn is_under_way(&self) -> bool {
-        self.under_way.is_some()
+    /// Whether the last that is known of the store is that it did not do this.
+    pub(super) fn is_under_way(&self, doing: &str) -> bool {
+        self.under_way.contains_key(doing)
     }
 
     /// An attempt failed. Where that is to be told, for how long they have failed; it is where it
@@ -41,10 +41,9 @@ impl Outage {
         now: Instant,
         is_tried_again: bool,
     ) -> Option<Duration> {
-        let outage = self.under_way.get_or_insert(UnderWay {
+        let outage = self.under_way.entry(doing).or_insert(UnderWay {
             since: now,
             last_failure: now,
-            doing,
             told: false,
         });
         outage.last_failure = now;
@@ -65,8 +64,10 @@ impl Outage {
         now: Instant,
     ) -> Option<Duration> {
         // what was under way when another attempt failed says nothing of the time since
-        let ended = |outage: &mut UnderWay| outage.doing == doing && began >= outage.last_failure;
-        let outage = self.under_way.take_if(ended)?;
+        if began < self.under_way.get(doing)?.last_failure {
+            return None;
+        }
+        let outage = self.under_way.remove(doing)?;
         // the next one is news, but a store that is only busy does not fill the log
         self.next_line = self.next_line.map(|next| next.min(now + QUIET_AFTER));
         outage.told.then(|| now - outage.since)
@@ -123,8 +124,21 @@ mod tests {
         outage.failed(WRITE, at(5), true);
         assert_eq!(outage.answered(WRITE, at(4), at(6)), None);
         assert_eq!(outage.answered("read", at(6), at(6)), None);
-        assert!(outage.is_under_way());
+        assert!(outage.is_under_way(WRITE) && !outage.is_under_way("read"));
         assert!(outage.answered(WRITE, at(6), at(7)).is_some());
+    }
+
+    /// A policy that forbids deleting would hide every outage that comes after.
+    #[test]
+    fn what_is_forbidden_for_good_hides_no_outage() {
+        let mut outage = Outage::default();
+        let begin = Instant::now();
+        let at = |second| begin + seconds(second);
+        assert!(outage.failed("delete", at(0), true).is_some());
+        assert_eq!(outage.failed(WRITE, at(61), true), Some(seconds(0)));
+        let over = outage.answered(WRITE, at(70), at(70));
+        assert_eq!(over, Some(seconds(9)));
+        assert!(outage.is_under_way("delete") && !outage.is_under_way(WRITE));
     }
 
     /// Whoever gives up says so himself.
@@ -133,8 +147,8 @@ mod tests {
         let mut outage = Outage::default();
         let now = Instant::now();
         assert_eq!(outage.failed(WRITE, now, false), None);
-        assert!(outage.is_under_way());
+        assert!(outage.is_under_way(WRITE));
         assert_eq!(outage.answered(WRITE, now, now), None);
-        assert!(!outage.is_under_way());
+        assert!(!outage.is_under_way(WRITE));
     }
 }

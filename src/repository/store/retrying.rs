@@ -71,7 +71,7 @@ impl Retrying {
         let mut attempts = Attempts::new(self.policy);
         loop {
             let began = Instant::now();
-            if self.outage().is_under_way() {
+            if self.outage().is_under_way(asked.doing) {
                 self.meter.retried();
             }
             let fault = match attempt().await {
