@@ -36,11 +36,7 @@ fn nothing_is_acknowledged_while_it_cannot_be_stored() {
     // an outage of hours is told when it begins, now and then, and when it is over
     let said = record.stream.as_ref().unwrap().stderr();
     let lines = |word: &str| said.lines().filter(|line| line.contains(word)).count();
-    assert_eq!(
-        lines("trying again. hint: give this user the right"),
-        1,
-        "{said}"
-    );
+    assert_eq!(lines("trying again. hint: "), 1, "{said}");
     assert_eq!(lines("answers again, after"), 1, "{said}");
 }
 
