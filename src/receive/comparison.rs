@@ -11,7 +11,7 @@ use replication::conninfo::ConnectionSettings;
 use replication::stream::{Started, StatusUpdate, StreamError, StreamEvent, WalStream};
 use wal::{Lsn, PgTime, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalRange};
 
-use super::contact::{left_behind, read_histories, set_back};
+use super::contact::{left_behind, read_histories, set_back, tell_what_was_left_behind};
 use super::ended::{Ended, stream_failed};
 use super::intake::TwoHistories;
 use super::known::Known;
@@ -43,6 +43,7 @@ pub async fn refuse_another_history(
         return Err(why);
     }
     let (branch, _) = read_histories(&mut connection, repository, now.timeline).await?;
+    tell_what_was_left_behind(&branch, &catalog, size);
     let stored = catalog.timelines.get(&now.timeline);
     if let Some(end) = stored
         .and_then(|wal| wal.end(size))
@@ -120,9 +121,10 @@ async fn compare_stream(
 fn not_compared(at: ResumeAt, error: &StreamError) -> Result<()> {
     match stream_failed(error)? {
         Ended::Removed => {
-            tracing::info!(
+            tracing::warn!(
                 "the server no longer has WAL from {} on timeline {}: it is not compared with what is \
-                 stored",
+                 stored. hint: is it the server that the stored WAL came from, and no copy of it? a copy \
+                 wants its own --cluster name",
                 at.start,
                 at.timeline
             );

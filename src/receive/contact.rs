@@ -23,7 +23,7 @@ use crate::repository::destination::OpenDestination;
 use crate::repository::forks::LeftBehind;
 use crate::repository::layout::ObjectName;
 use crate::repository::records::{BackupRecord, Hole};
-use crate::repository::{Acknowledge, Repository, ServerIdentity};
+use crate::repository::{Acknowledge, Repository, RepositoryError, ServerIdentity};
 use crate::retry::Backoff;
 use crate::server::{self, ServerFacts};
 
@@ -89,6 +89,7 @@ impl Contact {
             major: facts.major,
             block_bytes: facts.block_bytes,
         };
+        let is_new = !met && is_nothing_stored(destination, facts.system_id).await;
         let repository = destination.repository(identity, options.new_system).await?;
         repository.check_segment_size(facts.segment_size).await?;
         let others = settings.clone().without(&replication).map(Box::new);
@@ -124,6 +125,9 @@ impl Contact {
             histories,
             kept: None,
         };
+        if let (true, Some(slot)) = (is_new, &options.slot) {
+            contact.tell_of_a_slot_that_was_there(slot).await?;
+        }
         if let Some(why) = contact.take_slot(options, met).await? {
             return unfit(why);
         }
@@ -134,30 +138,63 @@ impl Contact {
         Ok(Met::Ready(Box::new(contact)))
     }
 
-    /// Says which stored WAL is not part of the server's timeline, before the first of that is stored.
-    async fn tell_what_was_left_behind(&self) -> Result<()> {
-        let (timeline, size) = (self.facts.timeline, self.facts.segment_size);
-        if self.branch.entries().is_empty() {
-            return Ok(());
-        }
-        let catalog = self.repository.wal_catalog().await?;
-        if let Some(left) = left_behind_the_fork(&self.branch, &catalog, size) {
-            let LeftBehind {
-                timeline: old,
-                fork,
-                stored,
-                ..
-            } = left;
+    /// A slot that keeps WAL was another stream's, perhaps, whose repository is elsewhere, or not mounted:
+    /// what is stored here is removed from the server.
+    async fn tell_of_a_slot_that_was_there(&mut self, slot: &str) -> Result<()> {
+        let found = read_slot(&mut self.sql, slot).await;
+        if let SlotState::Ready { restart, .. } =
+            found.map_err(|error| slot_failed(slot, &error))?
+        {
             tracing::warn!(
-                "timeline {timeline} left timeline {old} at {fork}, and timeline {old} is stored up to \
-                 {stored}: what was committed there behind the fork is not in timeline {timeline}, which \
-                 a restore follows. hint: is the old primary stopped? `anywhen restore --timeline {old}` \
-                 reaches what only it has"
+                "the repository is new, and slot {slot} was there before: it keeps WAL from {restart} on, \
+                 and the stream begins there. hint: if a stream stored elsewhere until now (a disk that is \
+                 not mounted, another address), stop this one: the server removes what it has received"
             );
         }
         Ok(())
     }
 
+    /// Says which stored WAL is not part of the server's timeline, before the first of that is stored.
+    async fn tell_what_was_left_behind(&self) -> Result<()> {
+        let catalog = self.repository.wal_catalog().await?;
+        tell_what_was_left_behind(&self.branch, &catalog, self.facts.segment_size);
+        Ok(())
+    }
+}
+
+/// Whether nothing of this system is in any place, as far as all of them could be asked.
+async fn is_nothing_stored(destination: &OpenDestination, system_id: u64) -> bool {
+    let stored = destination.stored(Some(system_id)).await;
+    matches!(
+        stored,
+        Err(RepositoryError::NoCluster { .. } | RepositoryError::NoSystem { .. })
+    )
+}
+
+/// Says which stored WAL is not part of a server's branch, before the first of its own timeline is stored.
+pub(super) fn tell_what_was_left_behind(
+    branch: &TimelineHistory,
+    catalog: &Catalog,
+    size: SegmentSize,
+) {
+    let timeline = branch.timeline();
+    if let Some(left) = left_behind_the_fork(branch, catalog, size) {
+        let LeftBehind {
+            timeline: old,
+            fork,
+            stored,
+            ..
+        } = left;
+        tracing::warn!(
+            "timeline {timeline} left timeline {old} at {fork}, and timeline {old} is stored up to \
+             {stored}: what was committed there behind the fork is not in timeline {timeline}, which \
+             a restore follows. hint: is the old primary stopped? `anywhen restore --timeline {old}` \
+             reaches what only it has"
+        );
+    }
+}
+
+impl Contact {
     /// Prepares the slot, and finds where to go on. Says so where this server is not the one: then
     /// no slot was made that would keep WAL for nobody.
     async fn take_slot(&mut self, options: &ReceiverOptions, met: bool) -> Result<Option<Error>> {

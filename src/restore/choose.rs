@@ -784,9 +784,15 @@ impl<'a> Chooser<'a> {
         if let Some(damage) = &chosen.damaged_at {
             warnings.push(format!("behind the target there is damaged WAL: {damage}"));
         }
-        for left in left_behind(self.catalog, &self.branch, self.size) {
-            let passes = chosen.last.is_none_or(|last| last.end > left.fork);
-            if passes && left.next > chosen.backup.timeline {
+        // older forks were news once
+        if let Some(left) = left_behind(self.catalog, &self.branch, self.size).pop() {
+            let first_out = chosen.point.as_ref().and_then(|point| point.first_out);
+            let passes = match self.options.target {
+                // what the old timeline has behind the fork may be from before the target
+                Target::Time(_) => first_out.is_none_or(|out| out.lsn >= left.fork),
+                _ => chosen.last.is_none_or(|last| last.end > left.fork),
+            };
+            if passes {
                 warnings.push(format!(
                     "timeline {} is stored up to {}, behind {} where timeline {} left it: what was \
                      committed there is not restored; --timeline {} restores it instead of what \

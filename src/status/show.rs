@@ -263,7 +263,9 @@ fn list_table(rows: &[BackupRow]) -> String {
 
 /// One backup that has just been taken.
 pub fn backup_table(row: &BackupRow) -> String {
+    // a standby's backup ends at the last commit that it has replayed, which may be old
     let took = row.finished_at.duration_since(row.started_at).as_secs_f64();
+    let took = took.max(0.0);
     format!(
         "backup {} is complete: {} files, {}, stored as {}, in {}; restorable from {} on",
         row.id,

@@ -194,7 +194,7 @@ fn a_commit_behind_what_is_stored_waits_for_its_own_timeline() {
     follow(&record.server, &standby);
     standby.stop(Shutdown::Fast);
     // what is lost: far more than the new timeline will write here
-    record.insert(90);
+    let lost = record.insert(90);
     record.fill_segments(5);
     stream.store_all(&record.server);
     let stored_end = record.server.value("select pg_current_wal_flush_lsn()");
@@ -238,10 +238,13 @@ fn a_commit_behind_what_is_stored_waits_for_its_own_timeline() {
             .contains("restore --timeline 1")
     );
     let target = record.target("plan");
-    let plan = ["restore", "-D", target.to_str().unwrap(), "--dry-run"];
-    let plan = record.anywhen.run(&plan);
-    let shown = plan.succeeded().to_string();
-    assert!(shown.contains("restores it instead"), "{shown}");
+    // the new timeline begins later than that moment, and before it by position
+    for to in [vec![], vec!["--to-time", &lost.after]] {
+        let plan = ["restore", "-D", target.to_str().unwrap(), "--dry-run"];
+        let plan = record.anywhen.run(&[&plan[..], &to].concat());
+        let shown = plan.succeeded().to_string();
+        assert!(shown.contains("restores it instead"), "{to:?}: {shown}");
+    }
     assert_eq!(record.rows_at("latest", &[], End::Promoted), "0,1,2");
     let old = record.rows_at("old", &["--timeline", "1"], End::Promoted);
     assert!(old.starts_with("0,90"), "{old}");

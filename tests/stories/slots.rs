@@ -169,3 +169,22 @@ fn a_slot_that_the_server_gave_up_is_said_to_be_lost() {
     assert_eq!(holes, 1, "{status}");
     assert_eq!(record.rows_at("latest", &[], End::Promoted), "0,1");
 }
+
+/// The disk of the repository is not mounted: the stream begins a new one below it, and the server removes
+/// what the real one then lacks.
+#[test]
+fn a_new_repository_with_a_slot_that_was_there_is_said() {
+    let mut record = Record::begun(&Options::default());
+    record.store_all();
+    let said = record.stream.as_ref().unwrap().stderr();
+    assert!(!said.contains("the repository is new"), "{said}");
+    record.stop_stream();
+    record.remove_repository();
+    let stream = record.anywhen.stream(&record.server);
+    let said = stream.stderr();
+    assert!(
+        said.contains("the repository is new") && said.contains("anywhen_main"),
+        "{said}"
+    );
+    stream.stop();
+}
