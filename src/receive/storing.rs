@@ -2,6 +2,7 @@
 //! back from there.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -386,14 +387,23 @@ async fn keep_empty(
     };
     let new = || Backoff::new(Duration::from_millis(500), Duration::from_secs(15));
     let mut backoff = new();
+    let lost = AtomicUsize::new(0);
     loop {
         spool.filled().await;
         let drained = spool.drain(&repository, |drained| {
+            if matches!(drained, Drained::Lost(_)) {
+                lost.fetch_add(1, Ordering::Relaxed);
+            }
             tell(SpoolNews::Drained(drained));
         });
         match drained.await {
             Ok(true) => {
-                tracing::info!("the spool is empty: all of it is in the repository");
+                match lost.swap(0, Ordering::Relaxed) {
+                    0 => tracing::info!("the spool is empty: all of it is in the repository"),
+                    lost => tracing::warn!(
+                        "the spool is empty: all that could be read is in the repository, objects lost={lost}"
+                    ),
+                }
                 backoff = new();
                 continue;
             }
