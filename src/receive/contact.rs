@@ -393,7 +393,7 @@ impl Contact {
         let Some(last) = last_before(&self.branch, catalog, lsn, size) else {
             return Ok(false);
         };
-        let backups = self.repository.backups().await?.readable;
+        let backups = self.repository.backup_records().await?.readable;
         let brought = |backup: &BackupRecord| {
             backup.timeline == last.timeline
                 && backup.start_lsn < last.lsn

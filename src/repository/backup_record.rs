@@ -4,6 +4,8 @@
 //! of tablespaces are not. The whole record is sealed besides, so that nobody without the key can
 //! change the clear part unnoticed.
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -13,6 +15,7 @@ use super::keys::Sealing;
 use super::layout::{BackupId, ObjectName};
 use super::member::{Member, Recipe};
 use super::records::BackupRecord;
+use super::store::Listed;
 use super::{Repository, RepositoryError, Result};
 
 impl Member {
@@ -86,6 +89,35 @@ impl Member {
         }
     }
 
+    /// Refuses a backup whose packs and manifest are not all there in their whole length. `listed` is
+    /// how many bytes of them a listing of this place showed.
+    pub(super) async fn check_is_stored(&self, record: &BackupRecord, listed: u64) -> Result<()> {
+        if listed >= record.stored_bytes {
+            return Ok(());
+        }
+        // that listing may be older than the record
+        let mut found: u64 = 0;
+        for folder in ["packs", "backups"] {
+            let listed = self.list(&format!("{folder}/{}/", record.id)).await?;
+            found = found.saturating_add(StoredBackups::among(&listed).bytes(&record.id));
+        }
+        if found >= record.stored_bytes {
+            return Ok(());
+        }
+        Err(self.lacks_objects(record, found))
+    }
+
+    /// That `found` bytes are not all that a backup's packs and manifest have.
+    pub(super) fn lacks_objects(&self, record: &BackupRecord, found: u64) -> RepositoryError {
+        RepositoryError::Damaged {
+            path: self.locate(&ObjectName::Backup(record.id.clone())),
+            reason: format!(
+                "its packs and manifest are not all there: expected={} bytes, found={found}",
+                record.stored_bytes
+            ),
+        }
+    }
+
     /// A record as it is stored, once its digest was found to fit.
     pub(super) async fn find_record(&self, name: &ObjectName) -> Result<Option<BackupRecord>> {
         let Some(record) = self.find::<BackupRecord>(name).await? else {
@@ -156,6 +188,29 @@ impl Member {
     }
 }
 
+/// How many bytes the packs and the manifest of each backup have, as the listing of one place shows it.
+#[derive(Debug, Default)]
+pub(super) struct StoredBackups(BTreeMap<BackupId, u64>);
+
+impl StoredBackups {
+    pub(super) fn among(listed: &[Listed]) -> Self {
+        let mut bytes: BTreeMap<BackupId, u64> = BTreeMap::new();
+        for object in listed {
+            if let Some(ObjectName::Pack { backup: id, .. } | ObjectName::Manifest(id)) =
+                ObjectName::parse(&object.path)
+            {
+                let sum = bytes.entry(id).or_default();
+                *sum = sum.saturating_add(object.bytes);
+            }
+        }
+        Self(bytes)
+    }
+
+    pub(super) fn bytes(&self, id: &BackupId) -> u64 {
+        self.0.get(id).copied().unwrap_or_default()
+    }
+}
+
 /// The record as it is stored: a flipped bit must not pass for another time or position.
 fn with_digest(record: BackupRecord) -> BackupRecord {
     let content = serde_json::to_vec(&super::to_value(&record)).expect("a value is always JSON");
@@ -178,17 +233,35 @@ impl Repository {
     /// A backup by its id, from a place that has it whole, and that place alone: packs and manifest
     /// of one backup may lie at other offsets elsewhere. `None` if it never came to its end.
     pub async fn holding(&self, id: &BackupId) -> Result<Option<(Self, BackupRecord)>> {
-        let (mut failed, mut absent) = (None, false);
+        let (mut failed, mut absent, mut doubted) = (None, false, None);
         for member in &self.members {
-            match member.backup(id).await {
-                Ok(Some(record)) => return Ok(Some((self.only(member), record))),
-                Ok(None) => absent = true,
+            let record = match member.backup(id).await {
+                Ok(Some(record)) => record,
+                Ok(None) => {
+                    absent = true;
+                    continue;
+                }
                 Err(error) => {
                     failed.get_or_insert(error);
+                    continue;
+                }
+            };
+            // a listing may be late: it decides between places, and rules out none
+            let is_whole = match self.members.len() {
+                1 => Ok(()),
+                _ => member.check_is_stored(&record, 0).await,
+            };
+            let found = (self.only(member), record);
+            match is_whole {
+                Ok(()) => return Ok(Some(found)),
+                Err(error) => {
+                    tracing::warn!("repository {} is asked last: {error}", member.name());
+                    doubted.get_or_insert(found);
                 }
             }
         }
         match failed {
+            _ if doubted.is_some() => Ok(doubted),
             Some(error) => Err(error),
             None if absent => Ok(None),
             None => Err(RepositoryError::NoPlace),

@@ -214,6 +214,13 @@ impl Catalog {
         at
     }
 
+    /// What is missing at the end of a timeline: a stream had found more of it stored.
+    pub fn lost_end(&self, timeline: TimelineId, size: SegmentSize) -> Option<WalRange> {
+        let end = self.timelines.get(&timeline)?.end(size)?;
+        let tip = self.tips.get(&timeline)?;
+        (end < tip.lsn).then(|| WalRange::new(end, tip.lsn))
+    }
+
     /// The moment that a stream confirmed for a position at or before `end` on `timeline`.
     pub fn tip_within(&self, end: BranchEnd) -> Option<&Tip> {
         self.tips

@@ -26,11 +26,13 @@ impl<T> Readable<T> {
 
 impl Repository {
     /// The bytes of a segment, from the complete one or put together from its pieces; `None`
-    /// where nothing from its beginning on is stored.
+    /// where nothing from its beginning on is stored. A piece that is damaged is an error, unless
+    /// others hold its bytes, or what stands before it reaches up to `until`.
     pub async fn segment_content(
         &self,
         segment: SegmentName,
         size: SegmentSize,
+        until: Option<Lsn>,
     ) -> Result<Option<SegmentContent>> {
         // a piece that was listed may be gone when it is read: the segment has taken its place
         for _ in 0..3 {
@@ -45,7 +47,7 @@ impl Repository {
                 Err(error) => return Err(error),
             }
             match self.assemble(segment, size).await {
-                Ok(assembled) => return Self::covering(assembled, segment, size),
+                Ok(assembled) => return Self::covering(assembled, segment, size, until),
                 Err(error) if error.is_not_found() => {}
                 Err(error) => return Err(error),
             }
@@ -58,6 +60,7 @@ impl Repository {
         assembled: Readable<Vec<u8>>,
         segment: SegmentName,
         size: SegmentSize,
+        until: Option<Lsn>,
     ) -> Result<Option<SegmentContent>> {
         let Readable { content, damaged } = assembled;
         let start = segment.start(size).unwrap_or(Lsn::ZERO);
@@ -66,6 +69,9 @@ impl Repository {
             match name {
                 ObjectName::Piece { range, .. } if range.end <= end => {
                     tracing::error!("read from other pieces instead: {error}");
+                }
+                _ if until.is_some_and(|until| until <= end) => {
+                    tracing::warn!("not needed: {error}");
                 }
                 _ => return Err(error),
             }

@@ -117,7 +117,14 @@ impl Repository {
                 Ok(filled) => {
                     all_copied &= filled.backups_too;
                     let is_news = filled.copied > 0 || !was_whole;
-                    if is_news && filled.backups_too && !target.place().is_to_fill() {
+                    if is_news && filled.left > 0 {
+                        tracing::warn!(
+                            "repository {} is not complete: copied to it={}, cannot be copied={}",
+                            target.name(),
+                            filled.copied,
+                            filled.left
+                        );
+                    } else if is_news && filled.backups_too && !target.place().is_to_fill() {
                         tracing::info!(
                             "repository {} is complete: copied to it={}",
                             target.name(),
@@ -152,6 +159,7 @@ impl Repository {
         let missed = target.place().answers();
         let mut filled = Filled {
             copied: 0,
+            left: 0,
             backups_too: true,
         };
         let mut all_heard = true;
@@ -177,16 +185,21 @@ impl Repository {
             for name in &lacking.objects {
                 let copied = match self.agree(source, target, name, &there).await {
                     Ok(()) => self.copied_or_damaged(source, target, name).await?,
-                    Err(error) if excused(source, target, &error) => {
-                        Some(!target.place().has_missed(name))
-                    }
+                    Err(error) if excused(source, target, &error) => Copied::Left,
                     Err(error) => return Err(error),
                 };
-                all_heard &= copied.is_some_and(|is_held| is_held);
-                if copied.is_none() {
-                    break;
+                match copied {
+                    Copied::Held => filled.copied += 1,
+                    Copied::Left => {
+                        filled.left += 1;
+                        // what this process wrote is not acknowledged yet
+                        all_heard &= !target.place().has_missed(name);
+                    }
+                    Copied::Unheard => {
+                        all_heard = false;
+                        break;
+                    }
                 }
-                filled.copied += 1;
             }
             backups.extend(lacking.backups.into_iter().map(|id| (source, id)));
         }
@@ -197,7 +210,10 @@ impl Repository {
         for (source, id) in backups {
             match source.copy_backup(target, &id).await {
                 Ok(()) => filled.copied += 1,
-                Err(error) if excused(source, target, &error) => filled.backups_too = false,
+                Err(error) if excused(source, target, &error) => {
+                    filled.left += 1;
+                    filled.backups_too = false;
+                }
                 Err(error) if target.list("intents/").await.is_ok() && error.is_unreachable() => {
                     // it is the source that does not answer
                     filled.backups_too = false;
@@ -243,32 +259,30 @@ impl Repository {
         })
     }
 
-    /// Copies an object, and says whether the place may count as holding it; `None` where the
-    /// source does not answer. One that cannot be copied is left; the place is not whole then if it
-    /// was written by this process, which has not acknowledged it yet.
+    /// Copies an object.
     async fn copied_or_damaged(
         &self,
         source: &Member,
         target: &Member,
         name: &ObjectName,
-    ) -> Result<Option<bool>> {
+    ) -> Result<Copied> {
         let stored = match source.raw(name).await {
             Ok(stored) => stored,
             // gone since it was listed: a piece gave way to its segment
-            Err(error) if error.is_not_found() => return Ok(Some(true)),
+            Err(error) if error.is_not_found() => return Ok(Copied::Held),
             read => match heard(source, read)? {
                 Some(stored) => stored,
-                None => return Ok(None),
+                None => return Ok(Copied::Unheard),
             },
         };
         match source.copy(target, name, stored).await {
-            Ok(()) => Ok(Some(true)),
-            Err(error) if excused(source, target, &error) => {
-                Ok(Some(!target.place().has_missed(name)))
-            }
+            Ok(()) => Ok(Copied::Held),
+            Err(error) if excused(source, target, &error) => Ok(Copied::Left),
             // the wraps of its key, perhaps, which the source has: one of both did not answer, and
             // it is not the target
-            Err(error) if error.is_unreachable() && target.check_format().await.is_ok() => Ok(None),
+            Err(error) if error.is_unreachable() && target.check_format().await.is_ok() => {
+                Ok(Copied::Unheard)
+            }
             Err(error) => Err(error),
         }
     }
@@ -284,10 +298,22 @@ impl Repository {
     }
 }
 
+/// What became of an object that a place lacks.
+enum Copied {
+    /// The place has it, or need not have it any more.
+    Held,
+    /// It cannot be copied: damaged, or of another history, or its key is not at hand.
+    Left,
+    /// The source does not answer.
+    Unheard,
+}
+
 /// What a place was filled up with.
 struct Filled {
     /// How many objects and backups were copied.
     copied: usize,
+    /// How many cannot be copied.
+    left: usize,
     /// Whether it has every backup too.
     backups_too: bool,
 }

@@ -11,6 +11,7 @@ use container::{FrameReader, Trailer};
 use serde::de::DeserializeOwned;
 use wal::{SegmentSize, TimelineHistory, TimelineId};
 
+use super::backup_record::StoredBackups;
 use super::catalog::{Catalog, LeftOut, ListedBackups, TimelineWal};
 use super::layout::{BackupId, ObjectName, timeline_prefix};
 use super::member::Member;
@@ -119,15 +120,16 @@ impl Repository {
 
     /// Every object below `folder` in any place that can be asked, sorted by path.
     pub(super) async fn list(&self, folder: &str) -> Result<Vec<Listed>> {
-        let listed = self.every_place(|member| async move { member.list(folder).await });
-        let mut objects = BTreeMap::new();
-        for object in listed.await?.into_iter().flatten() {
-            objects.entry(object.path).or_insert(object.bytes);
-        }
-        Ok(objects
-            .into_iter()
-            .map(|(path, bytes)| Listed { path, bytes })
-            .collect())
+        Ok(together(self.list_each(folder).await?))
+    }
+
+    /// Every object below `folder` in each place that can be asked, with the place's name.
+    async fn list_each(&self, folder: &str) -> Result<Vec<(String, Vec<Listed>)>> {
+        let listed = self.every_place(|member| async move {
+            let listed = member.list(folder).await?;
+            Ok((member.name().to_owned(), listed))
+        });
+        listed.await
     }
 
     /// The answers of the places that can be asked. Those that cannot are remembered; where none
@@ -196,8 +198,13 @@ impl Repository {
 
     /// Takes in a backup's record as lists show it: where the key is not at hand, without its names.
     /// One that cannot be read does not hide the others.
-    async fn list_backup(&self, id: BackupId, listed: &mut ListedBackups) -> Result<()> {
-        match self.listed_backup(&id).await {
+    async fn list_backup(
+        &self,
+        id: BackupId,
+        stored: &StoredByPlace,
+        listed: &mut ListedBackups,
+    ) -> Result<()> {
+        match self.listed_backup(&id, stored).await {
             Ok(Some(record)) => listed.readable.push(record),
             Ok(None) => {}
             // one that was planted, or whose key is gone, does not hide the others either
@@ -214,11 +221,19 @@ impl Repository {
         Ok(())
     }
 
-    async fn listed_backup(&self, id: &BackupId) -> Result<Option<BackupRecord>> {
+    async fn listed_backup(
+        &self,
+        id: &BackupId,
+        stored: &StoredByPlace,
+    ) -> Result<Option<BackupRecord>> {
         let listed = self.first_of(|member| async move {
             let record = member.listed_backup(id).await?;
             let name = ObjectName::Backup(id.clone());
-            record.ok_or_else(|| RepositoryError::absent(member.locate(&name)))
+            let record = record.ok_or_else(|| RepositoryError::absent(member.locate(&name)))?;
+            if let Some(stored) = stored.get(member.name()) {
+                member.check_is_stored(&record, stored.bytes(id)).await?;
+            }
+            Ok(record)
         });
         match listed.await {
             Ok(record) => Ok(Some(record)),
@@ -318,18 +333,34 @@ impl Repository {
         }
     }
 
-    /// Every backup that came to its end, oldest first.
-    pub async fn backups(&self) -> Result<ListedBackups> {
+    /// Every backup that came to its end, oldest first, by its record alone.
+    pub async fn backup_records(&self) -> Result<ListedBackups> {
         let listed = self.list("backups/").await?;
-        self.backups_among(&listed).await
+        self.backups_among(&listed, &StoredByPlace::new()).await
+    }
+
+    /// Every backup that came to its end, oldest first. One that lacks packs or its manifest is among
+    /// those that cannot be read.
+    pub async fn backups(&self) -> Result<ListedBackups> {
+        let mut listed = self.list_each("backups/").await?;
+        let packs: BTreeMap<_, _> = self.list_each("packs/").await?.into_iter().collect();
+        for (name, listed) in &mut listed {
+            listed.extend(packs.get(name).into_iter().flatten().cloned());
+        }
+        let stored = stored_by_place(&listed);
+        self.backups_among(&together(listed), &stored).await
     }
 
     /// The backups that a listing shows.
-    async fn backups_among(&self, listed: &[Listed]) -> Result<ListedBackups> {
+    async fn backups_among(
+        &self,
+        listed: &[Listed],
+        stored: &StoredByPlace,
+    ) -> Result<ListedBackups> {
         let mut backups = ListedBackups::default();
         for object in listed {
             if let Some(ObjectName::Backup(id)) = ObjectName::parse(&object.path) {
-                self.list_backup(id, &mut backups).await?;
+                self.list_backup(id, stored, &mut backups).await?;
             }
         }
         let in_order =
@@ -421,9 +452,11 @@ impl Repository {
     /// Everything that names and small objects tell.
     pub async fn catalog(&self) -> Result<Catalog> {
         let mut catalog = Catalog::default();
-        let listed = self.list("").await?;
+        let listed = self.list_each("").await?;
+        let stored = stored_by_place(&listed);
+        let listed = together(listed);
         catalog.add_listing(&listed);
-        let backups = self.backups_among(&listed).await?;
+        let backups = self.backups_among(&listed, &stored).await?;
         catalog.backups = backups.readable;
         catalog.left_out = backups.left_out;
         for object in &listed {
@@ -446,7 +479,24 @@ impl Repository {
             }
         }
         catalog.segment_size = self.segment_size(&catalog).await?;
+        self.look_again_for_ends(&mut catalog).await?;
         Ok(catalog)
+    }
+
+    /// Lists timelines again of which a tip says more than was listed: it was read later, and a stream
+    /// may be going on.
+    async fn look_again_for_ends(&self, catalog: &mut Catalog) -> Result<()> {
+        let Some(size) = catalog.segment_size else {
+            return Ok(());
+        };
+        let tips: Vec<TimelineId> = catalog.tips.keys().copied().collect();
+        for timeline in tips {
+            if catalog.lost_end(timeline, size).is_some() {
+                let wal = self.timeline_wal(timeline).await?;
+                catalog.timelines.insert(timeline, wal);
+            }
+        }
+        Ok(())
     }
 
     async fn segment_size(&self, catalog: &Catalog) -> Result<Option<SegmentSize>> {
@@ -502,6 +552,28 @@ impl Repository {
             reason: format!("not a WAL segment size: {bytes:?}"),
         })
     }
+}
+
+/// What each place has of backups, by the place's name.
+type StoredByPlace = BTreeMap<String, StoredBackups>;
+
+fn stored_by_place(listed: &[(String, Vec<Listed>)]) -> StoredByPlace {
+    let by_place = listed.iter();
+    by_place
+        .map(|(name, listed)| (name.clone(), StoredBackups::among(listed)))
+        .collect()
+}
+
+/// What any place has, sorted by path.
+fn together(listed: Vec<(String, Vec<Listed>)>) -> Vec<Listed> {
+    let mut objects = BTreeMap::new();
+    for object in listed.into_iter().flat_map(|(_, listed)| listed) {
+        objects.entry(object.path).or_insert(object.bytes);
+    }
+    objects
+        .into_iter()
+        .map(|(path, bytes)| Listed { path, bytes })
+        .collect()
 }
 
 /// Every piece of a timeline, and after them every segment.

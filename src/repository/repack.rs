@@ -76,13 +76,7 @@ impl Member {
         let record = self.find_record(&name).await?;
         let record = record.ok_or_else(|| RepositoryError::absent(self.locate(&name)))?;
         if record.stored_bytes != copied {
-            return Err(RepositoryError::Damaged {
-                path: self.locate(&name),
-                reason: format!(
-                    "its packs and manifest are not all there: expected={} bytes, found={copied}",
-                    record.stored_bytes
-                ),
-            });
+            return Err(self.lacks_objects(&record, copied));
         }
         if let Some(sealed) = self.sealed_header(&name, &record)? {
             self.copies_to(target, &name, &sealed).await?;

@@ -9,8 +9,8 @@ use wal::{
 
 use super::catalog::BranchEnd;
 use super::layout::ObjectName;
-use super::{Repository, blocking};
-use crate::error::{Error, Kind, Result};
+use super::{Readable, Repository, blocking};
+use crate::error::{Error, Kind, Result, chain};
 
 /// Takes the records of a walk in their order.
 pub trait TakeRecords: Send + 'static {
@@ -132,26 +132,26 @@ pub async fn walk<T: TakeRecords>(
         ended: None,
     };
     let mut at = first;
-    let mut bytes = read(repository, stretch, at).await?;
-    while let Some(now) = bytes {
+    let mut segment = read(repository, stretch, at).await?;
+    while let Some(Content { bytes, damage }) = segment {
         let next = size.end_of(at);
         let is_last = next >= stretch.end.lsn;
-        let (walked, read_ahead) = tokio::join!(
-            blocking(move || state.take(&now, is_last)),
-            read(repository, stretch, next)
-        );
+        let read_next = async {
+            match damage {
+                Some(_) => Ok(None),
+                None => read(repository, stretch, next).await,
+            }
+        };
+        let (walked, read_ahead) =
+            tokio::join!(blocking(move || state.take(&bytes, is_last)), read_next);
         state = walked;
+        if state.ended.is_none() {
+            state.ended = damage.map(Ended::Damaged);
+        }
         if state.ended.is_some() {
             break;
         }
-        bytes = match read_ahead {
-            Err(error) if error.kind() == Kind::Damaged => {
-                let reason = error.message().to_owned();
-                state.ended = Some(Ended::Damaged(Damage { at: next, reason }));
-                break;
-            }
-            read_ahead => read_ahead?,
-        };
+        segment = read_ahead?;
         at = next;
     }
     let records_end = state.walker.whole_records_end().unwrap_or(stretch.from);
@@ -208,12 +208,20 @@ fn is_minimal(record: &Record, major: Major) -> bool {
         )
 }
 
-/// The bytes of the segment at `start`, as far as the stretch goes; `None` behind its end.
+/// What can be read of a segment, from its beginning on.
+struct Content {
+    bytes: Vec<u8>,
+    /// What cannot, behind it.
+    damage: Option<Damage>,
+}
+
+/// The segment at `start`, as far as the stretch goes; `None` behind its end. One damaged piece does
+/// not take with it what stands before it.
 async fn read(
     repository: &Repository,
     stretch: &Stretch<'_>,
     start: Lsn,
-) -> Result<Option<Vec<u8>>> {
+) -> Result<Option<Content>> {
     if start >= stretch.end.lsn {
         return Ok(None);
     }
@@ -224,15 +232,29 @@ async fn read(
         .min(stretch.size.end_of(start))
         .bytes_since(start);
     let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
-    let content = repository.segment_content(segment, stretch.size).await?;
-    let mut bytes = content.map_or_else(Vec::new, |content| content.bytes);
-    if bytes.len() < wanted {
-        return Err(Error::failure(format!(
-            "WAL that was listed a moment ago is gone: {}",
-            repository.locate(&ObjectName::Segment(segment))
-        ))
-        .hint("if something is cleaning up there, wait for it; then try again"));
-    }
+    let readable = repository.readable_content(segment, stretch.size).await;
+    let (mut bytes, reason) = match readable.map_err(Error::from) {
+        Ok(Readable { content, damaged }) => {
+            let damaged = damaged.into_iter().next();
+            (content, damaged.map(|(_, error)| chain(&error)))
+        }
+        Err(error) if error.kind() == Kind::Damaged => {
+            (Vec::new(), Some(error.message().to_owned()))
+        }
+        Err(error) => return Err(error),
+    };
+    let end = start.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+    let damage = match reason {
+        _ if bytes.len() >= wanted => None,
+        Some(reason) => Some(Damage { at: end, reason }),
+        None => {
+            return Err(Error::failure(format!(
+                "WAL that was listed a moment ago is gone: {}",
+                repository.locate(&ObjectName::Segment(segment))
+            ))
+            .hint("if something is cleaning up there, wait for it; then try again"));
+        }
+    };
     bytes.truncate(wanted);
-    Ok(Some(bytes))
+    Ok(Some(Content { bytes, damage }))
 }

@@ -194,6 +194,10 @@ pub async fn latest_moment(
             is_whole = false;
             end.lsn = damage.at.max(from);
         }
+        if end.lsn < backup.stop_lsn {
+            // what the backup itself needs cannot be replayed
+            return Ok(None);
+        }
         let stamp = walked.taker.0;
         if stamp.is_some() || segment <= size.start_of(backup.stop_lsn) {
             return Ok(Some(Latest {

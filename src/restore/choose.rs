@@ -125,9 +125,11 @@ async fn why_not(
     };
     if named.is_some() || catalog.backups.is_empty() {
         // there is nothing else to restore
-        if let Err(cause) = repository.holding(&first.id).await {
-            return cause.into();
-        }
+        return match (repository.holding(&first.id).await, &first.hint) {
+            (Err(cause), _) => cause.into(),
+            (Ok(_), Some(hint)) => Error::damaged(&first.reason).hint(hint),
+            (Ok(_), None) => Error::damaged(&first.reason),
+        };
     }
     let error = error.note(&first.told(catalog.left_out.len()), first.hint.as_deref());
     unheard(repository, error)
@@ -783,6 +785,16 @@ impl<'a> Chooser<'a> {
         }
         if let Some(damage) = &chosen.damaged_at {
             warnings.push(format!("behind the target there is damaged WAL: {damage}"));
+        }
+        let end = self.branch.timeline();
+        if self.options.target == Target::Latest
+            && let Some(lost) = self.catalog.lost_end(end, self.size)
+        {
+            warnings.push(format!(
+                "a stream had found timeline {end} stored up to {}, and what is there now ends at {}: the \
+                 rest was removed, or lies where it cannot be seen",
+                lost.end, lost.start
+            ));
         }
         // older forks were news once
         if let Some(left) = left_behind(self.catalog, &self.branch, self.size).pop() {

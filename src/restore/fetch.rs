@@ -249,7 +249,7 @@ async fn fetch_segment(
                 wal: None,
             }
         }
-        None => match incomplete(repository, segment).await? {
+        None => match incomplete(repository, segment, request.until).await? {
             Some(stored) => stored,
             None => return Ok(None),
         },
@@ -305,13 +305,17 @@ struct Stored {
     wal: Option<TimelineWal>,
 }
 
-async fn incomplete(repository: &Repository, segment: SegmentName) -> Result<Option<Stored>> {
+async fn incomplete(
+    repository: &Repository,
+    segment: SegmentName,
+    until: Option<Lsn>,
+) -> Result<Option<Stored>> {
     let wal = repository.timeline_wal(segment.timeline).await?;
     let Some(known) = any_object(&wal, segment) else {
         return Ok(None);
     };
     let size = repository.segment_size_of(&known).await?;
-    let content = repository.segment_content(segment, size).await?;
+    let content = repository.segment_content(segment, size, until).await?;
     let bytes = content.map_or_else(Vec::new, |content| content.bytes);
     if !bytes.is_empty() {
         check_head(repository, segment, &bytes, Some(size))?;

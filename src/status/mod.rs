@@ -593,6 +593,17 @@ fn holes(catalog: &Catalog, size: SegmentSize) -> Vec<HoleStatus> {
                 });
             }
         }
+        if let Some(lost) = catalog.lost_end(*timeline, size) {
+            let mut earlier = catalog.backups.iter().rev();
+            let earlier = earlier.find(|backup| backup.stop_lsn <= lost.start);
+            holes.push(HoleStatus {
+                timeline: *timeline,
+                start_lsn: lost.start,
+                end_lsn: lost.end,
+                earliest: earlier.map(|backup| backup.finished_at),
+                latest: None,
+            });
+        }
     }
     holes
 }

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use crate::anywhen::Ended;
 use crate::chance::{Chance, rounds};
+use crate::ground::eventually;
 use crate::judge::{End, restored_moments};
-use crate::objects::files_below;
+use crate::objects::{files_below, lsn};
 use crate::record::Record;
 use crate::server::Options;
 
@@ -235,4 +236,153 @@ fn segment_of(object: &Path) -> String {
     let name = object.file_name().unwrap().to_str().unwrap();
     let folder = folder.to_str().unwrap();
     folder.strip_suffix(".pieces").unwrap_or(name).to_owned()
+}
+
+/// A manifest that is gone or a pack cut short was seen only once a restore had begun, and one damaged
+/// piece took every window with it.
+#[test]
+fn what_is_lost_of_one_object_hides_no_other_and_is_said_before_a_restore() {
+    let mut record = Record::begun(&Options::default());
+    let first = newest_backup(&record);
+    for row in [1, 2] {
+        record.insert(row);
+        record.store_all();
+    }
+    record.anywhen.backup(&record.server);
+    let second = newest_backup(&record);
+    for row in [3, 4] {
+        record.insert(row);
+        record.store_all();
+    }
+    let last = record.insert(5);
+    record.store_all();
+    record.stop_stream();
+
+    let files = files_below(record.anywhen.repository());
+    let of_second = |kind: &str| {
+        let is = |path: &&PathBuf| {
+            let path = path.to_str().unwrap();
+            path.contains(kind) && path.contains(&second)
+        };
+        files.iter().find(is).unwrap()
+    };
+    let target = record.target("planned");
+    let plan = |arguments: &[&str]| {
+        let fixed = ["restore", "--dry-run", "-D", target.to_str().unwrap()];
+        record.anywhen.run(&[&fixed, arguments].concat())
+    };
+    for lost in [of_second("/packs/"), of_second("/manifest")] {
+        let whole = fs::read(lost).unwrap();
+        put(lost, &whole[..whole.len() - 1]);
+        assert_only_second_is_lost(&record, &first, &second);
+        fs::remove_file(lost).unwrap();
+        assert_only_second_is_lost(&record, &first, &second);
+        let chosen = ["--backup", &second];
+        plan(&chosen).says(&["packs and manifest are not all there"]);
+        assert_eq!(plan(&chosen).code, Some(5));
+        // it goes on with the other, and says why
+        let planned = plan(&[]).succeeded();
+        let warning = format!("backup {second} cannot be read, and was not considered");
+        assert!(planned.stdout.contains(&warning), "{planned}");
+        fs::write(lost, &whole).unwrap();
+    }
+    assert_eq!(
+        record.anywhen.json(&["list"])["backups"]
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+
+    let pieces = files
+        .iter()
+        .filter(|path| path.to_str().unwrap().contains(".pieces/"));
+    let piece = pieces.max().unwrap();
+    let mut bytes = fs::read(piece).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    put(piece, &bytes);
+    let status = record.anywhen.json(&["status"]);
+    let window = &status["clusters"][0]["windows"][0];
+    let reaches = lsn(window["latest_lsn"].as_str().unwrap());
+    assert!(
+        window["earliest_lsn"].is_string() && reaches <= lsn(&last.commit_lsn),
+        "{status:#}"
+    );
+    let refused = record
+        .anywhen
+        .restore_refused(&record.target("all"), &["--json"], 5);
+    let failure = refused.document();
+    let nearest = failure["error"]["nearest"]["before"].as_str();
+    let nearest = nearest.unwrap_or_else(|| panic!("{refused}"));
+    let rows = record.rows_at("nearest", &["--to", nearest], End::Paused);
+    assert_eq!(rows, "0,1,2,3,4", "to {nearest}");
+}
+
+/// Whoever removes the newest WAL leaves windows that look whole.
+#[test]
+fn wal_that_was_removed_at_the_end_is_missed() {
+    let mut record = Record::of_server(&Options::default());
+    record.insert(0);
+    let stream = ["--flush-interval", "50ms", "--tip-interval", "50ms"];
+    record.stream = Some(record.anywhen.stream_with(&record.server, &stream));
+    record.anywhen.backup(&record.server);
+    let row = record.insert(1);
+    let confirmed = |record: &Record| {
+        let status = record.anywhen.json(&["status"]);
+        let tip = status["clusters"][0]["tip"]["lsn"].as_str().map(lsn);
+        tip.is_some_and(|tip| tip > lsn(&row.commit_lsn))
+    };
+    eventually("a tip behind the row", || confirmed(&record));
+    record.stop_stream();
+    let holes = |record: &Record| {
+        let status = record.anywhen.json(&["status"]);
+        status["clusters"][0]["holes"].as_array().unwrap().clone()
+    };
+    assert!(holes(&record).is_empty());
+    let tip = record.anywhen.json(&["status"])["clusters"][0]["tip"]["lsn"].clone();
+
+    let files = files_below(record.anywhen.repository());
+    let pieces = files
+        .iter()
+        .filter(|path| path.to_str().unwrap().contains(".pieces/"));
+    fs::remove_file(pieces.max().unwrap()).unwrap();
+    let found = holes(&record);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(found[0]["end_lsn"], tip);
+    let target = record.target("planned");
+    let plan = record
+        .anywhen
+        .run(&["restore", "--dry-run", "-D", target.to_str().unwrap()])
+        .succeeded();
+    assert!(
+        plan.stdout
+            .contains("a stream had found timeline 1 stored up to"),
+        "{plan}"
+    );
+}
+
+fn newest_backup(record: &Record) -> String {
+    let list = record.anywhen.json(&["list"]);
+    let newest = list["backups"].as_array().unwrap().last().unwrap();
+    newest["id"].as_str().unwrap().to_owned()
+}
+
+fn assert_only_second_is_lost(record: &Record, first: &str, second: &str) {
+    let [list, status] = ["list", "status"].map(|command| {
+        let ended = record.anywhen.run(&[command, "--json"]);
+        ended.failed_with(5);
+        ended.document()
+    });
+    let cluster = &status["clusters"][0];
+    for document in [&list, cluster] {
+        let lost = document["unreadable_backups"].as_array().unwrap();
+        assert_eq!(lost.len(), 1, "{document:#}");
+        assert_eq!(lost[0]["id"], second, "{document:#}");
+    }
+    assert_eq!(cluster["last_backup"], first, "{status:#}");
+    assert_eq!(
+        cluster["windows"].as_array().unwrap().len(),
+        1,
+        "{status:#}"
+    );
 }

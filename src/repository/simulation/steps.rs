@@ -459,7 +459,7 @@ async fn read_segment(world: &World, repository: &Repository, number: u64) {
     let name = segment(number);
     let is_contested = world.contested() == Some(name);
     let (before, since) = (reach(world, number), Instant::now());
-    let read = repository.segment_content(name, size()).await;
+    let read = repository.segment_content(name, size(), None).await;
     let content = match read {
         Ok(content) => content,
         Err(RepositoryError::TwoHistories { .. }) if is_contested => return,
