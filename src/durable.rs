@@ -9,6 +9,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::fs::{AtFlags, StatxFlags};
 use rustix::io::Errno;
 
 /// Tells the files apart that this process stages.
@@ -278,6 +279,18 @@ fn remove_leftover(path: &Path) {
         && error.kind() != io::ErrorKind::NotFound
     {
         tracing::warn!("could not remove {}: {error}", path.display());
+    }
+}
+
+/// How many names a file has.
+///
+/// Nothing else is asked: Linux stamps a file anew at each write once its times were read, since 6.13
+/// (`fs/stat.c`, `fill_mg_cmtime`), and a sync then writes the inode too, which takes as long again.
+pub fn links(file: &File) -> io::Result<u64> {
+    match rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::NLINK) {
+        Ok(found) => Ok(found.stx_nlink.into()),
+        Err(Errno::NOSYS | Errno::PERM) => Ok(file.metadata()?.nlink()),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -62,10 +62,12 @@ fn start(is_wal_fetch: bool) -> u8 {
     };
     let as_json = cli.global.json;
     logging::start(&cli.global, is_wal_fetch);
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-    {
+    let mut threads = tokio::runtime::Builder::new_multi_thread();
+    if matches!(cli.command, Command::Stream(_)) {
+        // a commit waits for each time that one thread wakes another; work has threads of its own
+        threads.worker_threads(1);
+    }
+    let runtime = match threads.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             output::failure(

@@ -27,6 +27,8 @@ use crate::retry::Backoff;
 /// After a connection of this length the next one is tried without much of a wait: commits may be
 /// waiting for us.
 const LASTED: Duration = Duration::from_secs(1);
+/// What a stop says that comes between two streams.
+const STOPPED_ALONE: &str = "stopped while no server was followed";
 /// How often the server is asked whether it waits for us, and for its clock.
 const ASK_INTERVAL: Duration = Duration::from_millis(2500);
 
@@ -116,7 +118,10 @@ impl Receiver {
                 .update(|state| state.connection = Connection::Waiting);
             tokio::select! {
                 () = backoff.wait() => {}
-                () = stopped(&mut stop) => return Ok(()),
+                () = stopped(&mut stop) => {
+                    tracing::info!("{STOPPED_ALONE}");
+                    return Ok(());
+                }
             }
         }
     }
@@ -139,7 +144,10 @@ impl Receiver {
         let preparing = self.prepare(meetings);
         let prepared = tokio::select! {
             prepared = preparing => prepared?,
-            () = stopped(&mut asked) => return Ok((Ended::Stopped, Duration::ZERO)),
+            () = stopped(&mut asked) => {
+                tracing::info!("{STOPPED_ALONE}");
+                return Ok((Ended::Stopped, Duration::ZERO));
+            }
         };
         let ended = match prepared {
             Err(ended) => ended,

@@ -34,6 +34,10 @@ pub(super) static ENCODERS: LazyLock<Semaphore> = LazyLock::new(|| {
 });
 /// So little is encoded where it is: another thread would take longer to wake than to encode it.
 const ENCODED_HERE_BYTES: usize = 64 << 10;
+/// Pieces of so few bytes are compressed at a level that takes less time than their commit would wait
+/// for: it makes no tables of its own.
+const QUICKLY_ENCODED_BYTES: usize = 16 << 10;
+const QUICK_LEVEL: i32 = -5;
 /// Where everything must be everywhere, a place that is so much slower than another is no longer
 /// waited for: what comes next goes on to the faster one.
 const SLOWER_AT_MOST: Duration = Duration::from_secs(10);
@@ -182,7 +186,7 @@ impl Repository {
             match recipe {
                 Ok(recipe) => {
                     let level = member.place().settings().wal_level;
-                    recipes.push((number, wal.adapt(recipe), level));
+                    recipes.push((number, wal.adapt(recipe), wal.level(level)));
                 }
                 Err(error) if error.is_unreachable() && self.members.len() > 1 => {
                     member.place().missed(Some(&wal.name), Some(&error));
@@ -508,6 +512,16 @@ impl EncodedWal {
         recipe
     }
 
+    /// The zstd level for it, where `configured` is what settings say. A commit may wait for a small
+    /// piece, and it becomes part of something larger soon.
+    fn level(&self, configured: i32) -> i32 {
+        let is_small = self.checked.bytes().len() <= QUICKLY_ENCODED_BYTES;
+        match self.name {
+            ObjectName::Piece { .. } if is_small => configured.min(QUICK_LEVEL),
+            _ => configured,
+        }
+    }
+
     /// Of the plain bytes; known since they were first encoded.
     pub(super) fn digest(&self) -> &str {
         self.digest
@@ -694,7 +708,7 @@ fn encode_one(
 ) -> std::result::Result<Bytes, container::Error> {
     let plain = wal.checked.bytes();
     // for what cannot be compressed, with header and trailer
-    let mut room = buffers::ENCODED.take(plain.len() + (plain.len() >> 7) + (64 << 10));
+    let mut room = buffers::ENCODED.take(plain.len() + (plain.len() >> 7) + (4 << 10));
     let mut encoder = Encoder::new(header, level, key)?;
     encoder.frame(plain, &mut room)?;
     let trailer = encoder.finish(facts, &mut room)?;

@@ -173,9 +173,19 @@ pub(super) fn plan_tablespaces(
     }
     let mut plans: Vec<TablespacePlan> = Vec::new();
     for record in records {
-        let mapping = mappings
+        let mut naming = mappings
             .iter()
-            .find(|it| it.names(record.oid, &record.location));
+            .filter(|it| it.names(record.oid, &record.location));
+        let mapping = naming.next();
+        if let (Some(first), Some(other)) = (
+            mapping,
+            naming.find(|it| Some(&it.to) != mapping.map(|it| &it.to)),
+        ) {
+            return Err(Error::usage(format!(
+                "tablespace {} is given two places: {first} and {other}",
+                record.oid
+            )));
+        }
         let to = match mapping {
             Some(mapping) => Some(mapping.to.clone()),
             None => Some(PathBuf::from(&record.location)).filter(|path| path.is_absolute()),

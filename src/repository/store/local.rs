@@ -110,9 +110,12 @@ impl Local {
 
     /// Makes everything in the folder durable.
     pub(super) async fn sync(&self) -> io::Result<()> {
-        self.root.check()?;
-        let folder = self.root.folder.clone();
-        blocking(move || durable::sync_file_system(&folder)).await
+        let root = self.root.clone();
+        blocking(move || {
+            root.check()?;
+            durable::sync_file_system(&root.folder)
+        })
+        .await
     }
 
     /// Makes everything durable by itself that a journal holds, and removes the journal.
@@ -157,11 +160,18 @@ impl Local {
     }
 
     /// An object that is not there is another answer than a folder that is not there.
-    fn found<T>(&self, answer: Result<T>) -> Result<T> {
+    async fn found<T>(&self, answer: Result<T>) -> Result<T> {
         if matches!(answer, Err(Error::NotFound { .. })) {
-            self.root.check().map_err(failed)?;
+            self.check().await?;
         }
         answer
+    }
+
+    /// An error where the folder is not the one that was opened. A disk that does not answer must not
+    /// hold up whoever asks for something else.
+    async fn check(&self) -> Result<()> {
+        let root = self.root.clone();
+        blocking(move || root.check()).await.map_err(failed)
     }
 }
 
@@ -399,30 +409,31 @@ impl ObjectStore for Local {
         payload: PutPayload,
         options: PutOptions,
     ) -> Result<PutResult> {
-        self.root.check().map_err(failed)?;
         let is_brief = options.mode == PutMode::Create
             && payload.content_length() <= OBJECT_BYTES_MAX
             && options.extensions.get::<Brief>().is_some();
         if is_brief && self.put_brief(location, &payload).await? {
-            self.root.check().map_err(failed)?;
             return Ok(put_result());
         }
         let writer = self.writer(location);
         let written = tokio::task::spawn_blocking(move || {
+            writer.root.check().map_err(failed)?;
             let bytes = Bytes::from(payload);
             match options.mode {
-                PutMode::Create => writer.create(&bytes),
-                PutMode::Overwrite => writer.overwrite(&bytes),
-                PutMode::Update(_) => Err(Error::NotSupported {
-                    source: "a local folder knows no versions".into(),
-                }),
+                PutMode::Create => writer.create(&bytes)?,
+                PutMode::Overwrite => writer.overwrite(&bytes)?,
+                PutMode::Update(_) => {
+                    return Err(Error::NotSupported {
+                        source: "a local folder knows no versions".into(),
+                    });
+                }
             }
+            // what lies on another disk by now is not stored
+            writer.root.check().map_err(failed)
         });
         written
             .await
             .map_err(|error| failed(io::Error::other(error)))??;
-        // what lies on another disk by now is not stored
-        self.root.check().map_err(failed)?;
         Ok(put_result())
     }
 
@@ -437,8 +448,9 @@ impl ObjectStore for Local {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        self.root.check().map_err(failed)?;
+        self.check().await?;
         self.found(self.files.get_opts(location, options).await)
+            .await
     }
 
     async fn get_ranges(
@@ -446,8 +458,9 @@ impl ObjectStore for Local {
         location: &Path,
         ranges: &[std::ops::Range<u64>],
     ) -> Result<Vec<Bytes>> {
-        self.root.check().map_err(failed)?;
+        self.check().await?;
         self.found(self.files.get_ranges(location, ranges).await)
+            .await
     }
 
     fn delete_stream(
@@ -472,12 +485,14 @@ impl ObjectStore for Local {
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         let checked = |root: Root| {
-            let checked = root.check().map_err(failed);
-            stream::iter(checked.err().map(Err))
+            stream::once(async move {
+                let checked = blocking(move || root.check()).await;
+                stream::iter(checked.err().map(|error| Err(failed(error))))
+            })
+            .flatten()
         };
         // a disk that goes away halfway must not make a shorter list
-        let (before, root) = (checked(self.root.clone()), self.root.clone());
-        let after = stream::once(async move { checked(root) }).flatten();
+        let (before, after) = (checked(self.root.clone()), checked(self.root.clone()));
         let objects = self.files.list(prefix);
         let objects = objects.try_filter(|object| std::future::ready(!is_ours(&object.location)));
         before.chain(objects).chain(after).boxed()
@@ -495,9 +510,9 @@ impl ObjectStore for Local {
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.root.check().map_err(failed)?;
+        self.check().await?;
         let mut listed = self.files.list_with_delimiter(prefix).await?;
-        self.root.check().map_err(failed)?;
+        self.check().await?;
         listed.common_prefixes.retain(|folder| !is_ours(folder));
         Ok(listed)
     }

@@ -10,7 +10,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -354,7 +354,7 @@ impl Shared {
 
     /// An error where nobody would find the journal after a power cut.
     fn check(&self) -> io::Result<()> {
-        if self.file.metadata()?.nlink() > 0 {
+        if durable::links(&self.file)? > 0 {
             return Ok(());
         }
         Err(io::Error::other("somebody has removed it"))

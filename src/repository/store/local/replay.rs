@@ -34,15 +34,15 @@ pub(super) fn play_back_all(folder: &FilePath) -> io::Result<()> {
         Ok(_) => return Ok(()),
         // what is no folder holds no journals; whoever opens it says what it is
         Err(error) if is_no_folder(&error) => return Ok(()),
-        Err(error) => return Err(told(&journals, &error)),
+        Err(error) => return Err(unseen(&journals, &error)),
     }
-    let found = journals_in(&journals).map_err(|error| told(&journals, &error))?;
+    let found = journals_in(&journals).map_err(|error| unseen(&journals, &error))?;
     if found.is_empty() {
         return Ok(());
     }
     // another process that plays back is waited for: what it plays back is locked as by its owner
-    let _alone = alone(&journals).map_err(|error| told(&journals, &error))?;
-    for (path, salt) in journals_in(&journals).map_err(|error| told(&journals, &error))? {
+    let _alone = alone(&journals).map_err(|error| unseen(&journals, &error))?;
+    for (path, salt) in journals_in(&journals).map_err(|error| unseen(&journals, &error))? {
         play_back(folder, &path, salt).map_err(|error| told(&path, &error))?;
     }
     Ok(())
@@ -65,6 +65,16 @@ fn alone(journals: &FilePath) -> io::Result<File> {
         .open(journals.join(LOCK))?;
     file.lock()?;
     Ok(file)
+}
+
+fn unseen(journals: &FilePath, error: &io::Error) -> io::Error {
+    io::Error::new(
+        error.kind(),
+        format!(
+            "cannot see what journals are in {}: {error}",
+            journals.display()
+        ),
+    )
 }
 
 fn told(journal: &FilePath, error: &io::Error) -> io::Error {

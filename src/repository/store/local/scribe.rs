@@ -109,23 +109,16 @@ fn write(root: &Root, journal: &Journal, orders: &Receiver<Order>) {
     while let Ok(first) = orders.recv() {
         let mut batch = vec![first];
         batch.extend(orders.try_iter().take(TOGETHER_MAX - 1));
-        let begun: Vec<_> = batch
-            .iter()
-            .map(|order| {
-                let staged = spare.take();
-                begin(journal, order, staged)
-            })
-            .collect();
-        let last = begun.iter().flatten().last();
-        let synced = last.is_none_or(|(_, entry)| entry.sync().is_ok());
-        let outcomes: Vec<Outcome> = batch
-            .iter()
-            .zip(begun)
-            .map(|(order, begun)| {
-                let (staged, entry) = begun.filter(|_| synced)?;
-                order.writer.name(staged, entry)
-            })
-            .collect();
+        // what lies on another disk by now is not stored
+        let there = root.check();
+        let put = there.and_then(|()| {
+            let outcomes = put_together(journal, &batch, &mut spare);
+            root.check().map(|()| outcomes)
+        });
+        let outcomes = put.unwrap_or_else(|error| {
+            let refused = || io::Error::new(error.kind(), error.to_string());
+            batch.iter().map(|_| Some(Err(refused()))).collect()
+        });
         for (order, outcome) in batch.into_iter().zip(outcomes) {
             if order.done.send(outcome).is_err() {
                 tracing::debug!("nobody waits for {}", order.writer.path);
@@ -133,6 +126,21 @@ fn write(root: &Root, journal: &Journal, orders: &Receiver<Order>) {
         }
         spare = Staged::empty(&staging).ok();
     }
+}
+
+/// Puts objects through the journal with one sync.
+fn put_together(journal: &Journal, batch: &[Order], spare: &mut Option<Staged>) -> Vec<Outcome> {
+    let begun: Vec<_> = batch
+        .iter()
+        .map(|order| begin(journal, order, spare.take()))
+        .collect();
+    let last = begun.iter().flatten().last();
+    let synced = last.is_none_or(|(_, entry)| entry.sync().is_ok());
+    let named = batch.iter().zip(begun).map(|(order, begun)| {
+        let (staged, entry) = begun.filter(|_| synced)?;
+        order.writer.name(staged, entry)
+    });
+    named.collect()
 }
 
 /// Writes an object to its file, which has no name yet, and to the journal.
