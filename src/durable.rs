@@ -37,6 +37,16 @@ pub fn sync_file_system(path: &Path) -> io::Result<()> {
     Ok(rustix::fs::syncfs(&directory)?)
 }
 
+/// Creates a folder, mode 0700, and syncs it into its parent, which must be there.
+pub fn create_dir(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        Err(error) => return Err(error),
+    }
+    path.parent().map_or(Ok(()), sync_dir)
+}
+
 /// Creates `path` and the parents that are missing, mode 0700, each synced into its parent.
 pub fn create_dir_all(path: &Path) -> io::Result<()> {
     let mut missing: Vec<&Path> = Vec::new();

@@ -60,6 +60,15 @@ pub struct BackupOptions {
     pub new_system: bool,
 }
 
+/// A server and the repositories that a backup of it goes to.
+struct Prepared {
+    base: Connection,
+    facts: ServerFacts,
+    everywhere: Repository,
+    /// The place that has it first; the others are filled up from there.
+    repository: Repository,
+}
+
 /// Takes base backups of one cluster.
 pub struct BackupTaker {
     settings: ConnectionSettings,
@@ -93,29 +102,18 @@ impl BackupTaker {
         progress: &(dyn Fn(u64, u64) + Sync),
         mut stop: watch::Receiver<bool>,
     ) -> Result<BackupRecord> {
-        let mut base = server::connect_replication(&self.settings).await?;
-        let facts = ServerFacts::read(&mut base).await?;
-        facts.check()?;
-        // with several hosts, all that belongs to one backup must come from one server
-        self.settings = self.settings.pinned_to(&base);
-        let identity = ServerIdentity {
-            system_id: facts.system_id,
-            major: facts.major,
-            block_bytes: facts.block_bytes,
+        let prepared = tokio::select! {
+            prepared = self.prepare() => prepared?,
+            _ = stop.wait_for(|asked| *asked) => {
+                return Err(Error::new(Kind::Failure, "stopped before the backup had begun"));
+            }
         };
-        let new_system = self.options.new_system;
-        let everywhere = self.destination.repository(identity, new_system).await?;
-        // one place has it first, and the others are filled up from there
-        let repository = everywhere.leader();
-        repository.check_segment_size(facts.segment_size).await?;
-        let mut tries = Tries::new();
-        // one place may know what the first one does not
-        while let Err(error) =
-            refuse_another_history(&self.settings, &everywhere, &facts, &*self.clock).await
-        {
-            let error = error.context("cannot compare the server with what is stored");
-            tries.again_after(error).await?;
-        }
+        let Prepared {
+            base,
+            facts,
+            everywhere,
+            repository,
+        } = prepared;
         let id = repository.announce_backup(self.clock.now()).await?;
         let recipe = repository.backup_recipe().await?;
         let places = Places {
@@ -144,6 +142,39 @@ impl BackupTaker {
         };
         self.destination.settle().await;
         outcome
+    }
+
+    /// Meets the server and the repositories, and finds that the one belongs to what the others hold.
+    async fn prepare(&mut self) -> Result<Prepared> {
+        let mut base = server::connect_replication(&self.settings).await?;
+        let facts = ServerFacts::read(&mut base).await?;
+        facts.check()?;
+        // with several hosts, all that belongs to one backup must come from one server
+        self.settings = self.settings.clone().pinned_to(&base);
+        let identity = ServerIdentity {
+            system_id: facts.system_id,
+            major: facts.major,
+            block_bytes: facts.block_bytes,
+        };
+        let new_system = self.options.new_system;
+        let everywhere = self.destination.repository(identity, new_system).await?;
+        // one place has it first, and the others are filled up from there
+        let repository = everywhere.leader();
+        repository.check_segment_size(facts.segment_size).await?;
+        let mut tries = Tries::new();
+        // one place may know what the first one does not
+        while let Err(error) =
+            refuse_another_history(&self.settings, &everywhere, &facts, &*self.clock).await
+        {
+            let error = error.context("cannot compare the server with what is stored");
+            tries.again_after(error).await?;
+        }
+        Ok(Prepared {
+            base,
+            facts,
+            everywhere,
+            repository,
+        })
     }
 
     /// Stores everything of a backup but the record that makes it exist.

@@ -19,7 +19,7 @@ use super::progress::Progress;
 use crate::backup::{BackupOptions, BackupTaker};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{ClusterSettings, GivenSettings, RepositorySettings, Settings, handed_over};
-use crate::error::{Error, Result, io};
+use crate::error::{Error, Kind, Result, io};
 use crate::restore::{self, Environment, RestoreCommand, RestoreOptions, Target, TargetAction};
 use crate::service::{self, ReceiverOptions, WatchOptions};
 use crate::setup::{self, demo::StaysIn};
@@ -116,11 +116,20 @@ pub(super) async fn restore(global: &Global, args: RestoreArgs, stop: Stop) -> R
     let settings = Settings::load(&global.given())?;
     let cluster = settings.cluster()?;
     let options = restore_options(global.given(), &settings, cluster, args)?;
-    let repository = destination(cluster)
-        .open(false, &clock())?
-        .stored(global.system_id)
-        .await?;
-    let plan = restore::plan(&repository, &options, &SystemClock).await?;
+    let planning = async {
+        let repository = destination(cluster)
+            .open(false, &clock())?
+            .stored(global.system_id)
+            .await?;
+        let plan = restore::plan(&repository, &options, &SystemClock).await?;
+        Ok::<_, Error>((repository, plan))
+    };
+    let (repository, plan) = tokio::select! {
+        planned = planning => planned?,
+        () = stopped(stop.clone()) => {
+            return Err(Error::new(Kind::Failure, "stopped before anything was written"));
+        }
+    };
     if options.dry_run {
         return if global.json {
             output::json(&plan.report())
@@ -358,7 +367,12 @@ async fn status(global: &Global, args: &StatusArgs) -> Result<()> {
         output::line(texts.join("\n").trim_end())?;
     }
     let clusters = status.clusters.iter();
-    status::unreadable(clusters.flat_map(|cluster| &cluster.unreadable_backups))
+    status::unreadable(
+        clusters
+            .clone()
+            .flat_map(|cluster| &cluster.unreadable_backups),
+    )?;
+    status::damaged(clusters)
 }
 
 async fn list(global: &Global) -> Result<()> {

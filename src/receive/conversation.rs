@@ -400,7 +400,16 @@ impl<'a> Conversation<'a> {
     fn say_what_is_stored(&self, ending: &Ending) {
         let progress = self.session.progress();
         let (received, stored) = (progress.received(), progress.stored());
-        if matches!(ending.ended, Some(Ended::Stopped)) && stored >= received {
+        let is_held =
+            self.repository.acknowledge() == Acknowledge::All && !self.repository.is_whole();
+        if matches!(ending.ended, Some(Ended::Stopped)) && stored >= received && is_held {
+            tracing::info!(
+                "stopped: what was received is stored up to {stored} on timeline {} where the \
+                 repositories could be reached; the server was told of {} only, and keeps the rest",
+                self.timeline,
+                progress.reported()
+            );
+        } else if matches!(ending.ended, Some(Ended::Stopped)) && stored >= received {
             tracing::info!(
                 "stopped: all that was received is stored, up to {stored} on timeline {}",
                 self.timeline

@@ -4,7 +4,7 @@
 //! of tablespaces are not. The whole record is sealed besides, so that nobody without the key can
 //! change the clear part unnoticed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -17,6 +17,9 @@ use super::member::{Member, Recipe};
 use super::records::BackupRecord;
 use super::store::Listed;
 use super::{Repository, RepositoryError, Result};
+
+/// Where a backup is not whole, so many of its packs are looked at to say which one is not.
+const PACKS_ASKED_MAX: usize = 1000;
 
 impl Member {
     /// Makes a backup exist here, with its names sealed where this place encrypts.
@@ -104,7 +107,39 @@ impl Member {
         if found >= record.stored_bytes {
             return Ok(());
         }
-        Err(self.lacks_objects(record, found))
+        Err(self.what_is_lacking(record, found).await?)
+    }
+
+    /// The object that is missing or cut short, where that can be told.
+    async fn what_is_lacking(&self, record: &BackupRecord, found: u64) -> Result<RepositoryError> {
+        let damaged = |name: &ObjectName, reason: &str| RepositoryError::Damaged {
+            path: self.locate(name),
+            reason: reason.to_owned(),
+        };
+        let listed = self.list(&format!("packs/{}/", record.id)).await?;
+        let packs: BTreeSet<ObjectName> = listed
+            .iter()
+            .filter_map(|object| ObjectName::parse(&object.path))
+            .collect();
+        let manifest = ObjectName::Manifest(record.id.clone());
+        for name in packs.iter().take(PACKS_ASKED_MAX).chain([&manifest]) {
+            match self.trailer(name).await {
+                Ok(_) => {}
+                Err(error) if error.is_not_found() => return Ok(damaged(name, "it is missing")),
+                Err(error @ RepositoryError::Damaged { .. }) => return Ok(error),
+                Err(error) => return Err(error),
+            }
+        }
+        let number = |number| ObjectName::Pack {
+            backup: record.id.clone(),
+            number,
+        };
+        let mut numbers = (0..=u32::MAX).map(number);
+        let missing = numbers.find(|pack| !packs.contains(pack));
+        Ok(match missing {
+            Some(pack) if packs.len() <= PACKS_ASKED_MAX => damaged(&pack, "it is missing"),
+            _ => self.lacks_objects(record, found),
+        })
     }
 
     /// That `found` bytes are not all that a backup's packs and manifest have.
@@ -261,6 +296,8 @@ impl Repository {
             }
         }
         match failed {
+            // it may be whole where nobody answers
+            Some(error) if error.is_unreachable() => Err(error),
             _ if doubted.is_some() => Ok(doubted),
             Some(error) => Err(error),
             None if absent => Ok(None),

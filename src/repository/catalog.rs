@@ -83,8 +83,8 @@ pub struct BranchEnd {
     pub lsn: Lsn,
 }
 
-/// A backup that is there and cannot be read: its record is damaged, its key is gone, or it is not
-/// sealed where it should be.
+/// A backup that is there and cannot be read: its record is damaged, its key is gone, it is not
+/// sealed where it should be, or its manifest and packs are not all there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeftOut {
     /// The backup.
@@ -216,8 +216,14 @@ impl Catalog {
 
     /// What is missing at the end of a timeline: a stream had found more of it stored.
     pub fn lost_end(&self, timeline: TimelineId, size: SegmentSize) -> Option<WalRange> {
-        let end = self.timelines.get(&timeline)?.end(size)?;
         let tip = self.tips.get(&timeline)?;
+        let wal = self.timelines.get(&timeline);
+        // where nothing is left, a backup has had what it needs at least
+        let backups = self.backups.iter();
+        let end = wal.and_then(|wal| wal.end(size)).or_else(|| {
+            let of_timeline = backups.filter(|backup| backup.timeline == timeline);
+            of_timeline.map(|backup| backup.stop_lsn).max()
+        })?;
         (end < tip.lsn).then(|| WalRange::new(end, tip.lsn))
     }
 

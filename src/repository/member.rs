@@ -157,10 +157,11 @@ impl Member {
         let accepts = self.place.settings().encryption.accept_plain;
         if is_configured
             || accepts
-            || root
+            || !root
                 .folders(&format!("{}/", super::keys::FOLDER))
                 .await?
-                .is_empty()
+                .iter()
+                .any(|folder| folder.parse::<super::keys::KeyId>().is_ok())
         {
             return Ok(());
         }

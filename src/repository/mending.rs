@@ -117,14 +117,19 @@ impl Repository {
                 Ok(filled) => {
                     all_copied &= filled.backups_too;
                     let is_news = filled.copied > 0 || !was_whole;
-                    if is_news && filled.left > 0 {
+                    let is_news_left = target.place().is_news_left(filled.left.len());
+                    if is_news_left && !filled.left.is_empty() {
                         tracing::warn!(
                             "repository {} is not complete: copied to it={}, cannot be copied={}",
                             target.name(),
                             filled.copied,
-                            filled.left
+                            filled.left.len()
                         );
-                    } else if is_news && filled.backups_too && !target.place().is_to_fill() {
+                    } else if is_news
+                        && filled.left.is_empty()
+                        && filled.backups_too
+                        && !target.place().is_to_fill()
+                    {
                         tracing::info!(
                             "repository {} is complete: copied to it={}",
                             target.name(),
@@ -159,7 +164,7 @@ impl Repository {
         let missed = target.place().answers();
         let mut filled = Filled {
             copied: 0,
-            left: 0,
+            left: BTreeSet::new(),
             backups_too: true,
         };
         let mut all_heard = true;
@@ -178,6 +183,7 @@ impl Repository {
                 continue;
             };
             let there = names(&target.list("").await?);
+            warn_of_an_empty_place(source, target, &there);
             let mut here = names(&listed);
             // a listing may be late; what this process has written is looked for by name
             here.extend(target.place().missed_names());
@@ -189,9 +195,12 @@ impl Repository {
                     Err(error) => return Err(error),
                 };
                 match copied {
-                    Copied::Held => filled.copied += 1,
+                    Copied::Held => {
+                        filled.copied += 1;
+                        filled.left.remove(name);
+                    }
                     Copied::Left => {
-                        filled.left += 1;
+                        filled.left.insert(name.clone());
                         // what this process wrote is not acknowledged yet
                         all_heard &= !target.place().has_missed(name);
                     }
@@ -208,11 +217,14 @@ impl Repository {
         }
         filled.backups_too &= all_heard;
         for (source, id) in backups {
+            let name = ObjectName::Backup(id.clone());
             match source.copy_backup(target, &id).await {
-                Ok(()) => filled.copied += 1,
+                Ok(()) => {
+                    filled.copied += 1;
+                    filled.left.remove(&name);
+                }
                 Err(error) if excused(source, target, &error) => {
-                    filled.left += 1;
-                    filled.backups_too = false;
+                    filled.left.insert(name);
                 }
                 Err(error) if target.list("intents/").await.is_ok() && error.is_unreachable() => {
                     // it is the source that does not answer
@@ -221,6 +233,8 @@ impl Repository {
                 Err(error) => return Err(error),
             }
         }
+        let mut left = filled.left.iter();
+        filled.backups_too &= !left.any(|name| matches!(name, ObjectName::Backup(_)));
         Ok(filled)
     }
 
@@ -312,8 +326,8 @@ enum Copied {
 struct Filled {
     /// How many objects and backups were copied.
     copied: usize,
-    /// How many cannot be copied.
-    left: usize,
+    /// What can be copied from nowhere.
+    left: BTreeSet<ObjectName>,
     /// Whether it has every backup too.
     backups_too: bool,
 }
@@ -344,6 +358,25 @@ fn excused(source: &Member, target: &Member, error: &RepositoryError) -> bool {
         );
     }
     excused
+}
+
+/// A disk that is not mounted leaves an empty folder, which all would be copied to.
+fn warn_of_an_empty_place(source: &Member, target: &Member, there: &BTreeSet<ObjectName>) {
+    let holds = |name: &ObjectName| {
+        matches!(
+            name,
+            ObjectName::Segment(_) | ObjectName::Piece { .. } | ObjectName::Backup(_)
+        )
+    };
+    if !there.iter().any(holds) {
+        tracing::warn!(
+            "repository {} holds nothing of cluster {} yet: all of it is copied from {}. hint: if it was \
+             not empty before, is its disk mounted?",
+            target.name(),
+            target.cluster(),
+            source.name()
+        );
+    }
 }
 
 fn names(listed: &[super::store::Listed]) -> BTreeSet<ObjectName> {

@@ -31,6 +31,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 use serde::Serialize;
+use tokio::runtime::RuntimeFlavor;
 use wal::{Checked, Lsn, SegmentSize, TimelineId, WalRange};
 
 use layout::{ClusterName, ObjectName};
@@ -237,6 +238,19 @@ fn json_of<T: Serialize>(value: &T) -> Vec<u8> {
 
 fn to_value<T: Serialize>(value: &T) -> serde_json::Value {
     serde_json::to_value(value).expect("our own records have string keys and finite numbers")
+}
+
+/// Does what may block for as long as a disk likes, where it cannot be awaited: whatever else the
+/// thread serves goes on elsewhere meanwhile.
+pub(crate) fn in_place<T>(work: impl FnOnce() -> T) -> T {
+    let runtime = tokio::runtime::Handle::try_current();
+    let has_others =
+        runtime.is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
+    if has_others {
+        tokio::task::block_in_place(work)
+    } else {
+        work()
+    }
 }
 
 /// Runs compression and hashing away from the threads that serve sockets.

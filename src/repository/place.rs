@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::keys::{Encryption, EncryptionSettings};
 use super::layout::ObjectName;
 use super::store::{Store, StoreOptions, Traffic};
-use super::{RepositoryError, Result};
+use super::{RepositoryError, Result, in_place};
 use crate::clock::Clock;
 
 /// So many objects may be on their way to a place that is not waited for; they are held in memory.
@@ -46,7 +46,9 @@ pub(super) struct Place {
     /// Whether a local folder that is missing is made.
     create: bool,
     clock: Arc<dyn Clock>,
-    opened: Mutex<Option<Opened>>,
+    opened: OnceLock<Opened>,
+    /// Held by whoever opens it.
+    opening: Mutex<()>,
     /// Whoever asks goes on asking.
     is_persistent: AtomicBool,
     health: Mutex<Health>,
@@ -76,6 +78,8 @@ struct Health {
     whole: bool,
     /// How many writes go on that were acknowledged by another place.
     owed: usize,
+    /// How many objects cannot be copied to it, as it was said last.
+    left: usize,
     /// How many objects did not get there.
     missed: u64,
     /// Which ones, since it was last whole.
@@ -88,7 +92,8 @@ impl Place {
             settings,
             create,
             clock,
-            opened: Mutex::new(None),
+            opened: OnceLock::new(),
+            opening: Mutex::default(),
             is_persistent: AtomicBool::new(false),
             health: Mutex::new(Health::default()),
             away: watch::Sender::new(None),
@@ -107,23 +112,33 @@ impl Place {
 
     /// The place, opened now if it was not.
     pub(super) fn open(&self) -> Result<Opened> {
-        let mut opened = lock(&self.opened);
-        if let Some(opened) = &*opened {
+        match self.opened.get() {
+            Some(opened) => Ok(opened.clone()),
+            None => in_place(|| self.open_now()),
+        }
+    }
+
+    /// Opens it. A folder's disk may not answer, and its journals take time to be played back.
+    fn open_now(&self) -> Result<Opened> {
+        let _alone = lock(&self.opening);
+        if let Some(opened) = self.opened.get() {
             return Ok(opened.clone());
         }
         let store = Store::open(&self.settings.store, self.create)?;
-        if self.is_persistent.load(Ordering::Relaxed) {
-            store.persist();
-        }
         let clock = Arc::clone(&self.clock);
         let encryption = Encryption::new(&self.settings.encryption, &store, clock)?;
-        Ok(opened.insert(Opened { store, encryption }).clone())
+        let opened = self.opened.get_or_init(|| Opened { store, encryption });
+        // one that was asked for meanwhile found nothing open
+        if self.is_persistent.load(Ordering::SeqCst) {
+            opened.store.persist();
+        }
+        Ok(opened.clone())
     }
 
     /// Whoever asks goes on asking from now on, whatever fails: the log tells of an outage as a whole.
     pub(super) fn persist(&self) {
-        self.is_persistent.store(true, Ordering::Relaxed);
-        if let Some(opened) = &*lock(&self.opened) {
+        self.is_persistent.store(true, Ordering::SeqCst);
+        if let Some(opened) = self.opened.get() {
             opened.store.persist();
         }
     }
@@ -131,8 +146,7 @@ impl Place {
     /// Leaves nothing behind that another process would have to put right. What cannot be settled
     /// is put right when the place is opened again.
     pub(super) async fn settle(&self) {
-        let opened = lock(&self.opened).clone();
-        if let Some(opened) = opened
+        if let Some(opened) = self.opened.get()
             && let Err(error) = opened.store.settle().await
         {
             tracing::debug!("not settled: {}", crate::error::chain(&error));
@@ -141,8 +155,7 @@ impl Place {
 
     /// What was asked of it by this process; nothing where it was never opened.
     pub(super) fn traffic(&self) -> Traffic {
-        let opened = lock(&self.opened);
-        let store = opened.as_ref().map(|opened| &opened.store);
+        let store = self.opened.get().map(|opened| &opened.store);
         store.map(Store::traffic).unwrap_or_default()
     }
 
@@ -215,6 +228,17 @@ impl Place {
     /// Whether so much goes on to it, which another place has acknowledged, that it is passed over.
     pub(super) fn owes_much(&self) -> bool {
         lock(&self.health).owed >= OWED_MAX
+    }
+
+    /// Whether it is known to lack something that this process has written.
+    pub(super) fn is_behind(&self) -> bool {
+        let health = lock(&self.health);
+        health.owed > 0 || !health.names.is_empty()
+    }
+
+    /// How many objects cannot be copied to it; whether that is another number than was said last.
+    pub(super) fn is_news_left(&self, left: usize) -> bool {
+        std::mem::replace(&mut lock(&self.health).left, left) != left
     }
 
     /// Whether it lacks something that no write will bring.

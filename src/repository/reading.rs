@@ -324,13 +324,19 @@ impl Repository {
     /// A timeline's tip. A hint: one that is damaged is as good as none, and one that cannot be asked
     /// for is not taken for none.
     async fn tip(&self, timeline: TimelineId) -> Result<Option<Tip>> {
-        match self.find(&ObjectName::Tip(timeline)).await {
-            Err(error @ RepositoryError::Damaged { .. }) => {
-                tracing::warn!("passed over, and written anew by the next stream: {error}");
-                Ok(None)
+        let name = &ObjectName::Tip(timeline);
+        let found = self.every_place(|member| async move {
+            match member.find::<Tip>(name).await {
+                Err(error @ RepositoryError::Damaged { .. }) => {
+                    tracing::warn!("passed over, and written anew by the next stream: {error}");
+                    Ok(None)
+                }
+                found => found,
             }
-            found => found,
-        }
+        });
+        // one place may have been away when the other was told
+        let found = found.await?.into_iter().flatten();
+        Ok(found.max_by_key(|tip| tip.lsn))
     }
 
     /// Every backup that came to its end, oldest first, by its record alone.
@@ -493,7 +499,11 @@ impl Repository {
         for timeline in tips {
             if catalog.lost_end(timeline, size).is_some() {
                 let wal = self.timeline_wal(timeline).await?;
-                catalog.timelines.insert(timeline, wal);
+                let known = catalog.timelines.get(&timeline);
+                // a place may have fallen silent since
+                if known.and_then(|known| known.end(size)) <= wal.end(size) {
+                    catalog.timelines.insert(timeline, wal);
+                }
             }
         }
         Ok(())
@@ -513,7 +523,7 @@ impl Repository {
 
     /// The segment size that the first of these objects names, with its name. A piece that was listed
     /// may have given way since, or be damaged: then the next is asked.
-    async fn size_of_any(
+    pub async fn size_of_any(
         &self,
         names: impl Iterator<Item = ObjectName>,
     ) -> Result<Option<(ObjectName, SegmentSize)>> {

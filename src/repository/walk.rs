@@ -135,7 +135,7 @@ pub async fn walk<T: TakeRecords>(
     let mut segment = read(repository, stretch, at).await?;
     while let Some(Content { bytes, damage }) = segment {
         let next = size.end_of(at);
-        let is_last = next >= stretch.end.lsn;
+        let is_last = next >= stretch.end.lsn && damage.is_none();
         let read_next = async {
             match damage {
                 Some(_) => Ok(None),

@@ -6,7 +6,7 @@ use wal::{Body, Lsn, Major, PgTime, Reach, Record, SegmentName, SegmentSize, Tim
 use super::Repository;
 use super::catalog::{BranchEnd, Catalog};
 use super::records::{BackupRecord, Hole};
-use super::walk::{Ended, Flow, Stretch, TakeRecords, walk};
+use super::walk::{Damage, Ended, Flow, Stretch, TakeRecords, walk};
 use crate::error::{Kind, Result};
 
 /// A backup that serves a branch.
@@ -146,7 +146,16 @@ pub struct Latest {
     pub is_lower_bound: bool,
 }
 
-/// The latest moment that a restore from `backup` along `branch` reaches; `None` where the backup does not serve the branch.
+/// How far a restore from a backup reaches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reached {
+    /// The latest moment; `None` where what the backup itself needs cannot be replayed.
+    pub latest: Option<Latest>,
+    /// What ends it before the end of what is stored: WAL that cannot be read.
+    pub damage: Option<Damage>,
+}
+
+/// How far a restore from `backup` along `branch` reaches; `None` where the backup does not serve the branch.
 ///
 /// Reads the last stored segments, backwards to the last commit.
 pub async fn latest_moment(
@@ -154,7 +163,7 @@ pub async fn latest_moment(
     catalog: &Catalog,
     branch: &TimelineHistory,
     backup: &BackupRecord,
-) -> Result<Option<Latest>> {
+) -> Result<Option<Reached>> {
     let Some(size) = catalog.segment_size else {
         return Ok(None);
     };
@@ -163,7 +172,7 @@ pub async fn latest_moment(
     };
     let mut end = candidate.end;
     let mut read_to = end.lsn;
-    let mut is_whole = true;
+    let mut damaged: Option<Damage> = None;
     loop {
         let segment = size.start_of(read_to.saturating_sub(1));
         // what stands before the backup in its segment is not replayed
@@ -181,29 +190,39 @@ pub async fn latest_moment(
         let walked = match walk(repository, &stretch, NewestStamp(None)).await {
             Err(error) if error.kind() == Kind::Usage => {
                 tracing::debug!("the latest moment is a lower bound: {}", error.message());
-                return Ok(Some(Latest {
-                    moment: candidate.latest(catalog, None, is_whole),
+                let latest = Latest {
+                    moment: candidate.latest(catalog, None, damaged.is_none()),
                     lsn: end.lsn,
                     is_lower_bound: true,
+                };
+                return Ok(Some(Reached {
+                    latest: Some(latest),
+                    damage: damaged,
                 }));
             }
             walked => walked?,
         };
         if let Ended::Damaged(damage) = walked.ended {
             // the window ends where WAL cannot be trusted
-            is_whole = false;
             end.lsn = damage.at.max(from);
+            damaged = Some(damage);
         }
         if end.lsn < backup.stop_lsn {
-            // what the backup itself needs cannot be replayed
-            return Ok(None);
+            return Ok(Some(Reached {
+                latest: None,
+                damage: damaged,
+            }));
         }
         let stamp = walked.taker.0;
         if stamp.is_some() || segment <= size.start_of(backup.stop_lsn) {
-            return Ok(Some(Latest {
-                moment: candidate.latest(catalog, stamp, is_whole),
+            let latest = Latest {
+                moment: candidate.latest(catalog, stamp, damaged.is_none()),
                 lsn: end.lsn,
                 is_lower_bound: false,
+            };
+            return Ok(Some(Reached {
+                latest: Some(latest),
+                damage: damaged,
             }));
         }
         read_to = segment;

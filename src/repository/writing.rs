@@ -331,11 +331,14 @@ impl Repository {
     pub async fn write_tip(&self, timeline: TimelineId, tip: &Tip) -> Result<()> {
         let path = ObjectName::Tip(timeline).path();
         let bytes = Bytes::from(json_of(tip));
-        let away = |member: &&Member| self.members.len() > 1 && member.place().is_away();
+        // what it says must be true of the place by itself
+        let lacks = |member: &&Member| {
+            self.members.len() > 1 && (member.place().is_away() || member.place().is_behind())
+        };
         let tried: Vec<Member> = self
             .members
             .iter()
-            .filter(|member| !away(member))
+            .filter(|member| !lacks(member))
             .cloned()
             .collect();
         let writes = tried.into_iter().map(|member| {

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
 
 use super::RestoreOptions;
+use super::execute::fetch_manifest;
 use super::place::{Owner, check_made_later, check_target, plan_tablespaces};
 use super::plan::RestorePlan;
 use super::resolve::{Findings, Point, Resolved, Resolver, Span, Wanted};
@@ -43,6 +44,16 @@ pub async fn plan(
         .map_err(|error| io("find", &options.target_dir, &error))?;
     check_target(&target_dir)?;
     let owner = Owner::of_restore(options.owner.as_deref(), &target_dir)?;
+    if repository.cluster_record().await?.is_none() {
+        // wal-fetch would take the repository for one that went away
+        return Err(Error::damaged(format!(
+            "what a restored server looks for first is missing: {}",
+            repository.locate(&ObjectName::Cluster)
+        ))
+        .hint(
+            "restore this object from a copy of the repository; `anywhen backup` writes it anew",
+        ));
+    }
     let catalog = repository.catalog().await?;
     let chooser = match Chooser::new(repository, &catalog, options, clock) {
         Ok(chooser) => chooser,
@@ -53,12 +64,16 @@ pub async fn plan(
         Err(error) => return Err(why_not(repository, &catalog, options, error).await),
     };
     let held = repository.holding(&chosen.backup.id).await?;
-    let Some((_, backup)) = held else {
+    let Some((holder, backup)) = held else {
         return Err(Error::damaged(format!(
             "backup {} is gone",
             chosen.backup.id
         )));
     };
+    if options.dry_run {
+        // whoever plans wants to know that it can be carried out
+        fetch_manifest(&holder, &backup).await?;
+    }
     let tablespaces = plan_tablespaces(&backup.tablespaces, &options.tablespaces, &target_dir)?;
     let made_later = made_later(&chosen, &tablespaces)?;
     let mut warnings = chooser.warnings(&chosen);
@@ -125,10 +140,17 @@ async fn why_not(
     };
     if named.is_some() || catalog.backups.is_empty() {
         // there is nothing else to restore
-        return match (repository.holding(&first.id).await, &first.hint) {
+        let error = match (repository.holding(&first.id).await, &first.hint) {
             (Err(cause), _) => cause.into(),
             (Ok(_), Some(hint)) => Error::damaged(&first.reason).hint(hint),
             (Ok(_), None) => Error::damaged(&first.reason),
+        };
+        return match repository.unheard().first() {
+            Some((name, reason)) => error.note(
+                &format!("repository {name} cannot be asked: {reason}"),
+                None,
+            ),
+            None => error,
         };
     }
     let error = error.note(&first.told(catalog.left_out.len()), first.hint.as_deref());

@@ -119,7 +119,11 @@ async fn carry_out(
     Ok(())
 }
 
-async fn fetch_manifest(repository: &Repository, record: &BackupRecord) -> Result<Manifest> {
+/// The manifest of a backup, once it was found to be that.
+pub(super) async fn fetch_manifest(
+    repository: &Repository,
+    record: &BackupRecord,
+) -> Result<Manifest> {
     let name = ObjectName::Manifest(record.id.clone());
     let place = repository.locate(&name);
     let plain = repository.fetch(&name).await.map_err(gone)?.plain;

@@ -33,6 +33,8 @@ const FILL_LIMIT: Duration = Duration::from_secs(5);
 const RETRY_LIMIT: Duration = Duration::from_secs(20);
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(4);
+/// So many objects of each kind are asked for the segment size, where others are damaged.
+const ASKED_FOR_SIZE: usize = 4;
 /// What PostgreSQL has every segment restored as (xlogrecovery.c, `XLogFileRead`).
 const RESTORED_NAME: &str = "RECOVERYXLOG";
 /// Makes `wal-fetch` panic, to test that this does not look like the end of WAL.
@@ -196,10 +198,9 @@ impl FetchRequest {
             return Ok(false);
         };
         let wal = repository.timeline_wal(segment.timeline).await?;
-        let Some(known) = any_object(&wal, segment) else {
+        let Some((_, size)) = repository.size_of_any(objects(&wal, segment)).await? else {
             return Ok(false);
         };
-        let size = repository.segment_size_of(&known).await?;
         Ok(segment.start(size).is_some_and(|start| start >= until))
     }
 }
@@ -311,10 +312,9 @@ async fn incomplete(
     until: Option<Lsn>,
 ) -> Result<Option<Stored>> {
     let wal = repository.timeline_wal(segment.timeline).await?;
-    let Some(known) = any_object(&wal, segment) else {
+    let Some((_, size)) = repository.size_of_any(objects(&wal, segment)).await? else {
         return Ok(None);
     };
-    let size = repository.segment_size_of(&known).await?;
     let content = repository.segment_content(segment, size, until).await?;
     let bytes = content.map_or_else(Vec::new, |content| content.bytes);
     if !bytes.is_empty() {
@@ -327,25 +327,29 @@ async fn incomplete(
     }))
 }
 
-/// Something that is stored of the timeline, to learn the segment size from: of this segment if there
-/// is any, and not of the segment if it is whole, since that may be what is damaged.
-fn any_object(wal: &TimelineWal, segment: SegmentName) -> Option<ObjectName> {
-    let of = |segment: SegmentName| {
-        let range = wal.pieces.get(&segment)?.first()?;
-        Some(ObjectName::Piece {
+/// Some of what is stored of the timeline, to learn the segment size from: of this segment first, and
+/// of others, since what is asked for may be what is damaged.
+fn objects(wal: &TimelineWal, segment: SegmentName) -> impl Iterator<Item = ObjectName> {
+    let pieces_of = |segment: SegmentName| {
+        let ranges = wal.pieces.get(&segment).into_iter().flatten();
+        ranges.map(move |range| ObjectName::Piece {
             segment,
             range: *range,
         })
     };
-    let whole = wal.segments.iter().find(|other| **other != segment);
-    of(segment)
-        .or_else(|| whole.map(|segment| ObjectName::Segment(*segment)))
-        .or_else(|| wal.pieces.keys().find_map(|segment| of(*segment)))
-        .or_else(|| {
-            wal.segments
-                .first()
-                .map(|segment| ObjectName::Segment(*segment))
-        })
+    let others = wal.segments.iter().filter(move |other| **other != segment);
+    let pieces = wal.pieces.keys().copied().flat_map(pieces_of);
+    let itself = wal.segments.get(&segment);
+    pieces_of(segment)
+        .take(ASKED_FOR_SIZE)
+        .chain(
+            others
+                .take(ASKED_FOR_SIZE)
+                .copied()
+                .map(ObjectName::Segment),
+        )
+        .chain(pieces.take(ASKED_FOR_SIZE))
+        .chain(itself.copied().map(ObjectName::Segment))
 }
 
 /// Whether the first page of what is to be handed out is the one that was asked for.

@@ -16,7 +16,8 @@ use crate::repository::catalog::{BranchEnd, Catalog, LeftOut};
 use crate::repository::destination::Destination;
 use crate::repository::forks::{LeftBehind, left_behind};
 use crate::repository::records::BackupRecord;
-use crate::repository::windows::{Candidate, latest_moment};
+use crate::repository::walk::Damage;
+use crate::repository::windows::{Candidate, Reached, latest_moment};
 use crate::repository::{PlaceState, Repository, SpoolContents};
 
 pub use show::{backup_table, list_text, status_text};
@@ -71,6 +72,9 @@ pub struct ClusterStatus {
     pub repositories: Vec<RepositoryStatus>,
     #[serde(skip)]
     pub(crate) branches: Vec<Branch>,
+    /// What ends windows before the end of what is stored.
+    #[serde(skip)]
+    pub(crate) damaged: Vec<Damage>,
 }
 
 /// WAL that is stored of a timeline behind the place where the next one left it.
@@ -166,6 +170,9 @@ pub struct HoleStatus {
     /// The first moment after it, where that is known.
     #[serde(serialize_with = "rfc3339::option::serialize")]
     pub latest: Option<Timestamp>,
+    /// Nothing is stored behind it.
+    #[serde(skip)]
+    pub(crate) is_lost_end: bool,
 }
 
 /// Where a stream was.
@@ -456,21 +463,47 @@ pub fn unreadable<'a>(backups: impl Iterator<Item = &'a UnreadableBackup>) -> Re
     })
 }
 
+/// What is wrong where a report shows windows that end at WAL that cannot be read.
+pub fn damaged<'a>(clusters: impl Iterator<Item = &'a ClusterStatus>) -> Result<()> {
+    let mut damaged = clusters.flat_map(|cluster| &cluster.damaged);
+    let Some(damage) = damaged.next() else {
+        return Ok(());
+    };
+    let failure = Error::damaged(format!("WAL that is stored cannot be read: {damage}"));
+    Err(failure
+        .hint("restore this object from a copy of the repository, or take a backup: a window opens behind it")
+        .is_in_report())
+}
+
 /// The state of one cluster's system.
 async fn cluster_status(repository: &Repository, now: Timestamp) -> Result<ClusterStatus> {
     let catalog = repository.catalog().await?;
     let places = repository.place_states().await;
     let record = repository.cluster_record().await?;
-    let windows = match catalog.segment_size {
+    let (windows, damaged) = match catalog.segment_size {
         Some(size) => windows(repository, &catalog, size).await?,
-        None => Vec::new(),
+        None => (Vec::new(), Vec::new()),
     };
     let newest = windows.iter().map(|window| window.latest).max();
     let at_risk = newest.map(|latest| now.duration_since(latest).as_secs_f64().max(0.0));
     let tip = catalog.tips.values().next_back();
-    let holes = catalog
+    let mut holes = catalog
         .segment_size
         .map_or_else(Vec::new, |size| holes(&catalog, size));
+    if !repository.unheard().is_empty() {
+        // what is missing at an end may be where nobody can be asked
+        holes.retain(|hole| !hole.is_lost_end);
+    }
+    holes.extend(damaged.iter().filter_map(|(timeline, damage)| {
+        Some(HoleStatus {
+            timeline: *timeline,
+            start_lsn: damage.at,
+            end_lsn: catalog.segment_size?.end_of(damage.at),
+            earliest: None,
+            latest: None,
+            is_lost_end: false,
+        })
+    }));
     let newest_branch = catalog
         .newest_timeline()
         .map(|newest| catalog.branch(newest));
@@ -506,31 +539,42 @@ async fn cluster_status(repository: &Repository, now: Timestamp) -> Result<Clust
         spool_error: None,
         repositories: places.into_iter().map(RepositoryStatus::from).collect(),
         branches: branches(&catalog),
+        damaged: damaged.into_iter().map(|(_, damage)| damage).collect(),
     })
 }
 
 /// The windows of every branch: for each stretch of WAL without a break, from its first backup's
-/// moment to the last that is stored.
+/// moment to the last that is stored. And what ends them before that.
 async fn windows(
     repository: &Repository,
     catalog: &Catalog,
     size: SegmentSize,
-) -> Result<Vec<Window>> {
+) -> Result<(Vec<Window>, Vec<(TimelineId, Damage)>)> {
     let mut windows: Vec<(BranchEnd, Window)> = Vec::new();
+    let mut damaged: Vec<(TimelineId, Damage)> = Vec::new();
     for timeline in tips_of_branches(catalog) {
         let branch = catalog.branch(timeline);
         for backup in &catalog.backups {
             let Some(Candidate { end, .. }) = Candidate::of(catalog, &branch, backup, size) else {
                 continue;
             };
-            if windows.iter().any(|(known, _)| *known == end) {
+            let is_within = |(known, window): &(BranchEnd, Window)| {
+                *known == end && backup.stop_lsn <= window.latest_lsn
+            };
+            if windows.iter().any(is_within) {
                 // an earlier backup reaches the same end: the window has begun before
                 continue;
             }
-            let latest = latest_moment(repository, catalog, &branch, backup).await?;
-            let Some(latest) = latest else {
+            let reached = latest_moment(repository, catalog, &branch, backup).await?;
+            let Some(Reached { latest, damage }) = reached else {
                 continue;
             };
+            if let Some(damage) = damage
+                && damaged.iter().all(|(_, known)| known.at != damage.at)
+            {
+                damaged.push((end.timeline, damage));
+            }
+            let Some(latest) = latest else { continue };
             windows.push((
                 end,
                 Window {
@@ -544,7 +588,8 @@ async fn windows(
             ));
         }
     }
-    Ok(windows.into_iter().map(|(_, window)| window).collect())
+    let windows = windows.into_iter().map(|(_, window)| window).collect();
+    Ok((windows, damaged))
 }
 
 /// Timelines from which no other that is stored goes on.
@@ -567,6 +612,7 @@ fn holes(catalog: &Catalog, size: SegmentSize) -> Vec<HoleStatus> {
             end_lsn: hole.end,
             earliest: None,
             latest: None,
+            is_lost_end: false,
         })
         .collect();
     for (timeline, wal) in &catalog.timelines {
@@ -590,9 +636,12 @@ fn holes(catalog: &Catalog, size: SegmentSize) -> Vec<HoleStatus> {
                     end_lsn: after.start,
                     earliest: earlier.map(|backup| backup.finished_at),
                     latest: later.map(|backup| backup.finished_at),
+                    is_lost_end: false,
                 });
             }
         }
+    }
+    for timeline in catalog.tips.keys() {
         if let Some(lost) = catalog.lost_end(*timeline, size) {
             let mut earlier = catalog.backups.iter().rev();
             let earlier = earlier.find(|backup| backup.stop_lsn <= lost.start);
@@ -602,6 +651,7 @@ fn holes(catalog: &Catalog, size: SegmentSize) -> Vec<HoleStatus> {
                 end_lsn: lost.end,
                 earliest: earlier.map(|backup| backup.finished_at),
                 latest: None,
+                is_lost_end: true,
             });
         }
     }
@@ -641,6 +691,7 @@ mod tests {
             end_lsn: Lsn::new(200),
             earliest: None,
             latest: None,
+            is_lost_end: false,
         };
         let begins = |id, lsn| Window {
             timeline: timeline(id),

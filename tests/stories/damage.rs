@@ -278,7 +278,7 @@ fn what_is_lost_of_one_object_hides_no_other_and_is_said_before_a_restore() {
         fs::remove_file(lost).unwrap();
         assert_only_second_is_lost(&record, &first, &second);
         let chosen = ["--backup", &second];
-        plan(&chosen).says(&["packs and manifest are not all there"]);
+        plan(&chosen).says(&[&name_of(lost), "it is missing"]);
         assert_eq!(plan(&chosen).code, Some(5));
         // it goes on with the other, and says why
         let planned = plan(&[]).succeeded();
@@ -301,13 +301,17 @@ fn what_is_lost_of_one_object_hides_no_other_and_is_said_before_a_restore() {
     let mut bytes = fs::read(piece).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     put(piece, &bytes);
-    let status = record.anywhen.json(&["status"]);
-    let window = &status["clusters"][0]["windows"][0];
-    let reaches = lsn(window["latest_lsn"].as_str().unwrap());
-    assert!(
-        window["earliest_lsn"].is_string() && reaches <= lsn(&last.commit_lsn),
-        "{status:#}"
+    let status = record.anywhen.run(&["status", "--json"]);
+    status.failed_with(5);
+    let cluster = status.document()["clusters"][0].clone();
+    let window = &cluster["windows"][0];
+    let reaches = window["latest_lsn"].as_str().map(lsn).unwrap();
+    assert!(reaches <= lsn(&last.commit_lsn), "{status}");
+    assert_eq!(
+        cluster["holes"][0]["start_lsn"], window["latest_lsn"],
+        "{status}"
     );
+    status.says(&["WAL that is stored cannot be read", &name_of(piece)]);
     let refused = record
         .anywhen
         .restore_refused(&record.target("all"), &["--json"], 5);
@@ -359,6 +363,10 @@ fn wal_that_was_removed_at_the_end_is_missed() {
             .contains("a stream had found timeline 1 stored up to"),
         "{plan}"
     );
+}
+
+fn name_of(object: &Path) -> String {
+    object.file_name().unwrap().to_str().unwrap().to_owned()
 }
 
 fn newest_backup(record: &Record) -> String {

@@ -25,6 +25,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use container::{DataKey, Header, KEY_BYTES};
 use jiff::civil::Date;
+use jiff::{SignedDuration, Timestamp};
 use zeroize::Zeroizing;
 
 use super::blocking;
@@ -41,6 +42,9 @@ pub use id::{FOLDER, InvalidKeyId, KeyId, WrapId};
 pub use list::{KeyList, KeyRow, WrapRow};
 pub use people::NewIdentity;
 pub use rotate::{Blocked, KeyRotation, Retired, RotationPlan};
+
+/// So often a stream looks whether the wraps of the key that it uses are stored: one request.
+const WRAPS_LOOKED_FOR: SignedDuration = SignedDuration::from_mins(10);
 
 /// What the settings say of encryption, for one repository.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -107,6 +111,8 @@ struct Epoch {
     previous: Option<KeyId>,
     /// Made, and not in use yet: a second attempt must not make another.
     made: Option<EpochKey>,
+    /// When the wraps of `current` were last seen to be stored.
+    looked_at: Option<Timestamp>,
 }
 
 /// The data key for an object that is written now.
@@ -222,8 +228,10 @@ impl Encryption {
         }
         let today = day_of(inner.clock.now());
         let mut epoch = inner.epoch.lock().await;
-        if let Some(current) = epoch.current.as_ref().filter(|key| serves(&key.id, today)) {
-            return Ok(Some(current.clone()));
+        let current = epoch.current.clone();
+        if let Some(current) = current.filter(|key| serves(&key.id, today)) {
+            inner.look_for_wraps(&current, &mut epoch.looked_at).await?;
+            return Ok(Some(current));
         }
         let sealing = match &inner.state {
             Some(state) => {
@@ -247,6 +255,7 @@ impl Encryption {
             inner.forget(&before);
         }
         epoch.made = None;
+        epoch.looked_at = Some(inner.clock.now());
         Ok(Some(sealing))
     }
 
@@ -357,14 +366,51 @@ impl Inner {
     /// Stores the wraps that the repository does not hold: all of a new key, and those of a kept
     /// one if the repository was emptied, or is another one, since it was made.
     async fn store_missing_wraps(&self, epoch: &EpochKey) -> Result<(), KeyError> {
-        let stored = self.wraps.of_key(&epoch.id).await?;
+        self.store_wraps(&epoch.id, &epoch.key).await.map(drop)
+    }
+
+    /// Stores those wraps of a key that the repository does not hold; how many these are.
+    async fn store_wraps(&self, key_id: &KeyId, key: &DataKey) -> Result<usize, KeyError> {
+        let stored = self.wraps.of_key(key_id).await?;
+        let mut count = 0;
         for recipient in &self.recipients {
             let id = recipient.wrap_id();
             if !stored.contains(&id) {
-                let bytes = wrap::wrap(&epoch.key, recipient)?;
-                self.wraps.add(&epoch.id, &id, bytes).await?;
+                let bytes = wrap::wrap(key, recipient)?;
+                self.wraps.add(key_id, &id, bytes).await?;
+                count += 1;
             }
         }
+        Ok(count)
+    }
+
+    /// Looks now and then whether the wraps of the key in use are still there: whoever removes them
+    /// leaves what is written from then on to nobody.
+    async fn look_for_wraps(
+        &self,
+        current: &Sealing,
+        looked_at: &mut Option<Timestamp>,
+    ) -> Result<(), KeyError> {
+        let now = self.clock.now();
+        // a clock that was set back must not put it off
+        let is_due = looked_at.is_none_or(|at| now.duration_since(at).abs() > WRAPS_LOOKED_FOR);
+        if !is_due || !current.wraps.is_empty() {
+            return Ok(());
+        }
+        match self.store_wraps(&current.id, &current.key).await {
+            Ok(0) => {}
+            Ok(count) => tracing::error!(
+                "{count} wraps of the key {} were gone from {}, and are stored again: what was encrypted \
+                 with older keys is lost if theirs are gone too. hint: `anywhen keys list`; does \
+                 something expire objects there?",
+                current.id,
+                self.root.address()
+            ),
+            // asked again with the next object, which does not get there either
+            Err(error) if error.is_unreachable() => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        *looked_at = Some(now);
         Ok(())
     }
 
@@ -372,9 +418,34 @@ impl Inner {
     async fn open(&self, id: &KeyId, carried: &[String], path: &str) -> Result<DataKey, KeyError> {
         // a kept key that cannot be read is no reason not to look further
         let kept = self.state.as_ref().and_then(|state| state.read().ok()?);
-        if let Some(kept) = kept.filter(|kept| kept.id == *id) {
-            return Ok(kept.key);
+        let kept = kept.filter(|kept| kept.id == *id).map(|kept| kept.key);
+        if self.identities.is_empty() {
+            return match kept {
+                // what this archiver wrote itself today
+                Some(key) if !self.recipients.is_empty() => Ok(key),
+                _ => self.unwrap_any(id, carried, path).await,
+            };
         }
+        // an identity that opens nothing must not pass for one that does
+        match (self.unwrap_any(id, carried, path).await, kept) {
+            (Err(error @ KeyError::KeyGone { .. }), Some(key)) => {
+                tracing::error!(
+                    "read with the key of the day in state_dir, which will be gone tomorrow: {error}. \
+                     hint: `anywhen backup` stores its wraps again"
+                );
+                Ok(key)
+            }
+            (opened, _) => opened,
+        }
+    }
+
+    /// Finds the key `id` with the identities: carried by the object itself, or stored.
+    async fn unwrap_any(
+        &self,
+        id: &KeyId,
+        carried: &[String],
+        path: &str,
+    ) -> Result<DataKey, KeyError> {
         if self.identities.is_empty() {
             let (path, key) = (path.to_owned(), id.to_string());
             return Err(if self.recipients.is_empty() {

@@ -63,7 +63,7 @@ pub(super) struct Local {
     /// Begun when it is worth it; `None` where there cannot be a journal.
     scribe: Arc<OnceLock<Option<Scribe>>>,
     /// How many objects came for which a journal would have been of use.
-    missed: AtomicUsize,
+    missed: Arc<AtomicUsize>,
 }
 
 /// Folders that this process has seen synced into their parents, and whether no link leads from
@@ -91,7 +91,7 @@ impl Local {
                 .with_fsync(true),
             known: Arc::default(),
             scribe: Arc::default(),
-            missed: AtomicUsize::new(0),
+            missed: Arc::default(),
         })
     }
 
@@ -145,8 +145,15 @@ impl Local {
         {
             // nobody waits for it: it is written out first, which takes longer than an object
             let (root, scribe) = (self.root.clone(), Arc::clone(&self.scribe));
-            tokio::task::spawn_blocking(move || {
-                scribe.get_or_init(|| begin_scribe(&root));
+            let missed = Arc::clone(&self.missed);
+            tokio::task::spawn_blocking(move || match begin_scribe(&root) {
+                // unless it has been settled since
+                Ok(begun) => drop(scribe.set(begun)),
+                // the disk is away: a journal on another one would make nothing durable
+                Err(error) => {
+                    tracing::debug!("no journal yet: {error}");
+                    missed.store(0, Ordering::Relaxed);
+                }
             });
         }
         let Some(Some(scribe)) = self.scribe.get() else {
@@ -226,15 +233,19 @@ fn failed(error: io::Error) -> Error {
     }
 }
 
-fn begin_scribe(root: &Root) -> Option<Scribe> {
+/// Begins a journal; `None` where there cannot be one. An error where the folder is not the one that
+/// was opened.
+fn begin_scribe(root: &Root) -> io::Result<Option<Scribe>> {
+    root.check()?;
     let begun = Scribe::begin(root, journal::Settings::default());
+    root.check()?;
     let begun = begun.inspect_err(|error| {
         tracing::info!(
             "{} has no journal, every object is synced by itself: {error}",
             root.folder.display()
         );
     });
-    begun.ok()
+    Ok(begun.ok())
 }
 
 /// Deletes an object, and notes in the journal that it is gone.

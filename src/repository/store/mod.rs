@@ -612,4 +612,35 @@ mod tests {
         ));
         assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0);
     }
+
+    /// A journal that was begun at the empty mount point would go on there when the disk is back.
+    #[tokio::test]
+    async fn no_journal_is_begun_where_the_folder_is_not_the_one_that_was_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let (root, aside) = (folder.path().join("root"), folder.path().join("aside"));
+        for is_there in [false, true] {
+            let store = Store::open(&StoreOptions::at(root.to_str().unwrap()), true).unwrap();
+            durable::rename(&root, &aside).unwrap();
+            if is_there {
+                std::fs::create_dir(&root).unwrap();
+            }
+            for number in 0..10 {
+                let name = format!("away-{number}");
+                let put = store.create_brief(&name, Bytes::new()).await;
+                let refused = put.unwrap_err();
+                assert!(
+                    matches!(refused, StoreError::Unreachable { .. }),
+                    "{refused}"
+                );
+            }
+            // what was begun in the background has come to its end
+            store.settle().await.unwrap();
+            assert_eq!(root.exists(), is_there);
+            if is_there {
+                assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0);
+                std::fs::remove_dir(&root).unwrap();
+            }
+            durable::rename(&aside, &root).unwrap();
+        }
+    }
 }

@@ -21,6 +21,34 @@ async fn an_archiver_opens_today_and_not_yesterday() {
     assert!(opens(&reader, &today).await && opens(&reader, &yesterday).await);
 }
 
+/// Whoever rehearses a restore on the archiver's machine would find out too late that the identity in
+/// the safe opens nothing.
+#[tokio::test]
+async fn the_key_of_the_day_does_not_stand_in_for_an_identity_that_opens_nothing() {
+    let stage = Stage::new();
+    let ((ours, alice), (theirs, _)) = (identity(), identity());
+    let header = stage
+        .store_object(&stage.process(Told::archiver(&[&alice])), 2)
+        .await;
+    let with = |identities| {
+        stage.process(Told {
+            identities,
+            ..Told::archiver(&[&alice])
+        })
+    };
+    let refused = open(&with(theirs), &header).await.unwrap_err();
+    assert!(matches!(refused, KeyError::WrongIdentity { .. }));
+    let without_settings = Told {
+        shares_state: true,
+        ..Told::default()
+    };
+    let refused = open(&stage.process(without_settings), &header).await;
+    assert!(matches!(refused, Err(KeyError::NotConfigured { .. })));
+    // where no wrap is left it is the last that opens anything
+    std::fs::remove_dir_all(stage.repository().join(FOLDER)).unwrap();
+    assert!(opens(&with(ours), &header).await);
+}
+
 #[tokio::test]
 async fn what_was_sealed_is_read_back() {
     let stage = Stage::new();

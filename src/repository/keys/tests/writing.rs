@@ -51,6 +51,22 @@ async fn a_repository_that_was_emptied_gets_the_wraps_again() {
     assert!(opens(&stage.process(Told::reader(ours)), &header).await);
 }
 
+/// A stream that goes on for months would acknowledge what nobody can open.
+#[tokio::test]
+async fn wraps_that_are_removed_under_a_running_archiver_are_stored_again() {
+    let stage = Stage::new();
+    let (ours, alice) = identity();
+    let archiver = stage.process(Told::archiver(&[&alice]));
+    stage.store_object(&archiver, 2).await;
+    std::fs::remove_dir_all(stage.repository().join(FOLDER)).unwrap();
+    stage.store_object(&archiver, 3).await;
+    assert!(stage.wraps().await.is_empty(), "not asked each time");
+    stage.later(1);
+    let header = stage.store_object(&archiver, 4).await;
+    assert_eq!(stage.wraps().await.len(), 1);
+    assert!(opens(&stage.process(Told::reader(ours)), &header).await);
+}
+
 #[tokio::test]
 async fn a_key_is_not_used_before_its_wraps_are_stored() {
     let stage = Stage::new();

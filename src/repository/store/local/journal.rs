@@ -145,10 +145,10 @@ impl Journal {
     pub(super) fn create(root: &Root, settings: Settings) -> io::Result<Self> {
         let salt = salt()?;
         let (staging, folder) = (root.folder.join(STAGING), root.folder.join(JOURNALS));
-        durable::create_dir_all(&staging)?;
-        durable::create_dir_all(&folder)?;
-        // whoever made it may have been stopped before it was durable
-        durable::sync_dir(&root.folder)?;
+        // never the root: where that is gone, its disk was taken away. Whoever made them may have been
+        // stopped before they were durable
+        durable::create_dir(&staging)?;
+        durable::create_dir(&folder)?;
         let path = folder.join(name(salt));
         let file = Staged::zeros(&staging, settings.half_bytes.saturating_mul(2))?;
         let file = file.create_and_keep(&path)?;
