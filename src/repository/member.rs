@@ -136,6 +136,7 @@ impl Member {
                 block_bytes: identity.block_bytes,
             };
             self.create_json(&ObjectName::Cluster, &record).await?;
+            self.place.is_made();
         }
         self.check_format().await?;
         if !self.place.was_met() {

@@ -183,11 +183,20 @@ impl Repository {
                 continue;
             };
             let there = names(&target.list("").await?);
-            warn_of_an_empty_place(source, target, &there);
             let mut here = names(&listed);
             // a listing may be late; what this process has written is looked for by name
             here.extend(target.place().missed_names());
             let lacking = lacking(&here, &there);
+            let count = lacking.objects.len() + lacking.backups.len();
+            if count > 0 && target.place().was_made_beside(source.place()) {
+                // a disk that is not mounted leaves an empty folder, to which all would be copied
+                tracing::warn!(
+                    "repository {} was made anew, and lacks {count} objects that {} holds: they are copied \
+                     to it. hint: if it was there before, is its disk mounted?",
+                    target.name(),
+                    source.name()
+                );
+            }
             for name in &lacking.objects {
                 let copied = match self.agree(source, target, name, &there).await {
                     Ok(()) => self.copied_or_damaged(source, target, name).await?,
@@ -358,25 +367,6 @@ fn excused(source: &Member, target: &Member, error: &RepositoryError) -> bool {
         );
     }
     excused
-}
-
-/// A disk that is not mounted leaves an empty folder, which all would be copied to.
-fn warn_of_an_empty_place(source: &Member, target: &Member, there: &BTreeSet<ObjectName>) {
-    let holds = |name: &ObjectName| {
-        matches!(
-            name,
-            ObjectName::Segment(_) | ObjectName::Piece { .. } | ObjectName::Backup(_)
-        )
-    };
-    if !there.iter().any(holds) {
-        tracing::warn!(
-            "repository {} holds nothing of cluster {} yet: all of it is copied from {}. hint: if it was \
-             not empty before, is its disk mounted?",
-            target.name(),
-            target.cluster(),
-            source.name()
-        );
-    }
 }
 
 fn names(listed: &[super::store::Listed]) -> BTreeSet<ObjectName> {

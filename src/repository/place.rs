@@ -51,6 +51,8 @@ pub(super) struct Place {
     opening: Mutex<()>,
     /// Whoever asks goes on asking.
     is_persistent: AtomicBool,
+    /// The cluster was made here by this process.
+    made: AtomicBool,
     health: Mutex<Health>,
     /// Why the last write failed: what is new is not tried until it was met again.
     away: watch::Sender<Option<String>>,
@@ -95,6 +97,7 @@ impl Place {
             opened: OnceLock::new(),
             opening: Mutex::default(),
             is_persistent: AtomicBool::new(false),
+            made: AtomicBool::new(false),
             health: Mutex::new(Health::default()),
             away: watch::Sender::new(None),
             silent: Mutex::new(None),
@@ -182,6 +185,17 @@ impl Place {
             .as_ref()
             .filter(|(since, _)| since.elapsed() < SILENCE);
         recent.map(|(_, why)| why.clone())
+    }
+
+    /// The cluster is made here by this process.
+    pub(super) fn is_made(&self) {
+        self.made.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether this process made the cluster here, and not in the other place: it was not here before,
+    /// or not to be seen. Says so once.
+    pub(super) fn was_made_beside(&self, other: &Self) -> bool {
+        !other.made.load(Ordering::Relaxed) && self.made.swap(false, Ordering::Relaxed)
     }
 
     /// Whether the cluster was found or made here before, by this process.

@@ -292,6 +292,29 @@ fn a_damaged_copy_is_named_and_the_other_one_read() {
     );
 }
 
+/// A disk that is not mounted leaves a folder to which all of the other repository is copied: it fills
+/// another disk, and hides the copy that is there once the disk is back.
+#[test]
+fn a_folder_that_was_taken_away_is_not_filled_without_a_word() {
+    const ASKS: &str = "is its disk mounted?";
+    let mut record = in_two("all").begin();
+    record.insert(1);
+    record.store_all();
+    eventually_acknowledged(&record, "both hold everything");
+    let first = record.stream.take().unwrap().stop();
+    assert!(!first.contains(ASKS), "both were new: {first}");
+    let aside = record.target("aside");
+    rustix::fs::rename(near(&record), &aside).unwrap();
+    record.ground.make_dir("near", 0o700);
+    let backup = record
+        .anywhen
+        .run_on(&record.server, &["backup"])
+        .succeeded();
+    backup.says(&["repository near", ASKS]);
+    // it was asked for, and is done
+    assert_eq!(rows_from(&record, "near"), "0,1");
+}
+
 /// A repository that is new, or was away, knows nothing of what the other one has: a server that was set back
 /// would be taken there, and its WAL be copied over the other's.
 #[test]
