@@ -1,7 +1,9 @@
 //! What can be restored: which backups serve a branch, and up to which moment.
 
 use jiff::{Timestamp, Unit};
-use wal::{Body, Lsn, Major, PgTime, Reach, Record, SegmentName, SegmentSize, TimelineHistory};
+use wal::{
+    Body, Lsn, Major, PgTime, Reach, Record, SegmentName, SegmentSize, TimelineHistory, TimelineId,
+};
 
 use super::Repository;
 use super::catalog::{BranchEnd, Catalog};
@@ -251,6 +253,36 @@ pub fn timestamp(time: PgTime) -> Timestamp {
     })
 }
 
+/// Whether all that is stored behind a gap are pieces that a stream was storing when it was killed,
+/// beside what is missing: it tells the server of none before all that comes before is stored.
+///
+/// Not so where no stream has been, where its tip says that the gap was stored once, where a hole was
+/// recorded, where the server went on for a segment, or a backup brought what it needs.
+pub fn is_left_under_way(
+    catalog: &Catalog,
+    timeline: TimelineId,
+    gap: Lsn,
+    size: SegmentSize,
+) -> bool {
+    let Some(wal) = catalog.timelines.get(&timeline) else {
+        return false;
+    };
+    let is_behind = |segment: &SegmentName| segment.start(size).is_some_and(|start| start > gap);
+    let segments = wal.pieces.keys().filter(|segment| is_behind(segment));
+    let tip = catalog.tips.get(&timeline);
+    let is_told = tip.is_none_or(|tip| tip.lsn > gap);
+    let mut backups = catalog.backups.iter();
+    let is_of_backup = backups.any(|backup| backup.timeline == timeline && backup.stop_lsn > gap);
+    let mut holes = catalog.holes.iter();
+    let is_recorded = holes.any(|hole| hole.timeline == timeline && hole.end > gap);
+    catalog.newest_timeline() == Some(timeline)
+        && !wal.segments.iter().any(is_behind)
+        && segments.count() <= 1
+        && !is_told
+        && !is_of_backup
+        && !is_recorded
+}
+
 /// The first segment that is missing behind `end` though more of the branch is stored.
 pub fn hole_after(
     catalog: &Catalog,
@@ -277,7 +309,7 @@ pub fn hole_after(
 mod tests {
     use std::collections::BTreeSet;
 
-    use wal::TimelineId;
+    use wal::WalRange;
 
     use super::*;
     use crate::repository::catalog::TimelineWal;
@@ -420,6 +452,61 @@ mod tests {
         );
         catalog.holes = vec![hole(2 * MIB + 39, "it could not be verified")];
         assert_eq!(ends(&catalog), [2 * MIB + 39], "damage");
+    }
+
+    /// A server and its archiver that die together would leave commits that nothing restores without
+    /// being told to leave out the last; and what was lost must not pass for that.
+    #[test]
+    fn pieces_beside_what_a_killed_stream_had_not_stored_are_no_hole() {
+        let gap = Lsn::new(3 * MIB + 100);
+        let tip = |lsn: u64| Tip {
+            lsn: Lsn::new(lsn),
+            confirmed_at: at(9),
+            moment: None,
+        };
+        let with_pieces = |wholes: &[u64], pieces: &[(u64, u64)]| {
+            let mut catalog = catalog(&[(1, wholes)], &[(1, 1)]);
+            catalog.histories.clear();
+            catalog.tips.insert(timeline(1), tip(3 * MIB + 100));
+            let wal = catalog.timelines.get_mut(&timeline(1)).unwrap();
+            for (start, end) in pieces {
+                let range = WalRange::new(Lsn::new(*start), Lsn::new(*end));
+                let segment = SegmentName::of(timeline(1), range.start, size());
+                wal.pieces.entry(segment).or_default().insert(range);
+            }
+            catalog
+        };
+        let before = (3 * MIB, 3 * MIB + 100);
+        let behind = (4 * MIB, 4 * MIB + 10);
+        let left = with_pieces(&[1, 2], &[before, behind]);
+        let is_left = |catalog: &Catalog| is_left_under_way(catalog, timeline(1), gap, size());
+        assert!(is_left(&left));
+        assert!(!is_left(&with_pieces(&[1, 2, 4], &[before])));
+        let further = (5 * MIB, 5 * MIB + 10);
+        assert!(!is_left(&with_pieces(&[1, 2], &[before, behind, further])));
+        let mut told = left.clone();
+        told.tips.clear();
+        assert!(!is_left(&told));
+        told.tips.insert(timeline(1), tip(3 * MIB + 101));
+        assert!(!is_left(&told));
+        let mut recorded = left.clone();
+        recorded.holes.push(Hole {
+            timeline: timeline(1),
+            start: gap,
+            end: Lsn::new(4 * MIB),
+            found_at: at(9),
+            reason: "removed".to_owned(),
+            unverified: false,
+        });
+        assert!(!is_left(&recorded));
+        let mut of_backup = left.clone();
+        of_backup.backups.push(backup(1, 4));
+        assert!(!is_left(&of_backup));
+        let mut promoted = left;
+        promoted
+            .timelines
+            .insert(timeline(2), TimelineWal::default());
+        assert!(!is_left(&promoted));
     }
 
     #[test]

@@ -24,7 +24,9 @@ use crate::repository::forks::left_behind;
 use crate::repository::layout::{BackupId, ObjectName};
 use crate::repository::records::{BackupRecord, Hole};
 use crate::repository::walk::{Damage, Ended, Stretch, segment_timeline};
-use crate::repository::windows::{Candidate, candidates, hole_after, untrusted_at};
+use crate::repository::windows::{
+    Candidate, candidates, hole_after, is_left_under_way, untrusted_at,
+};
 
 /// The longest header of a WAL page: an insert position stands behind it before anything is
 /// written.
@@ -751,9 +753,15 @@ impl<'a> Chooser<'a> {
         match &walked.ended {
             Ended::Damaged(_) => None,
             Ended::Enough | Ended::AtEnd => {
-                hole_after(self.catalog, &self.branch, candidate.end, self.size)
+                let hole = hole_after(self.catalog, &self.branch, candidate.end, self.size);
+                hole.filter(|_| !self.is_left_under_way(candidate.end))
             }
         }
+    }
+
+    fn is_left_under_way(&self, end: BranchEnd) -> bool {
+        end.timeline == self.branch.timeline()
+            && is_left_under_way(self.catalog, end.timeline, end.lsn, self.size)
     }
 
     fn damaged(&self, damage: &Damage, walked: &Walked) -> Error {
@@ -816,6 +824,17 @@ impl<'a> Chooser<'a> {
                 "a stream had found timeline {end} stored up to {}, and what is there now ends at {}: the \
                  rest was removed, or lies where it cannot be seen",
                 lost.end, lost.start
+            ));
+        }
+        let end = self.newest().end;
+        if self.options.target == Target::Latest
+            && self.is_left_under_way(end)
+            && hole_after(self.catalog, &self.branch, end, self.size).is_some()
+        {
+            warnings.push(format!(
+                "behind {} pieces are stored beside what is missing: a stream was killed while it stored \
+                 both, and nobody was told that they are; they are not restored",
+                end.lsn
             ));
         }
         // older forks were news once
