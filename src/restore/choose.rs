@@ -754,7 +754,8 @@ impl<'a> Chooser<'a> {
             Ended::Damaged(_) => None,
             Ended::Enough | Ended::AtEnd => {
                 let hole = hole_after(self.catalog, &self.branch, candidate.end, self.size);
-                hole.filter(|_| !self.is_left_under_way(candidate.end))
+                let is_latest = self.options.target == Target::Latest;
+                hole.filter(|_| !(is_latest && self.is_left_under_way(candidate.end)))
             }
         }
     }
@@ -832,8 +833,8 @@ impl<'a> Chooser<'a> {
             && hole_after(self.catalog, &self.branch, end, self.size).is_some()
         {
             warnings.push(format!(
-                "behind {} pieces are stored beside what is missing: a stream was killed while it stored \
-                 both, and nobody was told that they are; they are not restored",
+                "behind {} pieces are stored beside what is missing, and are not restored: a stream was \
+                 killed while it stored both, and told nobody of them, unless what is missing was removed",
                 end.lsn
             ));
         }

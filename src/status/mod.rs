@@ -17,7 +17,7 @@ use crate::repository::destination::Destination;
 use crate::repository::forks::{LeftBehind, left_behind};
 use crate::repository::records::BackupRecord;
 use crate::repository::walk::Damage;
-use crate::repository::windows::{Candidate, Reached, is_left_under_way, latest_moment};
+use crate::repository::windows::{Candidate, Reached, latest_moment};
 use crate::repository::{PlaceState, Repository, SpoolContents};
 
 pub use show::{backup_table, list_text, status_text};
@@ -622,8 +622,7 @@ fn holes(catalog: &Catalog, size: SegmentSize) -> Vec<HoleStatus> {
                 hole.timeline == *timeline && hole.start < after.start && before.end < hole.end
             });
             // between two backups that brought their own WAL there is a gap, which is no alarm
-            let streamed = catalog.tips.contains_key(timeline)
-                && !is_left_under_way(catalog, *timeline, before.end, size);
+            let streamed = catalog.tips.contains_key(timeline);
             if recorded || streamed {
                 let earlier = catalog
                     .backups

@@ -230,7 +230,11 @@ impl Encryption {
         let mut epoch = inner.epoch.lock().await;
         let current = epoch.current.clone();
         if let Some(current) = current.filter(|key| serves(&key.id, today)) {
-            inner.look_for_wraps(&current, &mut epoch.looked_at).await?;
+            if inner.is_to_look(&current, &mut epoch.looked_at) {
+                // nobody waits for it: a repository that is away must not hold up a spool, or another one
+                let (inner, current) = (Arc::clone(&self.inner), current.clone());
+                tokio::spawn(async move { inner.look_for_wraps(&current).await });
+            }
             return Ok(Some(current));
         }
         let sealing = match &inner.state {
@@ -384,19 +388,22 @@ impl Inner {
         Ok(count)
     }
 
-    /// Looks now and then whether the wraps of the key in use are still there: whoever removes them
-    /// leaves what is written from then on to nobody.
-    async fn look_for_wraps(
-        &self,
-        current: &Sealing,
-        looked_at: &mut Option<Timestamp>,
-    ) -> Result<(), KeyError> {
+    /// Whether it is time to look again for the wraps of the key in use, where they are stored by
+    /// themselves.
+    fn is_to_look(&self, current: &Sealing, looked_at: &mut Option<Timestamp>) -> bool {
         let now = self.clock.now();
         // a clock that was set back must not put it off
         let is_due = looked_at.is_none_or(|at| now.duration_since(at).abs() > WRAPS_LOOKED_FOR);
-        if !is_due || !current.wraps.is_empty() {
-            return Ok(());
+        let is_to_look = is_due && current.wraps.is_empty();
+        if is_to_look {
+            *looked_at = Some(now);
         }
+        is_to_look
+    }
+
+    /// Looks whether the wraps of the key in use are still there: whoever removes them leaves what is
+    /// written from then on to nobody.
+    async fn look_for_wraps(&self, current: &Sealing) {
         match self.store_wraps(&current.id, &current.key).await {
             Ok(0) => {}
             Ok(count) => tracing::error!(
@@ -406,12 +413,12 @@ impl Inner {
                 current.id,
                 self.root.address()
             ),
-            // asked again with the next object, which does not get there either
-            Err(error) if error.is_unreachable() => return Ok(()),
-            Err(error) => return Err(error),
+            // the store tells of its outages itself
+            Err(error) if error.is_unreachable() => {
+                tracing::debug!("the wraps of the key in use were not looked for: {error}");
+            }
+            Err(error) => tracing::error!("the wraps of the key in use cannot be stored: {error}"),
         }
-        *looked_at = Some(now);
-        Ok(())
     }
 
     /// Finds the key `id`: kept, carried by the object itself, or stored.
