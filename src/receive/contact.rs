@@ -329,11 +329,13 @@ impl Contact {
             ))
             .hint("take a backup: it begins a new window"));
         };
-        // WAL that backups alone have brought has gaps, and no stream lost what lies there
+        let silent = self.repository.silent().join(", ");
+        // WAL that backups alone have brought has gaps, and no stream lost what lies there; who cannot be
+        // asked may have what a stream brought
         let streamed = was_streamed(&self.branch, &catalog)
+            || !silent.is_empty()
             || !self.is_of_backups(&catalog, next.start).await?;
         let holes = if streamed { holes } else { Vec::new() };
-        let silent = self.repository.silent().join(", ");
         if strict && !holes.is_empty() {
             return Err(self.removed(&silent));
         }
