@@ -255,9 +255,14 @@ impl Contact {
         // what it had a moment ago may be what it had before its promotion
         let now = self.replication.identify_system().await.map_err(failed)?;
         let at = self.at;
-        if !is_ahead(at, now.timeline, now.xlogpos) {
+        if now.timeline != self.facts.timeline {
             let moved = format!("the server went on meanwhile: timeline {}", now.timeline);
             return Err(Error::new(Kind::Unreachable, moved));
+        }
+        if !is_ahead(at, now.timeline, now.xlogpos) {
+            // it was asked before another archiver stored what it has written since
+            self.facts.flushed = now.xlogpos;
+            return Ok(None);
         }
         Ok(Some(if is_standby {
             let message = behind_the_stored(at.timeline, now.xlogpos, at.known);
