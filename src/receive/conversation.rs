@@ -268,7 +268,7 @@ impl<'a> Conversation<'a> {
             tokio::select! {
                 event = pump(&mut stream, reading) => {
                     self.heard_at = Instant::now();
-                    if let Some(reason) = self.heard(event)? {
+                    if let Some(reason) = self.heard_all(event, &mut stream)? {
                         if matches!(reason, Ended::Lost(_)) {
                             stream = None;
                         }

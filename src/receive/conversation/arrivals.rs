@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use replication::stream::{StreamError, StreamEvent};
+use futures_util::FutureExt as _;
+use replication::stream::{StreamError, StreamEvent, WalStream};
 
-use super::{Conversation, JobDone, Verified};
+use super::{Conversation, JobDone, Verified, pump};
 use crate::error::Result;
 use crate::receive::ended::{Ended, stream_failed};
 use crate::receive::intake::{Finding, Unusable};
@@ -16,11 +17,30 @@ use crate::repository::records::Hole;
 const VERIFIED_HERE_BYTES: u64 = 64 << 10;
 
 impl Conversation<'_> {
-    /// Takes what the server sent. Says so where the conversation is over.
-    pub(super) fn heard(
+    /// Takes what the server sent, and what WAL has come with it: a commit waits for each piece, and one
+    /// piece for all of them is durable sooner than one for the first and one for the rest. Says so where
+    /// the conversation is over.
+    pub(super) fn heard_all(
         &mut self,
-        event: Result<StreamEvent, StreamError>,
+        first: Result<StreamEvent, StreamError>,
+        stream: &mut Option<WalStream>,
     ) -> Result<Option<Ended>> {
+        let mut event = first;
+        loop {
+            let is_wal = matches!(event, Ok(StreamEvent::Wal { .. }));
+            let ended = self.heard(event)?;
+            if !is_wal || self.gathered_bytes >= VERIFIED_HERE_BYTES {
+                return Ok(ended);
+            }
+            match pump(stream, true).now_or_never() {
+                Some(next) => event = next,
+                None => return Ok(ended),
+            }
+        }
+    }
+
+    /// Takes what the server sent. Says so where the conversation is over.
+    fn heard(&mut self, event: Result<StreamEvent, StreamError>) -> Result<Option<Ended>> {
         match event {
             Ok(StreamEvent::Wal {
                 start,
