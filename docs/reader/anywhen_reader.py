@@ -14,7 +14,6 @@ stored, 200 anything else.
 import argparse
 import base64
 import binascii
-import fcntl
 import json
 import os
 import re
@@ -45,6 +44,7 @@ TRAILER_BYTES_MAX = 16777216
 FRAME_PLAIN_BYTES_MAX = 1073741824
 WINDOW_BYTES_MAX = 8388608
 JOURNAL_MAGIC = b"ANYWJNL\x01"
+JOURNAL_VERSION = 2
 TAG_BYTES = 16
 CODEC = "zstd"
 CIPHER = "aes-256-gcm"
@@ -267,8 +267,15 @@ def frames_of(salt, half):
     return [frame for frame in found if frame[0] == newest]
 
 
+def meant(runs):
+    """The epochs and sequences of the frames that runs name."""
+    for epoch, first, count in struct.iter_unpack("<QQQ", runs[: len(runs) // 24 * 24]):
+        yield from ((epoch, first + number) for number in range(min(count, 1 << 20)))
+
+
 class Journals:
-    """What a power cut or a kill left in journals, played back in memory: the folder is not changed."""
+    """What is in journals, played back in memory: the folder is not changed. Read before files are listed:
+    what leaves the journal of a writer that lives has a file then, or is in another object."""
 
     def __init__(self, folder):
         self.put, self.gone = {}, {}
@@ -277,16 +284,15 @@ class Journals:
             version = re.fullmatch(r"([0-9]+)-[0-9a-f]{16}", name)
             if not version:
                 continue
-            need(int(version[1]) == 1, f".journal/{name} is of a later version")
-            with open(os.path.join(place, name), "rb") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue  # its writer lives, and all is there
-                self.play_back(name, int(name[-16:], 16).to_bytes(8, "little"), file.read())
+            need(int(version[1]) <= JOURNAL_VERSION, f".journal/{name} is of a later version")
+            try:
+                data = read(os.path.join(place, name))
+            except NotStored:
+                continue  # its writer has ended since
+            self.play_back(name, int(name[-16:], 16).to_bytes(8, "little"), data)
 
     def play_back(self, name, salt, data):
-        middle = len(data) // 2
+        middle, frames = len(data) // 2, {}
         halves = [frames_of(salt, data[:middle]), frames_of(salt, data[middle:])]
         safe = {mark for half in halves for _, _, mark, kind, _, _ in half if kind == 3}
         for half in sorted(half for half in halves if half and half[0][0] not in safe):
@@ -294,12 +300,16 @@ class Journals:
             lost = synced - sum(sequence < synced for _, sequence, *_ in half)
             if lost > 0:
                 say(f".journal/{name} is damaged: {lost} of its objects or removals are lost")
-            for _, _, _, kind, path, object_ in half:
+            for epoch, sequence, _, kind, path, object_ in half:
                 if kind == 1:
                     self.gone.pop(path, None)
                     self.put[path] = object_
+                    frames[epoch, sequence] = path
                 elif kind == 2 and path in self.put:
                     self.gone[path] = self.put.pop(path)
+                elif kind == 4:
+                    for path in {frames.get(frame) for frame in meant(object_)} & self.put.keys():
+                        self.gone[path] = self.put.pop(path)
 
     def mend(self, path, data):
         """The object that was found, or None, put right."""

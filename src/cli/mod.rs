@@ -64,8 +64,9 @@ fn start(is_wal_fetch: bool) -> u8 {
     logging::start(&cli.global, is_wal_fetch);
     let mut threads = tokio::runtime::Builder::new_multi_thread();
     if matches!(cli.command, Command::Stream(_)) {
-        // a commit waits for each time that one thread wakes another; work has threads of its own
-        threads.worker_threads(1);
+        // a commit waits for each time that one thread wakes another; work has threads of its own. The
+        // second one takes over where the first waits for a disk
+        threads.worker_threads(2);
     }
     let runtime = match threads.enable_all().build() {
         Ok(runtime) => runtime,

@@ -4,11 +4,16 @@
 //! invariant 5). What other programs stored is not known here: that is looked for in the repository
 //! when the whole segment is there.
 
+use std::time::{Duration, Instant};
+
 use wal::{Lsn, SegmentSize, WalRange};
 
 /// So many adjacent pieces are merged into one, and so many of those into a larger one: every byte
 /// is stored again once a level, and few pieces are left of a segment that takes days to fill.
 pub(super) const MERGED_TOGETHER: usize = 16;
+/// Pieces are merged no more often: where commits wait for each, thousands come in a second, and what
+/// is merged sooner is stored again for nothing.
+pub(super) const MERGED_AFTER: Duration = Duration::from_millis(200);
 
 /// A piece that may go, and the object that covers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +55,39 @@ pub struct Pieces {
     settled_before: Lsn,
     /// Names that are taken by what cannot be read.
     damaged: Vec<WalRange>,
+    /// How many are neither acknowledged nor spooled.
+    under_way: usize,
+    fresh: Fresh,
+    /// A merge was acknowledged since somebody looked whether it can be merged again.
+    has_merged: bool,
+}
+
+/// Pieces that are acknowledged and were never merged.
+#[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone))]
+struct Fresh {
+    count: usize,
+    /// When somebody first saw one of them.
+    since: Option<Instant>,
+    /// There were so many when they could not be merged.
+    in_vain: usize,
+}
+
+impl Fresh {
+    /// When they may be merged.
+    fn due_at(&self) -> Option<Instant> {
+        let is_enough = self.count >= MERGED_TOGETHER && self.count > self.in_vain;
+        self.since
+            .filter(|_| is_enough)
+            .map(|since| since + MERGED_AFTER)
+    }
+
+    fn is_due(&mut self, now: Instant) -> bool {
+        if self.count > 0 {
+            self.since.get_or_insert(now);
+        }
+        self.due_at().is_some_and(|due| due <= now)
+    }
 }
 
 impl Pieces {
@@ -62,6 +100,9 @@ impl Pieces {
             covers: Vec::new(),
             settled_before: Lsn::ZERO,
             damaged: Vec::new(),
+            under_way: 0,
+            fresh: Fresh::default(),
+            has_merged: false,
         }
     }
 
@@ -82,8 +123,7 @@ impl Pieces {
     /// How many were given to the store that neither it nor the spool has acknowledged, merged ones
     /// aside.
     pub fn under_way(&self) -> usize {
-        let under_way = |piece: &&Piece| piece.state == State::UnderWay;
-        self.given.iter().filter(under_way).count()
+        self.under_way
     }
 
     /// Whether this is being stored to take the place of others.
@@ -93,6 +133,7 @@ impl Pieces {
 
     /// A piece was given to the store.
     pub fn given(&mut self, range: WalRange) {
+        self.under_way += 1;
         self.given.push(Piece {
             range,
             level: 0,
@@ -103,6 +144,7 @@ impl Pieces {
     /// A whole segment was given to the store.
     pub fn segment_given(&mut self, segment: WalRange) {
         self.settled_before = self.settled_before.max(segment.end);
+        self.fresh = Fresh::default();
     }
 
     /// A merge that is not of pieces given here: of what earlier connections left in the segment.
@@ -116,40 +158,68 @@ impl Pieces {
         free
     }
 
+    /// When there may be something to merge, if nothing else happens before.
+    pub fn merge_due_at(&self) -> Option<Instant> {
+        self.fresh.due_at().filter(|_| self.merging.is_none())
+    }
+
     /// What is to be merged now, if anything is.
-    pub fn next_merge(&mut self) -> Option<WalRange> {
+    pub fn next_merge(&mut self, now: Instant) -> Option<WalRange> {
         if self.merging.is_some() {
             return None;
         }
-        self.given.sort_by_key(|piece| piece.range.start);
-        let mut run: Option<(WalRange, u32, usize)> = None;
-        for piece in &self.given {
-            if piece.state != State::Acknowledged || piece.range.start < self.settled_before {
-                run = None;
-                continue;
-            }
-            run = match run {
-                Some((range, level, count))
-                    if level == piece.level && range.end == piece.range.start =>
-                {
-                    let range = WalRange {
-                        start: range.start,
-                        end: piece.range.end,
-                    };
-                    Some((range, level, count + 1))
-                }
-                _ => Some((piece.range, piece.level, 1)),
-            };
-            if let Some((range, _, MERGED_TOGETHER)) = run {
-                if self.damaged.contains(&range) {
-                    run = None;
-                    continue;
-                }
-                self.merging = Some(range);
-                return self.merging;
-            }
+        let with_fresh = self.fresh.is_due(now);
+        if !with_fresh && !std::mem::take(&mut self.has_merged) {
+            return None;
         }
-        None
+        self.given.sort_by_key(|piece| piece.range.start);
+        // under a name that has a damaged object it would be taken for stored
+        let is_free = |range: &WalRange| !self.damaged.contains(range);
+        let found = self.longest_runs(with_fresh).find(is_free);
+        self.merging = found;
+        let has_fresh = |range| self.within(range).any(|piece| piece.level == 0);
+        if found.is_some_and(has_fresh) {
+            self.fresh = Fresh::default();
+        } else if with_fresh && found.is_none() {
+            self.fresh = Fresh {
+                count: self.fresh.count,
+                since: Some(now),
+                in_vain: self.fresh.count,
+            };
+        }
+        self.merging
+    }
+
+    /// What can be merged: adjacent pieces that were merged as often, of those that never were all that
+    /// there are.
+    fn longest_runs(&self, with_fresh: bool) -> impl Iterator<Item = WalRange> {
+        let can_be_merged = move |piece: &Piece| {
+            piece.state == State::Acknowledged
+                && piece.range.start >= self.settled_before
+                && (with_fresh || piece.level > 0)
+        };
+        let follows = move |before: &Piece, piece: &Piece| {
+            before.level == piece.level
+                && before.range.end == piece.range.start
+                && can_be_merged(before)
+                && can_be_merged(piece)
+        };
+        let runs = self.given.chunk_by(follows);
+        let runs = runs.flat_map(|run| {
+            let most = match run {
+                [Piece { level: 0, .. }, ..] => run.len().max(1),
+                _ => MERGED_TOGETHER,
+            };
+            run.chunks(most)
+        });
+        let runs = runs.filter(|run| run.len() >= MERGED_TOGETHER);
+        runs.filter_map(|run| {
+            let (first, last) = (run.first()?, run.last()?);
+            Some(WalRange {
+                start: first.range.start,
+                end: last.range.end,
+            })
+        })
     }
 
     /// The spool has taken it: that supersedes nothing.
@@ -157,6 +227,7 @@ impl Pieces {
         let is_it = |piece: &&mut Piece| piece.range == range && piece.state == State::UnderWay;
         if let Some(piece) = self.given.iter_mut().find(is_it) {
             piece.state = State::Spooled;
+            self.under_way -= 1;
         }
     }
 
@@ -164,6 +235,7 @@ impl Pieces {
     pub fn acknowledged(&mut self, range: WalRange) -> Vec<Superseded> {
         if self.merging == Some(range) {
             self.merging = None;
+            self.has_merged = true;
             let level = self.within(range).map(|piece| piece.level).max();
             let mut superseded = self.take_acknowledged(range);
             self.given.push(Piece {
@@ -174,8 +246,12 @@ impl Pieces {
             superseded.extend(self.late(range));
             return superseded;
         }
-        if let Some(piece) = self.given.iter_mut().find(|piece| piece.range == range) {
-            piece.state = State::Acknowledged;
+        // the newest are the last
+        let mut given = self.given.iter_mut().rev();
+        if let Some(piece) = given.find(|piece| piece.range == range) {
+            let before = std::mem::replace(&mut piece.state, State::Acknowledged);
+            self.under_way -= usize::from(before == State::UnderWay);
+            self.fresh.count += usize::from(before != State::Acknowledged);
             return self.late(range);
         }
         // said twice, or not of this connection
@@ -267,6 +343,13 @@ mod tests {
         pieces
     }
 
+    /// What is merged once it is time.
+    fn next_merge(pieces: &mut Pieces) -> Option<WalRange> {
+        let now = Instant::now();
+        let at_once = pieces.next_merge(now);
+        at_once.or_else(|| pieces.next_merge(now + MERGED_AFTER))
+    }
+
     /// The store would say that it is there, and the good ones would go.
     #[test]
     fn nothing_is_merged_under_the_name_of_a_damaged_object() {
@@ -278,15 +361,53 @@ mod tests {
 
     #[test]
     fn sixteen_adjacent_pieces_are_merged_and_go_once_that_is_acknowledged() {
-        assert_eq!(stored(15).next_merge(), None);
+        assert_eq!(next_merge(&mut stored(15)), None);
         let mut pieces = stored(16);
         let merged = range(0, 160);
-        assert_eq!(pieces.next_merge(), Some(merged));
+        assert_eq!(next_merge(&mut pieces), Some(merged));
         // one at a time
-        assert_eq!(pieces.next_merge(), None);
+        assert_eq!(next_merge(&mut pieces), None);
         let gone: Vec<_> = (0..16).map(|n| (n * 10, n * 10 + 10)).collect();
         assert_eq!(pieces.acknowledged(merged), superseded(&gone, merged));
-        assert_eq!(pieces.next_merge(), None);
+        assert_eq!(next_merge(&mut pieces), None);
+    }
+
+    /// Where commits wait for each, thousands come in a second.
+    #[test]
+    fn pieces_are_merged_now_and_then_and_all_of_them() {
+        let mut pieces = stored(16);
+        let now = Instant::now();
+        assert_eq!(
+            (pieces.next_merge(now), pieces.merge_due_at()),
+            (None, Some(now + MERGED_AFTER))
+        );
+        for number in 16..500 {
+            let piece = range(number * 10, number * 10 + 10);
+            pieces.given(piece);
+            assert_eq!(pieces.acknowledged(piece), []);
+        }
+        let due = now + MERGED_AFTER;
+        let before = now + MERGED_AFTER / 2;
+        assert_eq!(pieces.next_merge(before), None);
+        let merged = range(0, 5000);
+        assert_eq!(pieces.next_merge(due), Some(merged));
+        assert_eq!(pieces.merge_due_at(), None);
+        assert_eq!(pieces.acknowledged(merged).len(), 500);
+        assert!(pieces.given.len() == 1 && pieces.under_way() == 0);
+    }
+
+    /// An idle stream would be woken for it for ever.
+    #[test]
+    fn what_cannot_be_merged_is_looked_at_once() {
+        let mut pieces = stored(15);
+        let behind = range(151, 160);
+        pieces.given(behind);
+        pieces.acknowledged(behind);
+        let now = Instant::now();
+        assert_eq!(pieces.next_merge(now), None);
+        assert_eq!(pieces.merge_due_at(), Some(now + MERGED_AFTER));
+        assert_eq!(pieces.next_merge(now + MERGED_AFTER), None);
+        assert_eq!(pieces.merge_due_at(), None);
     }
 
     #[test]
@@ -297,7 +418,7 @@ mod tests {
             let piece = range(number * 10, number * 10 + 10);
             pieces.given(piece);
             pieces.acknowledged(piece);
-            while let Some(merged) = pieces.next_merge() {
+            while let Some(merged) = next_merge(&mut pieces) {
                 pieces.acknowledged(merged);
                 merges.push(merged);
             }
@@ -314,7 +435,7 @@ mod tests {
         let behind = range(151, 160);
         pieces.given(behind);
         pieces.acknowledged(behind);
-        assert_eq!(pieces.next_merge(), None);
+        assert_eq!(next_merge(&mut pieces), None);
     }
 
     /// A piece that is not stored must not be taken for one that is.
@@ -322,9 +443,11 @@ mod tests {
     fn what_is_not_acknowledged_is_not_merged() {
         let mut pieces = stored(15);
         pieces.given(range(150, 160));
-        assert_eq!(pieces.next_merge(), None);
+        assert_eq!(next_merge(&mut pieces), None);
         pieces.acknowledged(range(150, 160));
-        assert_eq!(pieces.next_merge(), Some(range(0, 160)));
+        // nor with what is
+        pieces.given(range(160, 170));
+        assert_eq!(next_merge(&mut pieces), Some(range(0, 160)));
     }
 
     #[test]
@@ -345,7 +468,7 @@ mod tests {
     #[test]
     fn a_merge_that_is_acknowledged_later_than_its_segment_goes_too() {
         let mut pieces = stored(16);
-        let merged = pieces.next_merge().unwrap();
+        let merged = next_merge(&mut pieces).unwrap();
         let segment = range(0, SEGMENT);
         pieces.segment_given(segment);
         assert_eq!(pieces.acknowledged(segment).len(), 16);
@@ -360,7 +483,7 @@ mod tests {
     fn a_segment_that_is_given_as_a_whole_is_not_merged_any_more() {
         let mut pieces = stored(16);
         pieces.segment_given(range(0, SEGMENT));
-        assert_eq!(pieces.next_merge(), None);
+        assert_eq!(next_merge(&mut pieces), None);
     }
 
     /// The same said twice must not make a piece supersede itself.
@@ -376,8 +499,8 @@ mod tests {
         let mut pieces = stored(15);
         pieces.given(range(150, 160));
         pieces.spooled(range(150, 160));
-        assert_eq!((pieces.under_way(), pieces.next_merge()), (0, None));
+        assert_eq!((pieces.under_way(), next_merge(&mut pieces)), (0, None));
         pieces.acknowledged(range(150, 160));
-        assert_eq!(pieces.next_merge(), Some(range(0, 160)));
+        assert_eq!(next_merge(&mut pieces), Some(range(0, 160)));
     }
 }

@@ -277,7 +277,7 @@ impl Session {
         }
         let merge = self.merge_of_what_was_there();
         merge
-            .or_else(|| self.pieces.next_merge())
+            .or_else(|| self.pieces.next_merge(now))
             .map(Store::Merged)
     }
 
@@ -287,6 +287,9 @@ impl Session {
         let mut earliest = self.status_at;
         if let Some(flush_at) = self.flush_at.filter(|_| may_store && self.may_give_piece()) {
             earliest = earliest.min(flush_at);
+        }
+        if let Some(merge_at) = self.pieces.merge_due_at().filter(|_| may_store) {
+            earliest = earliest.min(merge_at);
         }
         if let Phase::ServerStops { until: Some(until) } = self.phase
             && self.progress.reported() < self.progress.received()
@@ -452,6 +455,7 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
+    use super::super::pieces::MERGED_AFTER;
     use super::*;
 
     const MIB: u64 = 1 << 20;
@@ -622,9 +626,13 @@ mod tests {
             session.handle(Event::Stored(range(start, end)), now);
         }
         let merged = range(MIB, MIB + 160);
-        assert_eq!(done(&mut session, now).0, [Store::Merged(merged)]);
-        session.handle(Event::Stored(merged), now);
         assert_eq!(done(&mut session, now).0, []);
+        let later = session.deadline(true);
+        assert_eq!(later, now + MERGED_AFTER);
+        session.handle(Event::Deadline, later);
+        assert_eq!(done(&mut session, later).0, [Store::Merged(merged)]);
+        session.handle(Event::Stored(merged), later);
+        assert_eq!(done(&mut session, later).0, []);
         let gone: Vec<_> = std::iter::from_fn(|| session.poll_superseded()).collect();
         assert_eq!(gone.len(), MERGED_TOGETHER);
         assert!(gone.iter().all(|gone| gone.by == merged), "{gone:?}");

@@ -65,6 +65,9 @@ impl Storing {
             .store(&repository, spool.as_deref(), &failures)
             .await?;
         let wal = repository.take_wal(name, timeline, size, checked);
+        if spool.is_none() && repository.put_wal_here(&wal) {
+            return Ok(Kept::Stored(wal, Stored::Everywhere));
+        }
         let mut backoff = new_backoff();
         let mut only_repository = spool.is_none();
         loop {

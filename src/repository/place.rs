@@ -121,6 +121,11 @@ impl Place {
         }
     }
 
+    /// The place, where it is open.
+    pub(super) fn opened(&self) -> Option<&Opened> {
+        self.opened.get()
+    }
+
     /// Opens it. A folder's disk may not answer, and its journals take time to be played back.
     fn open_now(&self) -> Result<Opened> {
         let _alone = lock(&self.opening);

@@ -267,6 +267,27 @@ impl Repository {
         outcome.end()
     }
 
+    /// Stores a small piece on this very thread, where the one place is a folder of this machine whose
+    /// disk is quick: no other way takes so little time. Whether it is durable now; if not, nothing was
+    /// done, and [`Self::put_wal`] does it.
+    pub fn put_wal_here(&self, wal: &EncodedWal) -> bool {
+        let [only] = self.members.as_slice() else {
+            return false;
+        };
+        if wal.checked.bytes().len() > ENCODED_HERE_BYTES {
+            return false;
+        }
+        let level = wal.level(only.place().settings().wal_level);
+        let is_stored = only.create_wal_here(&wal.name, |recipe| {
+            let encoded = encode_each(vec![(0, wal.adapt(recipe), level)], wal).ok();
+            encoded.and_then(|mut encoded| encoded.pop().map(|(_, object)| object))
+        });
+        if is_stored {
+            wal.is_held_by(0);
+        }
+        is_stored
+    }
+
     /// Stores it in the one place that there is.
     async fn put_wal_to(&self, only: &Member, wal: &EncodedWal) -> Result<Stored> {
         let object = wal.object(0).expect("encoded before, or refused");

@@ -18,7 +18,7 @@ const CALLS: &str = "trace=open,openat,creat,mkdir,mkdirat,link,linkat,rename,re
 pub(crate) fn traced(traced: &Command, log: &Path) -> Command {
     let mut strace = command("strace");
     strace
-        .args(["-D", "-f", "--seccomp-bpf", "-y", "-xx", "-s", "256"])
+        .args(["-D", "-f", "--seccomp-bpf", "-y", "-xx", "-s", "2048"])
         .args(["-e", CALLS, "-o"])
         .arg(log)
         .arg(traced.get_program())
@@ -152,6 +152,8 @@ pub(crate) struct Disk {
     contents: Vec<Content>,
     /// The objects in journals: the journal's path, and when it was written there.
     journaled: BTreeMap<PathBuf, (PathBuf, usize)>,
+    /// Their frames: journal, epoch, sequence.
+    frames: BTreeMap<(PathBuf, u64, u64), PathBuf>,
     has_journaled: bool,
 }
 
@@ -162,6 +164,7 @@ impl Disk {
             names: BTreeMap::new(),
             contents: Vec::new(),
             journaled: BTreeMap::new(),
+            frames: BTreeMap::new(),
             has_journaled: false,
         }
     }
@@ -172,6 +175,11 @@ impl Disk {
         let journaled = self.journaled.get(path);
         self.keeps_file(path)
             || journaled.is_some_and(|(journal, when)| self.keeps_until(journal, *when))
+    }
+
+    /// The objects in journals, which may have no files.
+    pub(crate) fn journaled(&self) -> impl Iterator<Item = &Path> {
+        self.journaled.keys().map(PathBuf::as_path)
     }
 
     /// Whether an object was written to a journal.
@@ -290,17 +298,32 @@ impl Disk {
             return;
         }
         let number = |at: usize| usize::from(u16::from_le_bytes([frame[at], frame[at + 1]]));
+        let long = |at: usize| u64::from_le_bytes(frame[at..at + 8].try_into().unwrap());
         let (kind, length) = (number(12), number(14));
         let path = OsString::from_vec(frame[44..44 + length].to_vec());
         let path = self.root.join(path);
         match kind {
             1 => {
+                let id = (journal.clone(), long(20), long(28));
+                self.frames.insert(id, path.clone());
                 self.journaled.insert(path, (journal, call.began));
                 self.has_journaled = true;
             }
-            2 => drop(self.journaled.remove(&path)),
+            4 => {
+                let object = usize::try_from(long(16) & 0xFFFF_FFFF).unwrap();
+                assert!(frame.len() >= 44 + object, "strace cuts strings off");
+                for run in (44..44 + object).step_by(24) {
+                    let (epoch, first, count) = (long(run), long(run + 8), long(run + 16));
+                    for sequence in first..first + count {
+                        let id = (journal.clone(), epoch, sequence);
+                        let path = self.frames.remove(&id).expect("a frame that was written");
+                        self.journaled.remove(&path);
+                    }
+                }
+            }
             // the half that is filled again was synced file by file, which was seen
-            _ => {}
+            3 | 5 => {}
+            other => panic!("a frame of kind {other}"),
         }
     }
 
@@ -375,7 +398,7 @@ fn the_disk_keeps_what_a_synced_journal_has() {
         bytes.concat()
     };
     let at = |path: &str| format!("AT_FDCWD<{}>, \"{}\"", hex(b"/"), hex(path.as_bytes()));
-    let journal = hex(b"/r/.journal/1-0");
+    let journal = hex(b"/r/.journal/2-0");
     let mut frame = b"ANYWJNL\x01....\x01\0\x03\0".to_vec();
     frame.resize(44, 0);
     frame.extend(b"d/xthe object");
@@ -388,7 +411,7 @@ fn the_disk_keeps_what_a_synced_journal_has() {
         let made = [
             format!(
                 "1 openat({}, O_RDWR|O_CREAT, 0600) = 9<{journal}>",
-                at("/r/.journal/1-0")
+                at("/r/.journal/2-0")
             ),
             format!("1 openat({}, O_RDWR|O_CREAT, 0600) = 8", at("/r/d/x")),
             format!("1 write(8<{}>, \"\", 1) = 1", hex(b"/r/d/x")),

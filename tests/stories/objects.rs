@@ -176,7 +176,12 @@ pub(crate) fn assert_wal_of(system_dir: &Path, datas: &[&Path], segment_mib: u64
 #[track_caller]
 pub(crate) fn stored_end(system_dir: &Path, timeline: u32, segment_mib: u64) -> u64 {
     let size = segment_mib << 20;
-    let mut ranges: Vec<(u64, u64)> = files_below(&system_dir.join(format!("wal/{timeline:08X}")))
+    let folder = system_dir.join(format!("wal/{timeline:08X}"));
+    // before the files: what leaves a journal has one
+    let mut found = journaled(system_dir.parent().unwrap().parent().unwrap());
+    found.retain(|path| path.starts_with(&folder));
+    found.extend(files_below(&folder));
+    let mut ranges: Vec<(u64, u64)> = found
         .iter()
         .filter_map(|path| {
             let stretch = Stretch::of(path, size)?;
@@ -193,6 +198,45 @@ pub(crate) fn stored_end(system_dir: &Path, timeline: u32, segment_mib: u64) -> 
             end
         }
     })
+}
+
+/// What the journals of a repository in a folder hold, by docs/format.md: objects, which may have
+/// files too by now, or be gone.
+pub(crate) fn journaled(repository: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let journals = fs::read_dir(repository.join(".journal"))
+        .into_iter()
+        .flatten();
+    for journal in journals {
+        let journal = journal.unwrap().path();
+        let name = journal.file_name().unwrap().to_str().unwrap();
+        let Some(salt) = name.strip_prefix("2-") else {
+            continue;
+        };
+        let salt = u64::from_str_radix(salt, 16).unwrap().to_le_bytes();
+        // its writer may have removed it since
+        let Ok(bytes) = fs::read(&journal) else {
+            continue;
+        };
+        for at in (0..bytes.len()).step_by(8) {
+            let path = put_in(&bytes[at..], salt);
+            found.extend(path.map(|path| repository.join(path)));
+        }
+    }
+    found
+}
+
+/// The path of the whole put frame that `bytes` begin with.
+fn put_in(bytes: &[u8], salt: [u8; 8]) -> Option<&str> {
+    if !bytes.starts_with(b"ANYWJNL\x01") || *bytes.get(12..14)? != [1, 0] {
+        return None;
+    }
+    let crc = u32::from_le_bytes(bytes.get(8..12)?.try_into().ok()?);
+    let path = usize::from(u16::from_le_bytes(bytes.get(14..16)?.try_into().ok()?));
+    let object = u32::from_le_bytes(bytes.get(16..20)?.try_into().ok()?);
+    let end = 44 + path + usize::try_from(object).ok()?;
+    let is_whole = crc32c::crc32c_append(crc32c::crc32c(&salt), bytes.get(12..end)?) == crc;
+    is_whole.then(|| std::str::from_utf8(&bytes[44..44 + path]).unwrap())
 }
 
 /// Which bytes of which segment an object holds.

@@ -141,6 +141,7 @@ fn kept_ranges(disk: &Disk) -> Vec<(u64, u64)> {
     };
     let mut ranges: Vec<(u64, u64)> = disk
         .names()
+        .chain(disk.journaled())
         .filter(|path| disk.keeps(path))
         .filter_map(range)
         .collect();

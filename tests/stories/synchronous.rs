@@ -90,6 +90,16 @@ fn what_is_acknowledged_is_stored_at_every_moment() {
         stream.assert_running();
         assert!(client.ended().is_none(), "{}", client.stderr());
     }
+    // and whoever restores need not wait for an archiver that does not answer
+    record.stream.as_mut().unwrap().signal(Signal::STOP);
+    record.server.kill9();
+    client.end("the client whose server is gone");
+    fs::remove_dir_all(record.server.data()).unwrap();
+    let target = record.target("latest");
+    record.anywhen.restore(&target, &[]);
+    let restored = start_restored(&record.ground, &target, End::Promoted);
+    let acknowledged: BTreeSet<u32> = lines(&log).into_iter().map(|(id, _)| id).collect();
+    assert_has(&restored, &acknowledged);
 }
 
 /// A server that waits for us waits for the bucket alone, not for an interval that saves requests: that

@@ -11,6 +11,7 @@ mod replay;
 mod scribe;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -26,15 +27,16 @@ use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions,
-    Result,
+    CopyOptions, Error, GetOptions, GetRange, GetResult, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, ObjectStoreExt as _, PutMode, PutMultipartOptions, PutOptions, PutPayload,
+    PutResult, RenameOptions, Result,
 };
 
 use crate::durable::{self, Staged};
-use journal::{Entry, JOURNALS, Journal, OBJECT_BYTES_MAX};
+use journal::{JOURNALS, Journal, OBJECT_BYTES_MAX};
 use scribe::Scribe;
 
 /// Where files are written before they get their names.
@@ -54,16 +56,18 @@ const KNOWN_MAX: usize = 10_000;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Brief;
 
-/// A store in a folder of this machine.
-#[derive(Debug)]
+/// A store in a folder of this machine. Clones share everything.
+#[derive(Debug, Clone)]
 pub(super) struct Local {
     root: Root,
-    files: LocalFileSystem,
+    files: Arc<LocalFileSystem>,
     known: Arc<Known>,
     /// Begun when it is worth it; `None` where there cannot be a journal.
     scribe: Arc<OnceLock<Option<Scribe>>>,
     /// How many objects came for which a journal would have been of use.
     missed: Arc<AtomicUsize>,
+    /// What the journals of others held when they were last looked at, of objects without files.
+    of_others: Arc<Mutex<HashMap<String, Bytes>>>,
 }
 
 /// Folders that this process has seen synced into their parents, and whether no link leads from
@@ -86,12 +90,15 @@ impl Local {
                 device_and_inode: identity(folder)?,
                 folder: folder.to_owned(),
             },
-            files: LocalFileSystem::new_with_prefix(folder)
-                .map_err(io::Error::other)?
-                .with_fsync(true),
+            files: Arc::new(
+                LocalFileSystem::new_with_prefix(folder)
+                    .map_err(io::Error::other)?
+                    .with_fsync(true),
+            ),
             known: Arc::default(),
             scribe: Arc::default(),
             missed: Arc::default(),
+            of_others: Arc::default(),
         })
     }
 
@@ -161,9 +168,95 @@ impl Local {
         };
         let bytes = Bytes::from(payload.clone());
         match scribe.put(self.writer(location), bytes).await {
-            Some(put) => put.map(|()| true).map_err(failed),
+            Some(Ok(())) => Ok(true),
+            Some(Err(error)) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(exists(location, error))
+            }
+            Some(Err(error)) => Err(failed(error)),
             None => Ok(false),
         }
+    }
+
+    /// Whether the object was put through the journal on this very thread.
+    pub(super) fn put_brief_here(&self, location: &Path, bytes: &Bytes) -> bool {
+        if bytes.len() > OBJECT_BYTES_MAX {
+            return false;
+        }
+        let scribe = self.scribe.get().and_then(Option::as_ref);
+        scribe.is_some_and(|scribe| scribe.put_here(|| self.writer(location), bytes))
+    }
+
+    fn journal(&self) -> Option<&Arc<Journal>> {
+        let scribe = self.scribe.get().and_then(Option::as_ref);
+        scribe.map(Scribe::journal)
+    }
+
+    /// The bytes of an object that is durable in our journal, and has no file yet.
+    async fn nameless(&self, location: &Path) -> Result<Option<Bytes>> {
+        let Some(journal) = self.journal().map(Arc::clone) else {
+            return Ok(None);
+        };
+        // whoever writes to it may wait for the disk
+        let path = location.to_string();
+        let looked = blocking(move || Ok(journal.nameless(&path)));
+        looked.await.map_err(failed)
+    }
+
+    /// The same of a journal of somebody else's that was seen when objects were last listed.
+    fn nameless_of_others(&self, location: &Path) -> Option<Bytes> {
+        let of_others = self.of_others.lock();
+        let of_others = of_others.unwrap_or_else(PoisonError::into_inner);
+        of_others.get(location.as_ref()).cloned()
+    }
+
+    /// Every object without a file, below a prefix.
+    async fn all_nameless(&self, prefix: Option<&Path>) -> io::Result<HashMap<Path, u64>> {
+        let journal = self.journal().map(Arc::clone);
+        let folder = self.root.folder.clone();
+        let looked = blocking(move || {
+            let own = journal.as_ref();
+            let of_others = replay::nameless_in(&folder, own.map(|journal| journal.path()))?;
+            let own = own.map(|journal| journal.all_nameless());
+            Ok((own.unwrap_or_default(), of_others))
+        });
+        let (own, of_others) = looked.await?;
+        let all = own.iter().chain(&of_others);
+        let all = all.filter_map(|(path, bytes)| {
+            let location = replay::parsed(path)?;
+            let is_below = prefix.is_none_or(|prefix| location.prefix_matches(prefix));
+            let size = u64::try_from(bytes.len()).ok()?;
+            (is_below && prefix != Some(&location)).then_some((location, size))
+        });
+        let all = all.collect();
+        *self
+            .of_others
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = of_others;
+        Ok(all)
+    }
+
+    /// Everything below a prefix, whether it has a file or not.
+    async fn list_all(&self, prefix: Option<&Path>) -> Result<Vec<ObjectMeta>> {
+        self.check().await?;
+        // before the files: what leaves the journals then has one, or is superseded by one that has
+        let mut nameless = self.all_nameless(prefix).await.map_err(failed)?;
+        let files = self.files.list(prefix);
+        let files = files.try_filter(|object| std::future::ready(!is_ours(&object.location)));
+        let mut listed: Vec<ObjectMeta> = files.try_collect().await?;
+        for object in &listed {
+            nameless.remove(&object.location);
+        }
+        listed.extend(nameless.into_iter().map(|(location, size)| ObjectMeta {
+            location,
+            // nobody asks when
+            last_modified: std::time::UNIX_EPOCH.into(),
+            size,
+            e_tag: None,
+            version: None,
+        }));
+        // a disk that goes away halfway must not make a shorter list
+        self.check().await?;
+        Ok(listed)
     }
 
     /// An object that is not there is another answer than a folder that is not there.
@@ -226,6 +319,20 @@ fn put_result() -> PutResult {
     }
 }
 
+fn exists(location: &Path, error: io::Error) -> Error {
+    Error::AlreadyExists {
+        path: location.to_string(),
+        source: Box::new(error),
+    }
+}
+
+/// Reads what is in memory as a file is read.
+async fn read_from(bytes: Bytes, location: &Path, options: GetOptions) -> Result<GetResult> {
+    let memory = InMemory::new();
+    memory.put(location, bytes.into()).await?;
+    memory.get_opts(location, options).await
+}
+
 fn failed(error: io::Error) -> Error {
     Error::Generic {
         store: "local",
@@ -248,21 +355,43 @@ fn begin_scribe(root: &Root) -> io::Result<Option<Scribe>> {
     Ok(begun.ok())
 }
 
-/// Deletes an object, and notes in the journal that it is gone.
-fn delete(root: &Root, journal: Option<&Journal>, location: Path) -> Result<Path> {
-    root.check().map_err(failed)?;
-    if let Some(journal) = journal {
-        journal.gone(location.as_ref());
+/// Deletes objects, and notes in the journal that they are gone.
+fn delete(
+    root: &Root,
+    journal: Option<&Journal>,
+    locations: Vec<Result<Path>>,
+) -> Vec<Result<Path>> {
+    if let Err(error) = root.check() {
+        return vec![Err(failed(error))];
     }
-    let path = root.folder.join(location.as_ref());
-    match std::fs::remove_file(&path) {
-        Ok(()) => Ok(location),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::NotFound {
-            path: path.display().to_string(),
-            source: Box::new(error),
-        }),
-        Err(error) => Err(failed(error)),
+    let paths: Vec<&str> = locations.iter().flatten().map(AsRef::as_ref).collect();
+    let had_no_file = match journal {
+        Some(journal) => journal.removed(&paths),
+        None => vec![false; paths.len()],
+    };
+    // what covers a file must have one before that goes: others look at journals first, and at files then
+    if had_no_file.contains(&false)
+        && let Some(Err(error)) = journal.map(Journal::name_all)
+    {
+        return vec![Err(failed(error))];
     }
+    let mut had_no_file = had_no_file.into_iter();
+    let deleted = locations.into_iter().map(|location| {
+        let location = location?;
+        if had_no_file.next() == Some(true) {
+            return Ok(location);
+        }
+        let path = root.folder.join(location.as_ref());
+        match std::fs::remove_file(&path) {
+            Ok(()) => Ok(location),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::NotFound {
+                path: path.display().to_string(),
+                source: Box::new(error),
+            }),
+            Err(error) => Err(failed(error)),
+        }
+    });
+    deleted.collect()
 }
 
 /// Whether it lies where no objects are.
@@ -297,34 +426,17 @@ impl Writer {
         }
     }
 
-    /// Writes an object that the journal takes to its file, which has no name yet; to `spare`,
-    /// where that can be. `None` where it has to be stored without a journal.
-    fn stage_unsynced(&self, bytes: &[u8], spare: Option<Staged>) -> Option<Staged> {
-        let parent = self.object.parent()?;
-        if self.known(parent).is_none() {
-            self.make(parent).ok()?;
+    /// Whether the object can be put through the journal: its folder is durable. Whether something has
+    /// its name already shows when it gets its file: to look takes longer than all else that is done here.
+    fn may_be_journaled(&self) -> bool {
+        let Some(parent) = self.object.parent() else {
+            return false;
+        };
+        if self.known(parent).is_none() && self.make(parent).is_err() {
+            return false;
         }
         // a journal is not played back where a link leads to
-        if self.known(parent) != Some(true) || std::fs::symlink_metadata(&self.object).is_ok() {
-            return None;
-        }
-        let staging = self.root.folder.join(STAGING);
-        let staged = match spare {
-            Some(spare) => spare.filled_unsynced(bytes),
-            None => Staged::write_unsynced(&staging, bytes),
-        };
-        staged.ok()
-    }
-
-    /// Gives an object that is durable in the journal its name: what can be read is durable.
-    fn name(&self, staged: Staged, entry: Entry<'_>) -> scribe::Outcome {
-        match staged.create_unsynced(&self.object) {
-            Ok(()) => {
-                entry.named();
-                Some(Ok(()))
-            }
-            Err(_) => entry.withdraw().err().map(Err),
-        }
+        self.known(parent) == Some(true)
     }
 
     fn overwrite(&self, bytes: &[u8]) -> Result<()> {
@@ -426,6 +538,9 @@ impl ObjectStore for Local {
         if is_brief && self.put_brief(location, &payload).await? {
             return Ok(put_result());
         }
+        if options.mode == PutMode::Create && self.nameless(location).await?.is_some() {
+            return Err(exists(location, io::ErrorKind::AlreadyExists.into()));
+        }
         let writer = self.writer(location);
         let written = tokio::task::spawn_blocking(move || {
             writer.root.check().map_err(failed)?;
@@ -460,8 +575,20 @@ impl ObjectStore for Local {
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         self.check().await?;
-        self.found(self.files.get_opts(location, options).await)
-            .await
+        // first: it may get its file meanwhile, but not lose it
+        if let Some(bytes) = self.nameless(location).await? {
+            return read_from(bytes, location, options).await;
+        }
+        let got = self.files.get_opts(location, options.clone()).await;
+        if !matches!(got, Err(Error::NotFound { .. })) {
+            return got;
+        }
+        if let Some(bytes) = self.nameless_of_others(location) {
+            return read_from(bytes, location, options).await;
+        }
+        // it may have left a journal between the two
+        let got = self.files.get_opts(location, options).await;
+        self.found(got).await
     }
 
     async fn get_ranges(
@@ -469,24 +596,27 @@ impl ObjectStore for Local {
         location: &Path,
         ranges: &[std::ops::Range<u64>],
     ) -> Result<Vec<Bytes>> {
-        self.check().await?;
-        self.found(self.files.get_ranges(location, ranges).await)
-            .await
+        let get = |range: &std::ops::Range<u64>| {
+            let options = GetOptions {
+                range: Some(GetRange::Bounded(range.clone())),
+                ..GetOptions::default()
+            };
+            async { self.get_opts(location, options).await?.bytes().await }
+        };
+        futures_util::future::try_join_all(ranges.iter().map(get)).await
     }
 
     fn delete_stream(
         &self,
         locations: BoxStream<'static, Result<Path>>,
     ) -> BoxStream<'static, Result<Path>> {
-        let scribe = self.scribe.get().and_then(Option::as_ref);
-        let journal = scribe.map(|scribe| Arc::clone(scribe.journal()));
+        let journal = self.journal().map(Arc::clone);
         let root = self.root.clone();
         let chunks = locations.ready_chunks(DELETED_TOGETHER);
         let deleted = chunks.then(move |chunk| {
             let (root, journal) = (root.clone(), journal.clone());
             async move {
-                let delete = move |location| delete(&root, journal.as_deref(), location?);
-                let all = move || Ok(chunk.into_iter().map(delete).collect());
+                let all = move || Ok(delete(&root, journal.as_deref(), chunk));
                 let deleted: io::Result<Vec<Result<Path>>> = blocking(all).await;
                 stream::iter(deleted.unwrap_or_else(|error| vec![Err(failed(error))]))
             }
@@ -495,18 +625,14 @@ impl ObjectStore for Local {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        let checked = |root: Root| {
-            stream::once(async move {
-                let checked = blocking(move || root.check()).await;
-                stream::iter(checked.err().map(|error| Err(failed(error))))
-            })
-            .flatten()
+        let (local, prefix) = (self.clone(), prefix.cloned());
+        let listed = async move {
+            match local.list_all(prefix.as_ref()).await {
+                Ok(listed) => listed.into_iter().map(Ok).collect(),
+                Err(error) => vec![Err(error)],
+            }
         };
-        // a disk that goes away halfway must not make a shorter list
-        let (before, after) = (checked(self.root.clone()), checked(self.root.clone()));
-        let objects = self.files.list(prefix);
-        let objects = objects.try_filter(|object| std::future::ready(!is_ours(&object.location)));
-        before.chain(objects).chain(after).boxed()
+        stream::once(listed).map(stream::iter).flatten().boxed()
     }
 
     fn list_with_offset(

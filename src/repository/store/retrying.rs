@@ -114,6 +114,11 @@ impl Retrying {
         }
     }
 
+    /// Whether it is known not to answer: whoever succeeds now has to come through here, which says so.
+    pub(super) fn is_in_trouble(&self, doing: &'static str) -> bool {
+        self.outage().is_under_way(doing)
+    }
+
     fn outage(&self) -> MutexGuard<'_, Outage> {
         self.outage.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -148,12 +148,20 @@ impl Meter {
         attempt: impl Future<Output = Result<T, Fault>>,
     ) -> Result<T, Fault> {
         let answer = attempt.await;
+        self.count(request, Outcome::of(&answer));
+        answer
+    }
+
+    /// One attempt was made, and all was done.
+    pub(super) fn done(&self, request: Request) {
+        self.count(request, Outcome::Done);
+    }
+
+    fn count(&self, request: Request, outcome: Outcome) {
         let row = self.counts.requests.get(request as usize);
-        let cell = row.and_then(|row| row.get(Outcome::of(&answer) as usize));
-        if let Some(cell) = cell {
+        if let Some(cell) = row.and_then(|row| row.get(outcome as usize)) {
             cell.fetch_add(1, Ordering::Relaxed);
         }
-        answer
     }
 
     /// An attempt is made again.

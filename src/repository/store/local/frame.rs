@@ -4,7 +4,7 @@
 //! |---:|---|
 //! | 8 | `ANYWJNL` and the byte 1 |
 //! | 4 | CRC-32C of the journal's salt, of all that follows up to the end of the object |
-//! | 2 | kind: 1 put, 2 gone, 3 safe |
+//! | 2 | kind: 1 put, 2 gone, 3 safe, 4 removed, 5 named |
 //! | 2 | the length of the path |
 //! | 4 | the length of the object |
 //! | 8 | epoch: which filling of a half it belongs to |
@@ -12,7 +12,10 @@
 //! | 8 | so many frames of that filling were durable when it was written; of kind 3, the epoch meant |
 //! | | the path, then the object, then zeros up to a multiple of 8 |
 //!
-//! All integers are little-endian.
+//! Of kinds 4 and 5 the object says which put frames are meant, in runs: an epoch, the first sequence, and
+//! how many, 8 bytes each. All integers are little-endian.
+
+use std::ops::Range;
 
 /// What a frame begins with.
 const MAGIC: [u8; 8] = *b"ANYWJNL\x01";
@@ -31,6 +34,11 @@ pub(super) const ALIGNED: usize = 8;
 const KIND_PUT: u16 = 1;
 const KIND_GONE: u16 = 2;
 const KIND_SAFE: u16 = 3;
+const KIND_REMOVED: u16 = 4;
+const KIND_NAMED: u16 = 5;
+
+/// Which frame: its epoch, and its sequence.
+pub(super) type FrameId = (u64, u64);
 
 /// What a frame says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +49,46 @@ pub(super) enum Note<'a> {
     Gone { path: &'a str },
     /// Everything of this epoch is durable by itself.
     Safe { epoch: u64 },
+    /// The objects of these frames were removed.
+    Removed { frames: Runs<'a> },
+    /// The objects of these frames have files by their names.
+    Named { frames: Runs<'a> },
+}
+
+/// Frames that are meant, as they are written: see [`runs_of`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Runs<'a>(pub(super) &'a [u8]);
+
+const RUN_BYTES: usize = 24;
+
+impl Runs<'_> {
+    /// The stretches of frames: from the first, up to and without the second.
+    pub(super) fn ranges(self) -> impl Iterator<Item = Range<FrameId>> {
+        let runs = self.0.chunks_exact(RUN_BYTES);
+        runs.filter_map(|run| {
+            let number = |at| field(run, at).map(u64::from_le_bytes);
+            let (epoch, first, count) = (number(0)?, number(8)?, number(16)?);
+            Some((epoch, first)..(epoch, first.saturating_add(count)))
+        })
+    }
+}
+
+/// What [`Runs`] reads. Frames that follow on each other take as much room as one.
+pub(super) fn runs_of(mut frames: Vec<FrameId>) -> Vec<u8> {
+    frames.sort_unstable();
+    let mut runs: Vec<(FrameId, u64)> = Vec::new();
+    for (epoch, sequence) in frames {
+        match runs.last_mut() {
+            Some(((of, first), count)) if *of == epoch && sequence - *first == *count => {
+                *count += 1;
+            }
+            _ => runs.push(((epoch, sequence), 1)),
+        }
+    }
+    let numbers = runs
+        .into_iter()
+        .flat_map(|((epoch, first), count)| [epoch, first, count]);
+    numbers.flat_map(u64::to_le_bytes).collect()
 }
 
 /// One frame.
@@ -54,6 +102,11 @@ pub(super) struct Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
+    /// Whether it says that objects are gone.
+    pub(super) fn is_removal(&self) -> bool {
+        matches!(self.note, Note::Gone { .. } | Note::Removed { .. })
+    }
+
     /// How many bytes it takes; `None` where a length does not fit its field.
     pub(super) fn encoded_bytes(note: &Note<'_>) -> Option<usize> {
         let (path, object) = parts(note);
@@ -69,6 +122,8 @@ impl<'a> Frame<'a> {
             Note::Put { .. } => (KIND_PUT, self.durable),
             Note::Gone { .. } => (KIND_GONE, self.durable),
             Note::Safe { epoch } => (KIND_SAFE, epoch),
+            Note::Removed { .. } => (KIND_REMOVED, self.durable),
+            Note::Named { .. } => (KIND_NAMED, self.durable),
         };
         let mut bytes = Vec::with_capacity(Self::encoded_bytes(&self.note)?);
         bytes.extend(MAGIC);
@@ -111,6 +166,14 @@ impl<'a> Frame<'a> {
             KIND_PUT => (mark, Note::Put { path, object }),
             KIND_GONE => (mark, Note::Gone { path }),
             KIND_SAFE => (0, Note::Safe { epoch: mark }),
+            KIND_REMOVED => {
+                let frames = Runs(object);
+                (mark, Note::Removed { frames })
+            }
+            KIND_NAMED => {
+                let frames = Runs(object);
+                (mark, Note::Named { frames })
+            }
             _ => return None,
         };
         let frame = Self {
@@ -128,6 +191,7 @@ fn parts<'a>(note: &Note<'a>) -> (&'a str, &'a [u8]) {
         Note::Put { path, object } => (path, object),
         Note::Gone { path } => (path, &[]),
         Note::Safe { .. } => ("", &[]),
+        Note::Removed { frames } | Note::Named { frames } => ("", frames.0),
     }
 }
 
@@ -191,6 +255,10 @@ mod tests {
                 object: b"",
             },
             Note::Gone { path: "main/1/y" },
+            Note::Removed {
+                frames: Runs(&runs_of(vec![(1, 2)])),
+            },
+            Note::Named { frames: Runs(&[]) },
         ] {
             let frame = Frame {
                 epoch: 7,
@@ -210,6 +278,23 @@ mod tests {
         };
         let bytes = safe.encode(SALT).unwrap();
         assert_eq!(Frame::decode(SALT, &bytes), Some((safe, bytes.len())));
+    }
+
+    #[test]
+    fn frames_that_follow_on_each_other_are_one_run() {
+        let frames = vec![(2, 7), (1, 3), (2, 5), (2, 6), (1, u64::MAX), (2, 9)];
+        let runs = runs_of(frames);
+        let ranges: Vec<_> = Runs(&runs).ranges().collect();
+        let expected = [
+            (1, 3)..(1, 4),
+            // the last one that there can be is not told from none
+            (1, u64::MAX)..(1, u64::MAX),
+            (2, 5)..(2, 8),
+            (2, 9)..(2, 10),
+        ];
+        assert_eq!(ranges, expected);
+        // what is cut off says nothing
+        assert_eq!(Runs(&runs[..RUN_BYTES + 3]).ranges().count(), 1);
     }
 
     #[test]

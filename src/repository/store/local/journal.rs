@@ -1,10 +1,11 @@
 //! A journal of objects that are soon superseded: what makes them durable with one synced write
-//! that many of them share, instead of two syncs each.
+//! that many of them share, instead of two syncs each, and most of them without a file of their own.
 //!
-//! An object is appended to the journal, the journal is synced, and only then does the object get
-//! its name, by itself unsynced: whatever a power cut makes of it, the journal has its bytes. The
-//! journal has two halves. Before one is filled again, what still exists of its objects is synced;
-//! most are gone by then, and never were.
+//! An object is appended to the journal, and counts once that is synced. It gets its file and its name
+//! later, by itself unsynced, where it has not been superseded by then: whatever a power cut makes of
+//! it, the journal has its bytes. Until then it is read from the journal. The journal has two halves.
+//! Before one is filled again, what still exists of its objects has files, and they are synced; most
+//! are gone by then, and never were.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -12,19 +13,22 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path as FilePath, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
+use bytes::Bytes;
 
-use super::frame::{ALIGNED, Frame, Note};
+use super::frame::{ALIGNED, Frame, FrameId, Note, Runs, runs_of};
+use super::replay::{self, There};
 use super::{Root, STAGING};
 use crate::durable::{self, Staged};
 
 /// The folder of a repository that journals lie in.
 pub(super) const JOURNALS: &str = ".journal";
-/// What a journal's name begins with: the version of its frames.
-pub(super) const VERSION: &str = "1-";
+/// The version of its frames. Those of version 1 had no objects without files.
+pub(super) const VERSION: u32 = 2;
 
 /// Objects larger than this are stored without a journal: writing them twice costs more than a sync.
 pub(super) const OBJECT_BYTES_MAX: usize = 256 << 10;
@@ -33,6 +37,11 @@ pub(super) const OBJECT_BYTES_MAX: usize = 256 << 10;
 const HALF_BYTES: u64 = 8 << 20;
 /// Left free by objects: a half that is full can still say what is gone.
 const RESERVED_BYTES: u64 = 64 << 10;
+
+/// A full half is emptied after this: pieces of WAL are superseded sooner.
+const EMPTIED_AFTER: Duration = Duration::from_millis(400);
+/// A half that could not be emptied is tried again after this.
+const EMPTIED_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Makes what was written to the journal durable.
 pub(super) type Sync = Box<dyn Fn(&File) -> io::Result<()> + Send + std::marker::Sync>;
@@ -72,8 +81,11 @@ struct Shared {
     salt: u64,
     settings: Settings,
     state: Mutex<State>,
-    /// An object has got its name, or will have none.
-    changed: Condvar,
+    /// Each held by one at a time: while objects get their names, while the file is synced (a disk says
+    /// once that it could not), and while a half is emptied.
+    naming: Mutex<()>,
+    syncing: Mutex<()>,
+    emptying: Mutex<()>,
 }
 
 struct State {
@@ -89,16 +101,36 @@ struct State {
     closed: bool,
     /// The objects that are durable through the journal alone.
     objects: HashMap<String, Within>,
-    /// What makes a half's objects durable.
+    /// What makes a half's objects durable, and when that was last begun.
     workers: Vec<JoinHandle<()>>,
+    emptied_at: Instant,
 }
 
 /// Where an object is in the journal.
-#[derive(Clone, Copy)]
 struct Within {
     half: usize,
-    /// It can be read under its path.
-    named: bool,
+    frame: FrameId,
+    /// What it is until it has a file by its name.
+    nameless: Option<Nameless>,
+    /// Something else has its name: the journal is kept, and whoever reads finds that.
+    is_in_conflict: bool,
+}
+
+impl Within {
+    /// Its bytes, where it is durable and to be read from here.
+    fn readable(&self, durable: u64) -> Option<&Bytes> {
+        let nameless = self.nameless.as_ref().filter(|_| !self.is_in_conflict)?;
+        (nameless.through <= durable).then_some(&nameless.bytes)
+    }
+}
+
+/// An object that has no file of its own.
+#[derive(Clone)]
+struct Nameless {
+    bytes: Bytes,
+    since: Instant,
+    /// It is durable once so many frames are.
+    through: u64,
 }
 
 struct Half {
@@ -113,8 +145,6 @@ struct Half {
     /// Its objects could not be made durable by themselves. A disk says that once: asked again, it
     /// says nothing of what it has lost, so the journal is all there is of them.
     is_kept: bool,
-    /// How many of its objects do not have their names yet.
-    nameless: usize,
 }
 
 impl Half {
@@ -126,18 +156,19 @@ impl Half {
             written_before,
             free,
             is_kept: false,
-            nameless: 0,
         }
     }
 }
 
-/// An object that was appended, and has no name yet.
-pub(super) struct Entry<'a> {
-    shared: &'a Arc<Shared>,
-    path: &'a str,
-    half: usize,
-    /// How many frames are written with this one.
-    through: u64,
+/// What became of an object that was to be appended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Appended {
+    /// It is durable once so many frames are.
+    Through(u64),
+    /// An object of this path is in the journal and has no file yet.
+    Exists,
+    /// It has to be stored in the ordinary way: the journal is full, or cannot be written.
+    Refused,
 }
 
 impl Journal {
@@ -169,44 +200,133 @@ impl Journal {
                     closed: false,
                     objects: HashMap::new(),
                     workers: Vec::new(),
+                    emptied_at: Instant::now(),
                 }),
-                changed: Condvar::new(),
+                naming: Mutex::new(()),
+                syncing: Mutex::new(()),
+                emptying: Mutex::new(()),
             }),
         })
     }
 
-    /// Appends an object, which is not durable yet. `None` where it has to be stored in the ordinary
-    /// way: the journal is full, or cannot be written, or has another object under this path.
-    pub(super) fn append<'a>(&'a self, path: &'a str, object: &[u8]) -> Option<Entry<'a>> {
+    /// Its file.
+    pub(super) fn path(&self) -> &FilePath {
+        &self.shared.path
+    }
+
+    /// Appends an object, which is not durable yet.
+    pub(super) fn append(&self, path: &str, object: &Bytes) -> Appended {
         if object.len() > OBJECT_BYTES_MAX {
-            return None;
+            return Appended::Refused;
         }
         let shared = &self.shared;
         let mut state = shared.lock();
-        if state.objects.contains_key(path) || !shared.make_room(&mut state, path, object) {
-            return None;
+        match state.objects.get(path) {
+            Some(within) if within.nameless.is_some() => return Appended::Exists,
+            // it has a file, which whoever creates it in the ordinary way finds
+            Some(_) => return Appended::Refused,
+            None => {}
         }
-        let written = shared.write(&mut state, Note::Put { path, object });
-        if let Err(error) = written {
-            tracing::debug!("cannot write to {}: {error}", shared.path.display());
-            return None;
+        if !shared.make_room(&mut state, path, object) {
+            return Appended::Refused;
         }
         let half = state.current;
-        let within = Within { half, named: false };
-        state.objects.insert(path.to_owned(), within);
-        state.halves[half].nameless += 1;
-        Some(Entry {
-            shared,
-            path,
+        let frame = match shared.write(&mut state, Note::Put { path, object }) {
+            Ok(frame) => frame,
+            Err(error) => {
+                tracing::debug!("cannot write to {}: {error}", shared.path.display());
+                return Appended::Refused;
+            }
+        };
+        let through = state.written;
+        let nameless = Some(Nameless {
+            bytes: object.clone(),
+            since: Instant::now(),
+            through,
+        });
+        let within = Within {
             half,
-            through: state.written,
-        })
+            frame,
+            nameless,
+            is_in_conflict: false,
+        };
+        state.objects.insert(path.to_owned(), within);
+        Appended::Through(through)
+    }
+
+    /// Returns once so many frames are durable. Objects that were appended and cannot be made durable
+    /// have to be withdrawn.
+    pub(super) fn sync(&self, through: u64) -> io::Result<()> {
+        self.shared.sync_through(through)
+    }
+
+    /// Forgets an object that was appended with so many frames, and is not durable.
+    pub(super) fn withdraw(&self, path: &str, through: u64) {
+        let mut state = self.shared.lock();
+        let is_it = |within: &Within| {
+            let nameless = within.nameless.as_ref();
+            nameless.is_some_and(|nameless| nameless.through == through)
+        };
+        if state.objects.get(path).is_some_and(is_it)
+            && let Some(within) = state.objects.remove(path)
+        {
+            let frames = vec![within.frame];
+            self.shared
+                .note(&mut state, frames, |frames| Note::Removed { frames });
+        }
+    }
+
+    /// The bytes of an object that is durable, and has no file yet.
+    pub(super) fn nameless(&self, path: &str) -> Option<Bytes> {
+        let state = self.shared.lock();
+        let within = state.objects.get(path)?;
+        within.readable(state.durable).cloned()
+    }
+
+    /// Every object that is durable and has no file yet.
+    pub(super) fn all_nameless(&self) -> HashMap<String, Bytes> {
+        let state = self.shared.lock();
+        let all = state.objects.iter().filter_map(|(path, within)| {
+            let bytes = within.readable(state.durable)?;
+            Some((path.clone(), bytes.clone()))
+        });
+        all.collect()
+    }
+
+    /// How many frames were ever appended.
+    pub(super) fn appended(&self) -> u64 {
+        self.shared.lock().written
+    }
+
+    /// Whether objects are without files.
+    pub(super) fn has_nameless(&self) -> bool {
+        let state = self.shared.lock();
+        let mut objects = state.objects.values();
+        objects.any(|within| within.nameless.is_some() && !within.is_in_conflict)
+    }
+
+    /// Gives every object that is durable its file.
+    pub(super) fn name_all(&self) -> io::Result<()> {
+        let is_durable = |nameless: &Nameless, durable| nameless.through <= durable;
+        self.shared.name(is_durable, usize::MAX)
+    }
+
+    /// Gives up to `most` objects their files that are durable and have waited for them for so long.
+    pub(super) fn name(&self, waited: Duration, most: usize) {
+        let now = Instant::now();
+        let is_due = |nameless: &Nameless, durable| {
+            nameless.through <= durable && now.duration_since(nameless.since) >= waited
+        };
+        if let Err(error) = self.shared.name(is_due, most) {
+            let path = self.shared.path.display();
+            tracing::debug!("some objects are in {path} alone for now: {error}");
+        }
     }
 
     /// Makes everything in it durable by itself, and removes it: nothing more is taken.
     pub(super) fn close(&self) -> io::Result<()> {
         let shared = &self.shared;
-        shared.lock().closed = true;
+        shared.close();
         (0..2).try_for_each(|half| shared.empty(half))?;
         match durable::remove(&shared.path) {
             // by another call
@@ -215,61 +335,49 @@ impl Journal {
         }
     }
 
-    /// Notes that an object is about to be removed. Nothing waits for that to be durable: what comes
-    /// back after a power cut is superseded.
-    pub(super) fn gone(&self, path: &str) {
+    /// Notes that objects are about to be removed; says of each whether it had no file, so that
+    /// nothing is left to be done. Nothing waits for that to be durable: what comes back after a power
+    /// cut is superseded.
+    pub(super) fn removed(&self, paths: &[&str]) -> Vec<bool> {
         let shared = &self.shared;
         let mut state = shared.lock();
-        // what has no name yet is not what is removed
-        if state.objects.get(path).is_some_and(|within| within.named)
-            && state.objects.remove(path).is_some()
-            && let Err(error) = shared.write(&mut state, Note::Gone { path })
-        {
-            tracing::debug!("cannot write to {}: {error}", shared.path.display());
-        }
-    }
-}
-
-impl Entry<'_> {
-    /// Returns once the object is durable, and all that were appended before.
-    pub(super) fn sync(&self) -> io::Result<()> {
-        self.shared.sync_through(self.through)
-    }
-
-    /// Notes that it can be read under its path now.
-    pub(super) fn named(self) {
-        if let Some(within) = self.shared.lock().objects.get_mut(self.path) {
-            within.named = true;
-        }
-    }
-
-    /// The object has no name and is not to have one: notes it, durably.
-    pub(super) fn withdraw(self) -> io::Result<()> {
-        let mut state = self.shared.lock();
-        state.objects.remove(self.path);
-        self.shared
-            .write(&mut state, Note::Gone { path: self.path })?;
-        let through = state.written;
-        drop(state);
-        self.shared.sync_through(through)
-    }
-}
-
-impl Drop for Entry<'_> {
-    fn drop(&mut self) {
-        self.shared.lock().halves[self.half].nameless -= 1;
-        self.shared.changed.notify_all();
+        let durable = state.durable;
+        let mut frames = Vec::new();
+        let had_no_file = paths.iter().map(|path| {
+            // what is not stored yet is not what is removed
+            let is_stored = |within: &Within| {
+                let nameless = within.nameless.as_ref();
+                nameless.is_none_or(|nameless| nameless.through <= durable)
+            };
+            if !state.objects.get(*path).is_some_and(is_stored) {
+                return false;
+            }
+            // what lies there is somebody else's, and ours is to be found
+            if state.objects.get(*path).is_some_and(|it| it.is_in_conflict) {
+                return true;
+            }
+            state.objects.remove(*path).is_some_and(|within| {
+                frames.push(within.frame);
+                within.nameless.is_some()
+            })
+        });
+        let had_no_file = had_no_file.collect();
+        shared.note(&mut state, frames, |frames| Note::Removed { frames });
+        had_no_file
     }
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        for worker in &state.workers {
+            worker.thread().unpark();
+        }
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        let waited = self.changed.wait(state);
-        waited.unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the object fits, in the other half perhaps, which is taken then.
@@ -286,6 +394,7 @@ impl Shared {
             return true;
         }
         if !state.halves[other].free {
+            self.empty_again(state, other);
             return false;
         }
         state.epoch += 1;
@@ -295,8 +404,24 @@ impl Shared {
         true
     }
 
+    /// Appends what is said of frames, if anything is. Nothing depends on it.
+    fn note(
+        &self,
+        state: &mut State,
+        frames: Vec<FrameId>,
+        note: impl for<'a> Fn(Runs<'a>) -> Note<'a>,
+    ) {
+        if frames.is_empty() {
+            return;
+        }
+        let runs = runs_of(frames);
+        if let Err(error) = self.write(state, note(Runs(&runs))) {
+            tracing::debug!("cannot write to {}: {error}", self.path.display());
+        }
+    }
+
     /// Appends a frame to the half that is being filled.
-    fn write(&self, state: &mut State, note: Note<'_>) -> io::Result<()> {
+    fn write(&self, state: &mut State, note: Note<'_>) -> io::Result<FrameId> {
         let number = state.current;
         let half = &state.halves[number];
         let frame = Frame {
@@ -321,11 +446,12 @@ impl Shared {
         half.filled += length;
         half.frames += 1;
         state.written += 1;
-        Ok(())
+        Ok((frame.epoch, frame.sequence))
     }
 
     /// Syncs everything that is written, unless that was done since.
     fn sync_through(self: &Arc<Self>, through: u64) -> io::Result<()> {
+        let _alone = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         let state = self.lock();
         if state.durable >= through {
             return Ok(());
@@ -360,10 +486,21 @@ impl Shared {
         Err(io::Error::other("somebody has removed it"))
     }
 
+    /// A disk that was full may not be any more. What could not be synced is not tried again.
+    fn empty_again(self: &Arc<Self>, state: &mut State, half: usize) {
+        let is_at_work = state.workers.iter().any(|worker| !worker.is_finished());
+        let is_time = state.emptied_at.elapsed() >= EMPTIED_AGAIN_AFTER;
+        if !state.halves[half].is_kept && !is_at_work && is_time {
+            self.empty_later(state, half);
+        }
+    }
+
     /// Makes a half's objects durable by themselves, in the background.
     fn empty_later(self: &Arc<Self>, state: &mut State, half: usize) {
+        state.emptied_at = Instant::now();
         let shared = Arc::clone(self);
         let work = move || {
+            shared.wait_for_what_is_superseded();
             if let Err(error) = shared.empty(half) {
                 tracing::warn!(
                     "what {} holds could not be synced: {error}; it stays, and is played back when \
@@ -384,24 +521,107 @@ impl Shared {
         }
     }
 
-    /// Makes a half's objects durable by themselves; then it may be filled again.
-    fn empty(&self, half: usize) -> io::Result<()> {
-        let mut state = self.lock();
-        while state.halves[half].nameless > 0 {
-            state = self.wait(state);
+    /// Most objects need no files if they are given the time to be superseded.
+    fn wait_for_what_is_superseded(&self) {
+        let until = Instant::now() + EMPTIED_AFTER;
+        loop {
+            let state = self.lock();
+            let is_over = state.closed || state.broken;
+            drop(state);
+            let left = until.saturating_duration_since(Instant::now());
+            if is_over || left.is_zero() {
+                return;
+            }
+            // whoever closes the journal wakes this
+            std::thread::park_timeout(left);
         }
+    }
+
+    /// Gives objects their files, of those that are due up to so many. The bytes of those that cannot be
+    /// had stay here; the first error.
+    fn name(&self, is_due: impl Fn(&Nameless, u64) -> bool, most: usize) -> io::Result<()> {
+        let _alone = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.lock();
+        let durable = state.durable;
+        let due = state.objects.iter().filter_map(|(path, within)| {
+            let nameless = within.nameless.as_ref();
+            let nameless = nameless.filter(|nameless| is_due(nameless, durable))?;
+            let bytes = nameless.bytes.clone();
+            (!within.is_in_conflict).then(|| (path.clone(), within.frame, bytes))
+        });
+        let due: Vec<(String, FrameId, Bytes)> = due.take(most).collect();
+        drop(state);
+        if due.is_empty() {
+            return Ok(());
+        }
+        self.root.check()?;
+        let mut outcome = Ok(());
+        let mut named = Vec::new();
+        for (path, frame, bytes) in due {
+            match make_file(&self.root.folder, &path, &bytes) {
+                Ok(is_as_put) => named.push((path, frame, is_as_put)),
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
+        }
+        self.root.check()?;
+        let mut state = self.lock();
+        let mut frames = Vec::new();
+        let mut removed = Vec::new();
+        for (path, frame, is_as_put) in named {
+            let within = state.objects.get_mut(&path);
+            let Some(within) = within.filter(|within| within.frame == frame) else {
+                if is_as_put {
+                    removed.push(path);
+                }
+                continue;
+            };
+            if is_as_put {
+                within.nameless = None;
+                frames.push(frame);
+            } else {
+                // what the journal alone has is kept for whoever has to choose
+                within.is_in_conflict = true;
+                let half = within.half;
+                state.halves[half].is_kept = true;
+            }
+        }
+        self.note(&mut state, frames, |frames| Note::Named { frames });
+        drop(state);
+        // while they got their files
+        for path in removed {
+            match std::fs::remove_file(self.root.folder.join(path)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        outcome
+    }
+
+    /// Makes a half's objects durable by themselves; then it may be filled again.
+    fn empty(self: &Arc<Self>, half: usize) -> io::Result<()> {
+        let _alone = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.lock();
         if state.halves[half].free {
             return Ok(());
         }
+        let (epoch, written) = (state.halves[half].epoch, state.written);
+        drop(state);
+        // what cannot be made durable here is withdrawn, and stored in the ordinary way
+        if let Err(error) = self.sync_through(written) {
+            tracing::debug!("{} before it is emptied: {error}", self.path.display());
+        }
+        self.name(|nameless, durable| nameless.through <= durable, usize::MAX)?;
+        let state = self.lock();
         if state.halves[half].is_kept {
             return Err(io::Error::other("what it holds could not be synced before"));
         }
-        let epoch = state.halves[half].epoch;
-        let within = state
-            .objects
-            .iter()
-            .filter(|(_, within)| within.half == half);
-        let paths: Vec<String> = within.map(|(path, _)| path.clone()).collect();
+        let within = state.objects.iter();
+        let within = within.filter(|(_, within)| within.half == half);
+        let within: Vec<(&String, &Within)> = within.collect();
+        if within.iter().any(|(_, within)| within.nameless.is_some()) {
+            return Err(io::Error::other("some of what it holds has no file yet"));
+        }
+        let paths: Vec<String> = within.iter().map(|(path, _)| (*path).clone()).collect();
         drop(state);
         let synced = self
             .root
@@ -425,8 +645,58 @@ impl Shared {
     }
 }
 
+/// Gives an object its file. `false` where another one is there, which is no copy of it.
+fn make_file(folder: &FilePath, path: &str, bytes: &[u8]) -> io::Result<bool> {
+    let at = folder.join(path);
+    let staging = folder.join(STAGING);
+    let mut left = 3;
+    loop {
+        let staged = Staged::write_unsynced(&staging, bytes);
+        let error = match staged.and_then(|staged| staged.create_unsynced(&at)) {
+            Ok(()) => return Ok(true),
+            Err(error) => error,
+        };
+        left -= 1;
+        match error.kind() {
+            io::ErrorKind::AlreadyExists => match is_copy(&at, path, bytes)? {
+                Some(is_copy) => return Ok(is_copy),
+                // it was there a moment ago
+                None if left > 0 => {}
+                None => return Err(error),
+            },
+            // with an empty folder, or cleared away in the moment before it was locked
+            io::ErrorKind::NotFound if left > 0 => {
+                durable::create_dir_all(&staging)?;
+                at.parent().map_or(Ok(()), durable::create_dir_all)?;
+            }
+            _ => return Err(error),
+        }
+    }
+}
+
+/// Whether the file at `at` has the content of an object that was put under its path; `None` where
+/// there is none.
+fn is_copy(at: &FilePath, path: &str, bytes: &[u8]) -> io::Result<Option<bool>> {
+    let theirs = match replay::found(at, bytes)? {
+        There::Nothing => return Ok(None),
+        There::Same => return Ok(Some(true)),
+        There::Whole(theirs) => Some(theirs),
+        There::Torn | There::Other => None,
+    };
+    let ours = container::check_stored(bytes).ok();
+    let is_same = ours.is_some_and(|(_, ours)| Some(ours.digest) == theirs);
+    if !is_same {
+        tracing::error!(
+            "{path} is stored by somebody else with another content than was acknowledged: two \
+             histories; the journal is kept"
+        );
+    }
+    Ok(Some(is_same))
+}
+
 impl Drop for Journal {
     fn drop(&mut self) {
+        self.shared.close();
         let workers = std::mem::take(&mut self.shared.lock().workers);
         let joined: Vec<_> = workers.into_iter().map(JoinHandle::join).collect();
         if joined.iter().any(Result::is_err) {
@@ -457,7 +727,7 @@ fn salt() -> io::Result<u64> {
 
 /// The name of the journal with this salt.
 pub(super) fn name(salt: u64) -> String {
-    format!("{VERSION}{salt:016x}")
+    format!("{VERSION}-{salt:016x}")
 }
 
 /// Syncs those of the objects that are there, and the folders that they are in.

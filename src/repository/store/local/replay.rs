@@ -1,25 +1,31 @@
-//! What is made of the journals that killed processes left: every object in them is there, and
-//! whole, before anything is read.
+//! What is made of the journals of others. Of those that killed processes left, every object is there,
+//! and whole, before anything is read. Of those of living ones, what has no file yet is read from the
+//! journal.
 //!
-//! A journal is left by a kill, where the objects are all there, or by a power cut, where they may
-//! be torn or gone. Either way it is played back by whoever opens the folder next, and removed.
+//! A journal is left by a kill, where the newest objects have no files yet, or by a power cut, where
+//! others may be torn or gone besides. Either way it is played back by whoever opens the folder next,
+//! and removed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Seek as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path as FilePath, PathBuf};
 
+use bytes::Bytes;
 use object_store::path::Path;
 use rustix::fs::OFlags;
 
-use super::frame::{self, Frame, Note};
+use super::frame::{self, Frame, FrameId, Note};
 use super::journal::{self, JOURNALS, OBJECT_BYTES_MAX, VERSION};
 use super::{STAGING, is_ours};
 use crate::durable::{self, Staged};
 
 /// What is locked where folders cannot be.
 const LOCK: &str = "lock";
+
+/// What is larger is no copy of what was put.
+const COPY_BYTES_MAX: usize = 2 * OBJECT_BYTES_MAX;
 
 /// A journal that is larger was not made by us.
 const JOURNAL_BYTES_MAX: u64 = 256 << 20;
@@ -46,6 +52,77 @@ pub(super) fn play_back_all(folder: &FilePath) -> io::Result<()> {
         play_back(folder, &path, salt).map_err(|error| told(&path, &error))?;
     }
     Ok(())
+}
+
+/// What the journals in a repository's folder hold, but for `own`, of objects that have no files yet.
+///
+/// Whoever reads must look at the journals first and list files then: an object leaves a journal only
+/// once it has a file, or what supersedes it is stored.
+pub(super) fn nameless_in(
+    folder: &FilePath,
+    own: Option<&FilePath>,
+) -> io::Result<HashMap<String, Bytes>> {
+    let journals = folder.join(JOURNALS);
+    let found = match journals_in(&journals) {
+        Ok(found) => found,
+        Err(error) if is_no_folder(&error) => return Ok(HashMap::new()),
+        Err(error) => return Err(unseen(&journals, &error)),
+    };
+    let mut nameless = HashMap::new();
+    for (path, salt) in found {
+        if own == Some(path.as_path()) {
+            continue;
+        }
+        let (before, bytes) = match look(&path) {
+            Ok(looks) => looks,
+            // played back, or settled
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(unread(&path, &error)),
+        };
+        // what was removed after the first look may have been superseded by what came after it, and was not
+        // seen where it came while we read: only what was removed before is gone
+        let removals: BTreeSet<FrameId> = halves(salt, &before)
+            .iter()
+            .flatten()
+            .filter(|frame| frame.is_removal())
+            .map(|frame| (frame.epoch, frame.sequence))
+            .collect();
+        let mut halves = halves(salt, &bytes);
+        for half in &mut halves {
+            let is_gone = |id: &FrameId| removals.contains(id);
+            half.retain(|frame| !frame.is_removal() || is_gone(&(frame.epoch, frame.sequence)));
+        }
+        let last = Last::of(halves);
+        let without_files = last.put.iter().filter(|(_, put)| !put.has_file);
+        nameless.extend(
+            without_files
+                .filter(|(path, _)| parsed(path).is_some())
+                .map(|(path, put)| ((*path).to_owned(), Bytes::copy_from_slice(put.object))),
+        );
+    }
+    Ok(nameless)
+}
+
+/// What somebody else's journal has, as it was, and as it is a moment later: that is durable.
+fn look(path: &FilePath) -> io::Result<(Vec<u8>, Vec<u8>)> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(no_follow())
+        .open(path)?;
+    let before = read(&file, &file.metadata()?)?;
+    (&file).rewind()?;
+    let bytes = read(&file, &file.metadata()?)?;
+    // its owner acknowledges nothing that is not synced, and nothing else is to be seen
+    match durable::sync_data(&file) {
+        Err(error) if is_read_only(&error) => {}
+        synced => synced?,
+    }
+    Ok((before, bytes))
+}
+
+fn halves(salt: u64, bytes: &[u8]) -> [Vec<Frame<'_>>; 2] {
+    let (first, second) = bytes.split_at(bytes.len() / 2);
+    [frame::newest(salt, first), frame::newest(salt, second)]
 }
 
 /// Locks the folder of the journals; a network file system locks no folders, but files that are
@@ -77,6 +154,13 @@ fn unseen(journals: &FilePath, error: &io::Error) -> io::Error {
     )
 }
 
+fn unread(journal: &FilePath, error: &io::Error) -> io::Error {
+    io::Error::new(
+        error.kind(),
+        format!("cannot read the journal {}: {error}", journal.display()),
+    )
+}
+
 fn told(journal: &FilePath, error: &io::Error) -> io::Error {
     io::Error::new(
         error.kind(),
@@ -100,13 +184,16 @@ fn journals_in(folder: &FilePath) -> io::Result<BTreeMap<PathBuf, u64>> {
         let Ok(salt) = u64::from_str_radix(salt, 16) else {
             continue;
         };
-        if !VERSION.starts_with(version) {
+        let Ok(version) = version.parse::<u32>() else {
+            continue;
+        };
+        if version > VERSION {
             return Err(io::Error::other(format!(
                 "{} is of a later version: upgrade anywhen",
                 entry.path().display()
             )));
         }
-        if name.to_str() == Some(journal::name(salt).as_str()) {
+        if name.to_str() == Some(format!("{version}-{salt:016x}").as_str()) {
             found.insert(entry.path(), salt);
         }
     }
@@ -128,9 +215,7 @@ fn play_back(folder: &FilePath, path: &FilePath, salt: u64) -> io::Result<()> {
         return Ok(());
     }
     let bytes = read(&file, &metadata)?;
-    let (first, second) = bytes.split_at(bytes.len() / 2);
-    let halves = [frame::newest(salt, first), frame::newest(salt, second)];
-    let last = Last::of(halves);
+    let last = Last::of(halves(salt, &bytes));
     if last.lost > 0 {
         tracing::error!(
             "{} is damaged: {} of its objects or removals are lost",
@@ -139,8 +224,17 @@ fn play_back(folder: &FilePath, path: &FilePath, salt: u64) -> io::Result<()> {
         );
     }
     let mut repair = Repair::new(folder, (metadata.uid(), metadata.gid()))?;
-    for (path, object) in &last.put {
-        repair.put(path, object)?;
+    let mut left = 0_u64;
+    for (path, put) in &last.put {
+        match repair.put(path, put) {
+            // it is read from the journal until somebody comes who may write
+            Err(error) if is_read_only(&error) && !put.has_file => left += 1,
+            done => done?,
+        }
+    }
+    if left > 0 {
+        tracing::debug!("{} stays: objects without files={left}", path.display());
+        return repair.finish();
     }
     for (path, object) in &last.gone {
         repair.gone(path, object)?;
@@ -213,10 +307,20 @@ fn read(mut file: &File, metadata: &Metadata) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// An object that was put, and is there at last.
+#[derive(Debug, Clone, Copy)]
+struct Put<'a> {
+    frame: FrameId,
+    object: &'a [u8],
+    has_file: bool,
+}
+
 /// What a journal says at last of each path.
 #[derive(Debug, Default)]
 struct Last<'a> {
-    put: BTreeMap<&'a str, &'a [u8]>,
+    put: BTreeMap<&'a str, Put<'a>>,
+    /// Where the objects of frames were put.
+    paths: BTreeMap<FrameId, &'a str>,
     /// With what was put there before.
     gone: BTreeMap<&'a str, &'a [u8]>,
     /// How many frames that were durable are not there.
@@ -250,30 +354,71 @@ impl<'a> Last<'a> {
             let there = u64::try_from(there).unwrap_or(u64::MAX);
             last.lost = last.lost.saturating_add(durable.saturating_sub(there));
             for frame in frames {
-                last.take(frame.note);
+                last.take(&frame);
             }
         }
         last
     }
 
-    fn take(&mut self, note: Note<'a>) {
-        match note {
+    fn take(&mut self, frame: &Frame<'a>) {
+        let id = (frame.epoch, frame.sequence);
+        match frame.note {
             Note::Put { path, object } => {
                 self.gone.remove(path);
-                self.put.insert(path, object);
+                let put = Put {
+                    frame: id,
+                    object,
+                    has_file: false,
+                };
+                self.put.insert(path, put);
+                self.paths.insert(id, path);
             }
-            Note::Gone { path } => {
-                if let Some(object) = self.put.remove(path) {
-                    self.gone.insert(path, object);
+            Note::Gone { path } => self.is_gone(path),
+            Note::Removed { frames } => {
+                for path in self.meant(frames) {
+                    self.is_gone(path);
+                }
+            }
+            Note::Named { frames } => {
+                for path in self.meant(frames) {
+                    if let Some(put) = self.put.get_mut(path) {
+                        put.has_file = true;
+                    }
                 }
             }
             Note::Safe { .. } => {}
         }
     }
+
+    fn is_gone(&mut self, path: &'a str) {
+        if let Some(put) = self.put.remove(path) {
+            self.gone.insert(path, put.object);
+        }
+    }
+
+    /// The paths that are meant, where nothing was put there since.
+    fn meant(&self, frames: frame::Runs<'a>) -> Vec<&'a str> {
+        // as they are written: one behind the other, so that nothing is meant twice
+        let mut reached = (0, 0);
+        let ranges = frames.ranges().filter(move |range| {
+            let follows = range.start >= reached && range.start < range.end;
+            if follows {
+                reached = range.end;
+            }
+            follows
+        });
+        let meant = ranges.flat_map(|range| self.paths.range(range));
+        let is_last = |id: &FrameId, path: &str| {
+            let put = self.put.get(path);
+            put.is_some_and(|put| put.frame == *id)
+        };
+        let meant = meant.filter(|(id, path)| is_last(id, path));
+        meant.map(|(_, path)| *path).collect()
+    }
 }
 
 /// What lies under an object's path.
-enum There {
+pub(super) enum There {
     Nothing,
     /// The same bytes, as far as memory has them: a disk that could not write them may say so once
     /// only, and to nobody who asks now.
@@ -312,16 +457,19 @@ impl<'a> Repair<'a> {
         })
     }
 
-    fn put(&mut self, path: &str, object: &[u8]) -> io::Result<()> {
+    fn put(&mut self, path: &str, put: &Put<'_>) -> io::Result<()> {
         let Some(at) = self.place(path) else {
             return Ok(());
         };
+        let object = put.object;
         match found(&at, object)? {
             There::Same => match self.stage(object).and_then(|staged| staged.replace(&at)) {
                 Err(error) if is_read_only(&error) => self.same.push(path.to_owned()),
                 replaced => replaced?,
             },
-            There::Other => {}
+            There::Other if put.has_file => {}
+            // the journal is all that there is of it
+            There::Other => self.is_in_conflict(path),
             There::Whole(theirs) => self.compare(path, object, &theirs),
             There::Torn => {
                 self.stage(object)?.replace(&at)?;
@@ -346,12 +494,16 @@ impl<'a> Repair<'a> {
     fn compare(&mut self, path: &str, object: &[u8], theirs: &str) {
         let ours = container::check_stored(object);
         if ours.is_ok_and(|(_, ours)| ours.digest != theirs) {
-            tracing::error!(
-                "{path} is stored with another content than the journal has: two histories; the \
-                 journal is kept"
-            );
-            self.conflicts += 1;
+            self.is_in_conflict(path);
         }
+    }
+
+    fn is_in_conflict(&mut self, path: &str) {
+        tracing::error!(
+            "{path} is stored with another content than the journal has: two histories; the journal \
+             is kept"
+        );
+        self.conflicts += 1;
     }
 
     fn stage(&self, object: &[u8]) -> io::Result<Staged> {
@@ -375,12 +527,7 @@ impl<'a> Repair<'a> {
 
     /// Where the object lies; `None` where that is no place in this folder.
     fn place(&self, path: &str) -> Option<PathBuf> {
-        let parsed = Path::parse(path)
-            .ok()
-            .filter(|parsed| parsed.as_ref() == path && !path.is_empty());
-        let at = parsed
-            .filter(|parsed| !is_ours(parsed))
-            .map(|_| self.folder.join(path));
+        let at = parsed(path).map(|_| self.folder.join(path));
         let within = at.filter(|at| {
             let mut above = at.ancestors().skip(1);
             let nearest = above.find_map(|above| above.canonicalize().ok());
@@ -405,15 +552,22 @@ impl<'a> Repair<'a> {
     }
 }
 
+/// The path of an object, where it is one.
+pub(super) fn parsed(path: &str) -> Option<Path> {
+    let parsed = Path::parse(path).ok()?;
+    (parsed.as_ref() == path && !path.is_empty() && !is_ours(&parsed)).then_some(parsed)
+}
+
 /// What lies at `path`, where `object` was put.
-fn found(path: &FilePath, object: &[u8]) -> io::Result<There> {
+pub(super) fn found(path: &FilePath, object: &[u8]) -> io::Result<There> {
     let metadata = match std::fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(There::Nothing),
         Err(error) => return Err(error),
     };
     let length = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
-    if !metadata.is_file() || length > object.len().min(OBJECT_BYTES_MAX) {
+    // another archiver's copy may be longer: it was encoded otherwise
+    if !metadata.is_file() || length > COPY_BYTES_MAX {
         return Ok(There::Other);
     }
     let file = OpenOptions::new()
@@ -426,7 +580,9 @@ fn found(path: &FilePath, object: &[u8]) -> io::Result<There> {
         There::Same
     } else if let Ok((_, trailer)) = container::check_stored(&bytes) {
         There::Whole(trailer.digest)
-    } else {
+    } else if bytes.len() <= object.len() {
         There::Torn
+    } else {
+        There::Other
     })
 }
