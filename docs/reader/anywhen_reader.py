@@ -286,19 +286,25 @@ class Journals:
                 continue
             need(int(version[1]) <= JOURNAL_VERSION, f".journal/{name} is of a later version")
             try:
-                data = read(os.path.join(place, name))
+                # what is removed while we read may be superseded by what we have not seen: only what
+                # was removed before is gone
+                before, data = (read(os.path.join(place, name)) for _ in range(2))
             except NotStored:
                 continue  # its writer has ended since
-            self.play_back(name, int(name[-16:], 16).to_bytes(8, "little"), data)
+            self.play_back(name, int(name[-16:], 16).to_bytes(8, "little"), before, data)
 
-    def play_back(self, name, salt, data):
+    def play_back(self, name, salt, before, data):
         middle, frames = len(data) // 2, {}
         halves = [frames_of(salt, data[:middle]), frames_of(salt, data[middle:])]
+        if before != data:
+            known = frames_of(salt, before[:middle]) + frames_of(salt, before[middle:])
+            known = {frame[:2] for frame in known if frame[3] in (2, 4)}
+            halves = [[it for it in half if it[3] not in (2, 4) or it[:2] in known] for half in halves]
         safe = {mark for half in halves for _, _, mark, kind, _, _ in half if kind == 3}
         for half in sorted(half for half in halves if half and half[0][0] not in safe):
             synced = max((mark for _, _, mark, kind, _, _ in half if kind != 3), default=0)
             lost = synced - sum(sequence < synced for _, sequence, *_ in half)
-            if lost > 0:
+            if lost > 0 and before == data:
                 say(f".journal/{name} is damaged: {lost} of its objects or removals are lost")
             for epoch, sequence, _, kind, path, object_ in half:
                 if kind == 1:

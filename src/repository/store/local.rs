@@ -19,7 +19,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path as FilePath, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use async_trait::async_trait;
@@ -67,7 +67,16 @@ pub(super) struct Local {
     /// How many objects came for which a journal would have been of use.
     missed: Arc<AtomicUsize>,
     /// What the journals of others held when they were last looked at, of objects without files.
-    of_others: Arc<Mutex<HashMap<String, Bytes>>>,
+    of_others: Arc<Mutex<OfOthers>>,
+    /// How often somebody has begun to look at them.
+    looks: Arc<AtomicU64>,
+}
+
+/// What a look at the journals of others found.
+#[derive(Debug, Default)]
+struct OfOthers {
+    look: u64,
+    nameless: HashMap<String, Bytes>,
 }
 
 /// Folders that this process has seen synced into their parents, and whether no link leads from
@@ -99,6 +108,7 @@ impl Local {
             scribe: Arc::default(),
             missed: Arc::default(),
             of_others: Arc::default(),
+            looks: Arc::default(),
         })
     }
 
@@ -206,13 +216,14 @@ impl Local {
     fn nameless_of_others(&self, location: &Path) -> Option<Bytes> {
         let of_others = self.of_others.lock();
         let of_others = of_others.unwrap_or_else(PoisonError::into_inner);
-        of_others.get(location.as_ref()).cloned()
+        of_others.nameless.get(location.as_ref()).cloned()
     }
 
     /// Every object without a file, below a prefix.
     async fn all_nameless(&self, prefix: Option<&Path>) -> io::Result<HashMap<Path, u64>> {
         let journal = self.journal().map(Arc::clone);
         let folder = self.root.folder.clone();
+        let look = 1 + self.looks.fetch_add(1, Ordering::SeqCst);
         let looked = blocking(move || {
             let own = journal.as_ref();
             let of_others = replay::nameless_in(&folder, own.map(|journal| journal.path()))?;
@@ -228,10 +239,15 @@ impl Local {
             (is_below && prefix != Some(&location)).then_some((location, size))
         });
         let all = all.collect();
-        *self
-            .of_others
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = of_others;
+        let seen = self.of_others.lock();
+        let mut seen = seen.unwrap_or_else(PoisonError::into_inner);
+        // one that began earlier knows less
+        if look > seen.look {
+            *seen = OfOthers {
+                look,
+                nameless: of_others,
+            };
+        }
         Ok(all)
     }
 

@@ -263,6 +263,10 @@ impl Journal {
     /// Forgets an object that was appended with so many frames, and is not durable.
     pub(super) fn withdraw(&self, path: &str, through: u64) {
         let mut state = self.shared.lock();
+        // what is durable may have a file by now: whoever puts it again finds it here
+        if through <= state.durable {
+            return;
+        }
         let is_it = |within: &Within| {
             let nameless = within.nameless.as_ref();
             nameless.is_some_and(|nameless| nameless.through == through)
@@ -387,6 +391,13 @@ impl Shared {
         };
         let needed = u64::try_from(bytes).map_or(u64::MAX, |bytes| bytes + RESERVED_BYTES);
         let (full, other) = (state.current, 1 - state.current);
+        if state.broken && !state.closed {
+            for half in [full, other] {
+                if !state.halves[half].free {
+                    self.empty_again(state, half);
+                }
+            }
+        }
         if state.broken || state.closed || needed > self.settings.half_bytes {
             return false;
         }
@@ -541,6 +552,32 @@ impl Shared {
     /// had stay here; the first error.
     fn name(&self, is_due: impl Fn(&Nameless, u64) -> bool, most: usize) -> io::Result<()> {
         let _alone = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut removed = self.name_those(is_due, most)?;
+        let mut more = removed.len();
+        // what was removed while it got its file is superseded by what may have none yet
+        while more > 0 {
+            let since = self.name_those(|it, durable| it.through <= durable, usize::MAX)?;
+            more = since.len();
+            removed.extend(since);
+        }
+        let mut outcome = Ok(());
+        for path in removed {
+            match std::fs::remove_file(self.root.folder.join(path)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    outcome = outcome.and(Err(error));
+                }
+                _ => {}
+            }
+        }
+        outcome
+    }
+
+    /// The same once. Gives the paths of those that were removed meanwhile, and have files now.
+    fn name_those(
+        &self,
+        is_due: impl Fn(&Nameless, u64) -> bool,
+        most: usize,
+    ) -> io::Result<Vec<String>> {
         let state = self.lock();
         let durable = state.durable;
         let due = state.objects.iter().filter_map(|(path, within)| {
@@ -552,7 +589,7 @@ impl Shared {
         let due: Vec<(String, FrameId, Bytes)> = due.take(most).collect();
         drop(state);
         if due.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         self.root.check()?;
         let mut outcome = Ok(());
@@ -586,15 +623,7 @@ impl Shared {
             }
         }
         self.note(&mut state, frames, |frames| Note::Named { frames });
-        drop(state);
-        // while they got their files
-        for path in removed {
-            match std::fs::remove_file(self.root.folder.join(path)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        outcome
+        outcome.map(|()| removed)
     }
 
     /// Makes a half's objects durable by themselves; then it may be filled again.
@@ -618,7 +647,11 @@ impl Shared {
         let within = state.objects.iter();
         let within = within.filter(|(_, within)| within.half == half);
         let within: Vec<(&String, &Within)> = within.collect();
-        if within.iter().any(|(_, within)| within.nameless.is_some()) {
+        let is_nameless = |within: &Within| {
+            let nameless = within.nameless.as_ref();
+            nameless.is_some_and(|nameless| nameless.through <= state.durable)
+        };
+        if within.iter().any(|(_, within)| is_nameless(within)) {
             return Err(io::Error::other("some of what it holds has no file yet"));
         }
         let paths: Vec<String> = within.iter().map(|(path, _)| (*path).clone()).collect();

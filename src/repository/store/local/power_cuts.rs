@@ -718,6 +718,24 @@ async fn no_file_goes_before_what_covers_it_has_one() {
     fs::remove_file(&staging).unwrap();
 }
 
+/// A folder that was away for a moment, just after the sync: what is durable may have its file by now,
+/// and whoever puts it again takes that for stored.
+#[tokio::test]
+async fn what_is_durable_is_not_withdrawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let local = small(folder.path());
+    let (path, bytes) = put_some(&local, 1).await.remove(0);
+    local.journal().unwrap().withdraw(&path, 1);
+    assert_eq!(seen(&local, &path).await.as_ref(), Some(&bytes));
+    let again = put(&local, &path, &bytes).await;
+    assert!(
+        matches!(again, Err(Error::AlreadyExists { .. })),
+        "{again:?}"
+    );
+    name_all(&local);
+    assert_eq!(read(folder.path(), &path), Some(bytes));
+}
+
 /// What is under a name may be no object at all: what was acknowledged is kept beside it.
 #[tokio::test]
 async fn what_lies_in_the_way_costs_nothing() {

@@ -228,7 +228,7 @@ fn play_back(folder: &FilePath, path: &FilePath, salt: u64) -> io::Result<()> {
     for (path, put) in &last.put {
         match repair.put(path, put) {
             // it is read from the journal until somebody comes who may write
-            Err(error) if is_read_only(&error) && !put.has_file => left += 1,
+            Err(error) if is_read_only(&error) && repair.is_missing(path) => left += 1,
             done => done?,
         }
     }
@@ -487,6 +487,12 @@ impl<'a> Repair<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether nothing is there.
+    fn is_missing(&self, path: &str) -> bool {
+        let found = self.place(path).map(std::fs::symlink_metadata);
+        matches!(found, Some(Err(error)) if error.kind() == io::ErrorKind::NotFound)
     }
 
     /// A whole object is there already. With another content it is another history, and ours was

@@ -128,10 +128,10 @@ impl Scribe {
             .sync(through)
             .and_then(|()| self.root.check())
             .is_ok();
-        drop(watched);
         if !is_durable {
             self.journal.withdraw(&writer.path, through);
         }
+        drop(watched);
         if !self.looks.swap(true, Ordering::AcqRel) {
             self.take(Order::Look);
         }
