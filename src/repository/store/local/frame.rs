@@ -210,13 +210,17 @@ pub(super) fn newest(salt: u64, half: &[u8]) -> Vec<Frame<'_>> {
     let mut found: Vec<Frame<'_>> = Vec::new();
     let mut at = 0;
     while let Some(rest) = half.get(at..).filter(|rest| !rest.is_empty()) {
-        match Frame::decode(salt, rest) {
-            Some((frame, length)) => {
-                found.push(frame);
-                at += length;
-            }
-            None => at += ALIGNED,
+        if let Some((frame, length)) = Frame::decode(salt, rest) {
+            found.push(frame);
+            at += length;
+            continue;
         }
+        // most of a half may be zeros, and whoever lists looks at all of it
+        let mut behind = rest.chunks_exact(ALIGNED).skip(1);
+        let Some(passed) = behind.position(|bytes| bytes == MAGIC) else {
+            break;
+        };
+        at += ALIGNED * (passed + 1);
     }
     let newest = found.iter().map(|frame| frame.epoch).max();
     found.retain(|frame| Some(frame.epoch) == newest);

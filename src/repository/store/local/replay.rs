@@ -81,16 +81,17 @@ pub(super) fn nameless_in(
         };
         // what was removed after the first look may have been superseded by what came after it, and was not
         // seen where it came while we read: only what was removed before is gone
-        let removals: BTreeSet<FrameId> = halves(salt, &before)
-            .iter()
-            .flatten()
-            .filter(|frame| frame.is_removal())
-            .map(|frame| (frame.epoch, frame.sequence))
-            .collect();
         let mut halves = halves(salt, &bytes);
-        for half in &mut halves {
+        if before != bytes {
+            let before = self::halves(salt, &before);
+            let removals = before.iter().flatten().filter(|frame| frame.is_removal());
+            let removals: BTreeSet<FrameId> = removals
+                .map(|frame| (frame.epoch, frame.sequence))
+                .collect();
             let is_gone = |id: &FrameId| removals.contains(id);
-            half.retain(|frame| !frame.is_removal() || is_gone(&(frame.epoch, frame.sequence)));
+            for half in &mut halves {
+                half.retain(|frame| !frame.is_removal() || is_gone(&(frame.epoch, frame.sequence)));
+            }
         }
         let last = Last::of(halves);
         let without_files = last.put.iter().filter(|(_, put)| !put.has_file);
