@@ -218,9 +218,16 @@ pub(crate) fn journaled(repository: &Path) -> Vec<PathBuf> {
         let Ok(bytes) = fs::read(&journal) else {
             continue;
         };
-        for at in (0..bytes.len()).step_by(8) {
-            let path = put_in(&bytes[at..], salt);
-            found.extend(path.map(|path| repository.join(path)));
+        // a half is filled from its beginning
+        let (first, second) = bytes.split_at(bytes.len() / 2);
+        for half in [first, second] {
+            let zeros = |block: &[u8]| !block.iter().any(|byte| *byte != 0);
+            let filled = half.chunks(64 << 10).take_while(|block| !zeros(block));
+            let filled = filled.map(<[u8]>::len).sum();
+            for at in (0..filled).step_by(8) {
+                let path = put_in(&half[at..], salt);
+                found.extend(path.map(|path| repository.join(path)));
+            }
         }
     }
     found

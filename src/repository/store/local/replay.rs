@@ -8,8 +8,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
-use std::io::{self, Read as _, Seek as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path as FilePath, PathBuf};
 
 use bytes::Bytes;
@@ -23,6 +23,9 @@ use crate::durable::{self, Staged};
 
 /// What is locked where folders cannot be.
 const LOCK: &str = "lock";
+
+/// A writer that lives fills a half from its beginning: behind so many zeros there is nothing.
+const LOOKED_AT_TOGETHER: usize = 64 << 10;
 
 /// What is larger is no copy of what was put.
 const COPY_BYTES_MAX: usize = 2 * OBJECT_BYTES_MAX;
@@ -81,9 +84,9 @@ pub(super) fn nameless_in(
         };
         // what was removed after the first look may have been superseded by what came after it, and was not
         // seen where it came while we read: only what was removed before is gone
-        let mut halves = halves(salt, &bytes);
+        let mut halves = newest_of(salt, &bytes);
         if before != bytes {
-            let before = self::halves(salt, &before);
+            let before = newest_of(salt, &before);
             let removals = before.iter().flatten().filter(|frame| frame.is_removal());
             let removals: BTreeSet<FrameId> = removals
                 .map(|frame| (frame.epoch, frame.sequence))
@@ -104,21 +107,34 @@ pub(super) fn nameless_in(
     Ok(nameless)
 }
 
-/// What somebody else's journal has, as it was, and as it is a moment later: that is durable.
-fn look(path: &FilePath) -> io::Result<(Vec<u8>, Vec<u8>)> {
+/// The bytes of a journal's halves, as far as they were ever filled.
+type Halves = [Vec<u8>; 2];
+
+/// What somebody else's journal has in its halves, as it was, and as it is a moment later: that is
+/// durable.
+fn look(path: &FilePath) -> io::Result<(Halves, Halves)> {
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(no_follow())
         .open(path)?;
-    let before = read(&file, &file.metadata()?)?;
-    (&file).rewind()?;
-    let bytes = read(&file, &file.metadata()?)?;
+    let half_bytes = checked_length(&file.metadata()?)? / 2;
+    let look = || -> io::Result<_> {
+        Ok([
+            read_filled(&file, 0, half_bytes)?,
+            read_filled(&file, half_bytes, half_bytes)?,
+        ])
+    };
+    let (before, bytes) = (look()?, look()?);
     // its owner acknowledges nothing that is not synced, and nothing else is to be seen
     match durable::sync_data(&file) {
         Err(error) if is_read_only(&error) => {}
         synced => synced?,
     }
     Ok((before, bytes))
+}
+
+fn newest_of(salt: u64, halves: &Halves) -> [Vec<Frame<'_>>; 2] {
+    halves.each_ref().map(|half| frame::newest(salt, half))
 }
 
 fn halves(salt: u64, bytes: &[u8]) -> [Vec<Frame<'_>>; 2] {
@@ -293,7 +309,28 @@ fn no_follow() -> i32 {
     OFlags::NOFOLLOW.bits().cast_signed()
 }
 
-fn read(mut file: &File, metadata: &Metadata) -> io::Result<Vec<u8>> {
+/// What is written of a half: as far as it is not zeros, as it was made.
+fn read_filled(file: &File, start: u64, bytes: u64) -> io::Result<Vec<u8>> {
+    let mut filled = Vec::new();
+    let mut chunk = vec![0; LOOKED_AT_TOGETHER];
+    let mut left = usize::try_from(bytes).map_err(io::Error::other)?;
+    while left > 0 {
+        let wanted = chunk
+            .get_mut(..left.min(LOOKED_AT_TOGETHER))
+            .unwrap_or_default();
+        let at = start + u64::try_from(filled.len()).map_err(io::Error::other)?;
+        file.read_exact_at(wanted, at)?;
+        if wanted.iter().all(|byte| *byte == 0) {
+            break;
+        }
+        filled.extend_from_slice(wanted);
+        left -= wanted.len();
+    }
+    Ok(filled)
+}
+
+/// How long a journal is, which was made by us.
+fn checked_length(metadata: &Metadata) -> io::Result<u64> {
     if !metadata.is_file() || metadata.len() > JOURNAL_BYTES_MAX {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
@@ -303,6 +340,11 @@ fn read(mut file: &File, metadata: &Metadata) -> io::Result<Vec<u8>> {
             ),
         ));
     }
+    Ok(metadata.len())
+}
+
+fn read(mut file: &File, metadata: &Metadata) -> io::Result<Vec<u8>> {
+    checked_length(metadata)?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
     Ok(bytes)
