@@ -34,7 +34,8 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Begins an object. `level` is zstd's, from -7 to 19; `key` is that of [`Header::encrypt`].
+    /// Begins an object. `level` is zstd's, from -7 to 19, or [`LEVEL_STORED`]; `key` is that of
+    /// [`Header::encrypt`].
     ///
     /// Refuses a header that says something else than what would be written: another format, codec,
     /// cipher or key; a key that is not given; and a key given for a header that has none, since

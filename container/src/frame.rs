@@ -19,6 +19,9 @@ pub const MAX_FRAME_PLAIN_BYTES: u64 = 1024 * 1024 * 1024;
 /// Above 19, zstd uses windows that a reader may not have the memory for.
 const LEVEL_MIN: i32 = -7;
 const LEVEL_MAX: i32 = 19;
+/// A level of zstd's that hardly looks for anything to compress: for what is stored for a moment, and
+/// must take none to be made.
+pub const LEVEL_STORED: i32 = -131_072;
 /// The window of the highest level, 8 MiB, which every decoder has to support (RFC 8878 §3.1.1.1.2).
 const WINDOW_LOG_MAX: u32 = 23;
 
@@ -74,7 +77,7 @@ const SPARES_MAX: usize = 4;
 const SPARE_BYTES_MAX: usize = 4 << 20;
 
 impl Compressor {
-    /// `level` is zstd's, from -7 to 19.
+    /// `level` is zstd's, from -7 to 19, or [`LEVEL_STORED`].
     pub(crate) fn new(level: i32) -> Result<Self, Error> {
         // nobody waits for a spare
         let spare = SPARES.try_lock().ok().and_then(|mut spares| spares.pop());
@@ -109,7 +112,7 @@ impl Drop for Compressor {
 
 /// A context, the spare one if there is one, with its parameters set.
 fn configured(spare: Option<CCtx<'static>>, level: i32) -> Result<CCtx<'static>, Error> {
-    if !(LEVEL_MIN..=LEVEL_MAX).contains(&level) {
+    if !(LEVEL_MIN..=LEVEL_MAX).contains(&level) && level != LEVEL_STORED {
         return Err(Error::Level {
             min: LEVEL_MIN,
             max: LEVEL_MAX,

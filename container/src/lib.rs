@@ -71,7 +71,7 @@ mod trailer;
 pub use decoder::{Decoder, Object, decode, frame_places};
 pub use encoder::{CompressedFrame, Encoder, Frame, FrameCompressor, encode};
 pub use error::{Error, Part};
-pub use frame::MAX_FRAME_PLAIN_BYTES;
+pub use frame::{LEVEL_STORED, MAX_FRAME_PLAIN_BYTES};
 pub use frame_reader::FrameReader;
 pub use header::{
     CIPHER_AES_256_GCM, CODEC_ZSTD, DIGEST_OF_FRAMES, FORMAT, Header, MAX_HEADER_BYTES, read_header,

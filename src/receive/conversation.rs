@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use replication::stream::{StatusUpdate, StreamError, StreamEvent, WalStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -31,7 +32,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Result, chain};
 use crate::repository::layout::ObjectName;
 use crate::repository::records::Tip;
-use crate::repository::{Acknowledge, Repository, RepositoryError};
+use crate::repository::{Acknowledge, EncodedWal, Repository, RepositoryError};
 use crate::server::{Moment, ServerFacts};
 
 /// The server hears from us this often at least, whatever its `wal_sender_timeout` is.
@@ -104,8 +105,10 @@ pub(super) struct Conversation<'a> {
     /// When the server last said anything.
     heard_at: Instant,
     silence_max: Duration,
+    /// What the rules were told that it is stored, and nobody else yet; and whether it was merged.
+    stored: Option<(Arc<EncodedWal>, bool)>,
     jobs: JoinSet<Result<JobDone, RepositoryError>>,
-    storing: Storing,
+    storing: Arc<Storing>,
     spool_news: mpsc::UnboundedReceiver<SpoolNews>,
     in_spool: InSpool,
 }
@@ -132,7 +135,7 @@ impl<'a> Conversation<'a> {
     pub(super) async fn new(
         contact: &Contact,
         known: Known,
-        (storing, spool_news): (Storing, mpsc::UnboundedReceiver<SpoolNews>),
+        (storing, spool_news): (Arc<Storing>, mpsc::UnboundedReceiver<SpoolNews>),
         options: &'a ReceiverOptions,
         clock: Arc<dyn Clock>,
         gauges: StreamGauges,
@@ -187,6 +190,7 @@ impl<'a> Conversation<'a> {
             warned_hidden: false,
             heard_at: now,
             silence_max: silence_max(facts),
+            stored: None,
             jobs: JoinSet::new(),
             storing,
             spool_news,
@@ -257,6 +261,8 @@ impl<'a> Conversation<'a> {
             if ending.is_lost() {
                 stream = None;
             }
+            answer_now(&mut stream);
+            self.note_what_is_stored();
             self.show();
             let was_reading = reading;
             reading = ending.ended.is_none() && self.has_room();
@@ -362,6 +368,7 @@ impl<'a> Conversation<'a> {
     /// Tells the server the last position, and lets hints and clean-up come to their end.
     /// `left` is the time that a stop leaves for it; `None` where this is not the end.
     async fn finish(&mut self, stream: Option<WalStream>, left: Option<Duration>) -> Result<()> {
+        self.note_what_is_stored();
         if left.is_some() && !self.repository.is_whole() {
             tracing::warn!(
                 "stopped while a repository lacks what another one has: the next stream, or the next \
@@ -388,6 +395,7 @@ impl<'a> Conversation<'a> {
         let rest = async {
             while let Some(done) = self.jobs.join_next().await {
                 self.job_done(done)?;
+                self.note_what_is_stored();
             }
             Ok(())
         };
@@ -441,6 +449,14 @@ async fn pump(stream: &mut Option<WalStream>, reading: bool) -> Result<StreamEve
             std::future::pending().await
         }
         None => std::future::pending().await,
+    }
+}
+
+/// Sends what is queued as far as the socket takes it at once: commits may wait for it, and for nothing that
+/// is done next. Of what cannot be sent, whoever reads hears.
+fn answer_now(stream: &mut Option<WalStream>) {
+    if let Some(stream) = stream {
+        drop(stream.flush().now_or_never());
     }
 }
 

@@ -28,6 +28,11 @@ impl Histories {
         }
     }
 
+    /// Whether [`Self::store`] has returned.
+    pub(super) fn are_stored(&self) -> bool {
+        self.stored.initialized()
+    }
+
     /// Returns once they are stored, or spooled while the repository is away.
     pub(super) async fn store(
         &self,

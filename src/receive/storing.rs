@@ -35,10 +35,9 @@ pub(super) fn new_backoff() -> Backoff {
     Backoff::new(Duration::from_millis(200), Duration::from_secs(15))
 }
 
-/// Stores what one conversation receives. Cheap to clone: one for each object on its way.
-#[derive(Clone)]
+/// Stores what one conversation receives.
 pub(super) struct Storing {
-    histories: Arc<Histories>,
+    histories: Histories,
     repository: Repository,
     spool: Option<Arc<Spool>>,
     timeline: TimelineId,
@@ -47,27 +46,36 @@ pub(super) struct Storing {
 }
 
 impl Storing {
-    /// Stores a segment or a piece, however long that takes: this returns once it is durable.
-    pub(super) async fn keep(
-        self,
+    /// A segment or a piece, which `supersedes` others or not, to be stored.
+    pub(super) fn take(
+        &self,
         name: ObjectName,
         checked: Checked<'static>,
-    ) -> Result<Kept, RepositoryError> {
+        supersedes: bool,
+    ) -> Arc<EncodedWal> {
+        let (timeline, size) = (self.timeline, self.size);
+        self.repository
+            .take_wal(name, timeline, size, checked, supersedes)
+    }
+
+    /// Stores it on this very thread, where no other way takes so little time. Whether it is durable now;
+    /// if not, nothing was done, and [`Self::keep`] does it.
+    pub(super) fn keep_here(&self, wal: &EncodedWal) -> bool {
+        self.spool.is_none() && self.histories.are_stored() && self.repository.put_wal_here(wal)
+    }
+
+    /// Stores it, however long that takes: this returns once it is durable.
+    pub(super) async fn keep(&self, wal: Arc<EncodedWal>) -> Result<Kept, RepositoryError> {
         let Self {
             histories,
             repository,
             spool,
-            timeline,
-            size,
             failures,
+            ..
         } = self;
         histories
-            .store(&repository, spool.as_deref(), &failures)
+            .store(repository, spool.as_deref(), failures)
             .await?;
-        let wal = repository.take_wal(name, timeline, size, checked);
-        if spool.is_none() && repository.put_wal_here(&wal) {
-            return Ok(Kept::Stored(wal, Stored::Everywhere));
-        }
         let mut backoff = new_backoff();
         let mut only_repository = spool.is_none();
         loop {
@@ -78,12 +86,12 @@ impl Storing {
                 match repository.put_wal(&wal).await {
                     Ok(stored) => return stored_in(spool.as_deref(), wal, stored).await,
                     Err(error) if error.is_unreachable() => {
-                        is_away_now(spool.as_deref(), &failures, &error);
+                        is_away_now(spool.as_deref(), failures, &error);
                     }
                     Err(error) => return Err(error),
                 }
             }
-            if let Some(spool) = &spool {
+            if let Some(spool) = spool {
                 match put_aside(spool, &wal).await? {
                     SpoolPut::Stored => {
                         return Ok(Kept::Spooled(wal.checked.range()));
@@ -99,7 +107,7 @@ impl Storing {
     /// What is stored of a segment beyond a position: stretches, and the digests of their bytes. It is
     /// asked until the repository answers, unless what follows goes to the spool meanwhile.
     pub(super) async fn look(
-        self,
+        self: Arc<Self>,
         segment: SegmentName,
         beyond: Lsn,
     ) -> Result<Vec<(WalRange, String)>, RepositoryError> {
@@ -329,7 +337,7 @@ impl Spooling {
     pub(super) fn storing(
         &self,
         contact: &Contact,
-    ) -> (Storing, mpsc::UnboundedReceiver<SpoolNews>) {
+    ) -> (Arc<Storing>, mpsc::UnboundedReceiver<SpoolNews>) {
         let (repository, timeline) = (&contact.repository, contact.at.timeline);
         let size = contact.facts.segment_size;
         let (sender, news) = mpsc::unbounded_channel();
@@ -339,14 +347,14 @@ impl Spooling {
             *listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
         }
         let storing = Storing {
-            histories: Arc::new(Histories::until(timeline, &contact.histories)),
+            histories: Histories::until(timeline, &contact.histories),
             repository: repository.clone(),
             spool: draining.map(|draining| Arc::clone(&draining.spool)),
             timeline,
             size,
             failures: self.failures(),
         };
-        (storing, news)
+        (Arc::new(storing), news)
     }
 }
 

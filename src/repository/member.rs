@@ -15,8 +15,8 @@ use super::place::{Opened, Place};
 use super::records::{ClusterRecord, FORMAT};
 use super::store::{Created, Listed, Store, StoreError};
 use super::{
-    Fetched, PLAIN_BYTES_MAX, RepositoryError, Result, ServerIdentity, blocking, json_of, list_of,
-    stretch, systems_in,
+    EncodedWal, Fetched, PLAIN_BYTES_MAX, RepositoryError, Result, ServerIdentity, blocking,
+    json_of, list_of, stretch, systems_in,
 };
 use crate::error::chain;
 
@@ -272,19 +272,15 @@ impl Member {
         self.create_as(name, object, digest, false).await
     }
 
-    /// The same for WAL as it comes: a piece is superseded soon.
-    pub(super) async fn create_wal(
-        &self,
-        name: &ObjectName,
-        object: Bytes,
-        digest: &str,
-    ) -> Result<()> {
-        let is_brief = matches!(name, ObjectName::Piece { .. });
-        self.create_as(name, object, digest, is_brief).await
+    /// The same for WAL as it comes.
+    pub(super) async fn create_wal(&self, wal: &EncodedWal, object: Bytes) -> Result<()> {
+        let is_brief = wal.is_brief;
+        self.create_as(&wal.name, object, wal.digest(), is_brief)
+            .await
     }
 
-    /// Stores a plain piece on this very thread, where that is faster than all else; whether it is
-    /// done. If not, nothing was.
+    /// Stores a piece that is superseded soon on this very thread, where that is faster than all else;
+    /// whether it is done. If not, nothing was.
     pub(super) fn create_wal_here(
         &self,
         name: &ObjectName,
@@ -293,7 +289,7 @@ impl Member {
         let Some(opened) = self.place.opened() else {
             return false;
         };
-        if !matches!(name, ObjectName::Piece { .. }) || opened.encryption.is_configured() {
+        if opened.encryption.is_configured() {
             return false;
         }
         let recipe = Recipe {

@@ -85,6 +85,8 @@ pub struct EncodedWal {
     digest: OnceLock<String>,
     /// For each place, as it is encoded there; `None` where it was away.
     objects: Mutex<Vec<Option<Bytes>>>,
+    /// A piece that supersedes nothing, and is superseded soon.
+    is_brief: bool,
     /// The places that have acknowledged it, by number.
     held_by: Mutex<Vec<usize>>,
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use container::{DataKey, Encoder, Header};
+use container::{DataKey, Encoder, Header, LEVEL_STORED};
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
@@ -142,7 +142,7 @@ impl Repository {
         size: SegmentSize,
         checked: Checked<'static>,
     ) -> Result<Arc<EncodedWal>> {
-        let wal = self.take_wal(name, timeline, size, checked);
+        let wal = self.take_wal(name, timeline, size, checked, true);
         match self.encode_missing(&wal, &self.members_there()).await {
             // the key of a new day needs the store: it is asked for again when this is stored
             Err(error) if error.is_unreachable() => {}
@@ -151,21 +151,24 @@ impl Repository {
         Ok(wal)
     }
 
-    /// The same, without encoding it for anybody yet.
+    /// The same, without encoding it for anybody yet. A piece that does not `supersede` others may be
+    /// stored where others find it last; what they are removed for must not be.
     pub fn take_wal(
         &self,
         name: ObjectName,
         timeline: TimelineId,
         size: SegmentSize,
         checked: Checked<'static>,
+        supersedes: bool,
     ) -> Arc<EncodedWal> {
         Arc::new(EncodedWal {
+            is_brief: !supersedes && matches!(name, ObjectName::Piece { .. }),
             name,
             timeline,
             size,
             checked,
             digest: OnceLock::new(),
-            objects: Mutex::new(vec![None; self.members.len()]),
+            objects: Mutex::default(),
             held_by: Mutex::default(),
         })
     }
@@ -233,7 +236,7 @@ impl Repository {
             let (member, wal) = (member.clone(), Arc::clone(wal));
             // not given up when another place has been faster
             let write = tokio::spawn(async move {
-                let write = member.create_wal(&wal.name, object, wal.digest());
+                let write = member.create_wal(&wal, object);
                 let written = member.place().while_it_answers(write).await;
                 if written.is_ok() {
                     wal.is_held_by(number);
@@ -274,10 +277,11 @@ impl Repository {
         let [only] = self.members.as_slice() else {
             return false;
         };
-        if wal.checked.bytes().len() > ENCODED_HERE_BYTES {
+        if !wal.is_brief || wal.checked.bytes().len() > ENCODED_HERE_BYTES {
             return false;
         }
-        let level = wal.level(only.place().settings().wal_level);
+        // it is part of something larger soon
+        let level = LEVEL_STORED;
         let is_stored = only.create_wal_here(&wal.name, |recipe| {
             let encoded = encode_each(vec![(0, wal.adapt(recipe), level)], wal).ok();
             encoded.and_then(|mut encoded| encoded.pop().map(|(_, object)| object))
@@ -291,7 +295,7 @@ impl Repository {
     /// Stores it in the one place that there is.
     async fn put_wal_to(&self, only: &Member, wal: &EncodedWal) -> Result<Stored> {
         let object = wal.object(0).expect("encoded before, or refused");
-        only.create_wal(&wal.name, object, wal.digest()).await?;
+        only.create_wal(wal, object).await?;
         wal.is_held_by(0);
         Ok(Stored::Everywhere)
     }
@@ -380,6 +384,7 @@ impl Repository {
         segment: SegmentName,
         by: &EncodedWal,
     ) -> Result<u64> {
+        debug_assert!(!by.is_brief, "{:?} may be found last", by.name);
         let mut removed = 0;
         for member in self.holders(by) {
             let pieces = member.remove_superseded_pieces(&by.cover(segment)).await?;
@@ -391,6 +396,7 @@ impl Repository {
     /// Removes pieces that this process stored and `by` covers, where that is acknowledged. Gives
     /// how many.
     pub async fn remove_pieces(&self, pieces: &[ObjectName], by: &EncodedWal) -> Result<u64> {
+        debug_assert!(pieces.is_empty() || !by.is_brief, "{:?}", by.name);
         for member in self.holders(by) {
             let store = member.store()?;
             let paths: Vec<String> = pieces.iter().map(ObjectName::path).collect();
@@ -559,6 +565,9 @@ impl EncodedWal {
 
     fn set_object(&self, number: usize, object: Bytes) {
         let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        if objects.len() <= number {
+            objects.resize(number + 1, None);
+        }
         if let Some(slot) = objects.get_mut(number) {
             *slot = Some(object);
         }
@@ -802,6 +811,8 @@ fn wal_facts(checked: &Checked<'_>) -> WalFacts {
 
 #[cfg(test)]
 mod tests {
+    use wal::{Lsn, Verifier, WalRange, WalkerStart};
+
     use super::*;
     use crate::clock::{Clock, SystemClock};
     use crate::repository::destination::Destination;
@@ -841,5 +852,54 @@ mod tests {
         assert!(!repository.is_whole());
         drop(slower);
         assert!(repository.is_whole());
+    }
+
+    /// Others look at journals first and at files then: what was put between the two, and is all that has
+    /// the bytes of pieces that are gone, must have a file.
+    #[tokio::test]
+    async fn what_supersedes_others_has_a_file_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let destination = Destination::local(folder.path(), "main");
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let identity = ServerIdentity {
+            system_id: 7,
+            major: 18,
+            block_bytes: 8192,
+        };
+        let open = destination.open(true, &clock).unwrap();
+        let repository = open.repository(identity, false).await.unwrap();
+        let timeline = TimelineId::new(1).unwrap();
+        let size = SegmentSize::from_bytes(1 << 20).unwrap();
+        let put = async |start: u64, end: u64, supersedes: bool| {
+            let range = WalRange::new(Lsn::new(start), Lsn::new(end));
+            let segment = SegmentName::of(timeline, range.start, size);
+            let name = ObjectName::Piece { segment, range };
+            let mut verifier = Verifier::new(WalkerStart {
+                at: range.start,
+                segment_size: size,
+                major: None,
+                timeline,
+                system_id: None,
+                skip_to: None,
+            });
+            let bytes = vec![7; usize::try_from(end - start).unwrap()];
+            verifier.push(&bytes);
+            let checked = verifier.check(range, bytes);
+            let wal = repository.take_wal(name.clone(), timeline, size, checked, supersedes);
+            let stored = repository.put_wal(&wal).await.unwrap();
+            assert_eq!(stored, Stored::Everywhere);
+            folder
+                .path()
+                .join("main/7")
+                .join(name.path())
+                .try_exists()
+                .unwrap()
+        };
+        let mut pieces = 0;
+        while put(pieces * 8, pieces * 8 + 8, false).await {
+            pieces += 1;
+            assert!(pieces < 10_000, "a journal was never begun");
+        }
+        assert!(put(0, (pieces + 1) * 8, true).await);
     }
 }

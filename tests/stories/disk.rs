@@ -1,7 +1,7 @@
 //! A disk that forgets at a power cut what was not synced, played from what strace saw: a write is there
 //! once its file was synced after it, and a name once its folder was synced after it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ const CALLS: &str = "trace=open,openat,creat,mkdir,mkdirat,link,linkat,rename,re
 pub(crate) fn traced(traced: &Command, log: &Path) -> Command {
     let mut strace = command("strace");
     strace
-        .args(["-D", "-f", "--seccomp-bpf", "-y", "-xx", "-s", "2048"])
+        .args(["-D", "-f", "--seccomp-bpf", "-y", "-xx", "-s", "1048576"])
         .args(["-e", CALLS, "-o"])
         .arg(log)
         .arg(traced.get_program())
@@ -88,9 +88,11 @@ pub(crate) fn events(trace: &str) -> Vec<Event> {
 impl Call {
     fn parsed(text: &str, began: usize) -> Self {
         let name = text.split('(').next().unwrap().to_owned();
+        // what is written to a journal is read whole
+        let longest = if name == "pwrite64" { usize::MAX } else { 2048 };
         Self {
             name,
-            strings: hex_strings(text),
+            strings: hex_strings(text, longest),
             text: text.to_owned(),
             began,
         }
@@ -106,8 +108,9 @@ impl Call {
     }
 }
 
-/// Everything in `"…"` and `<…>`, which strace was told to print in hexadecimal.
-fn hex_strings(text: &str) -> Vec<Vec<u8>> {
+/// Everything in `"…"` and `<…>`, which strace was told to print in hexadecimal: of each the first
+/// `longest` bytes.
+fn hex_strings(text: &str, longest: usize) -> Vec<Vec<u8>> {
     let mut found = Vec::new();
     let mut rest = text;
     while let Some(at) = rest.find(['"', '<']) {
@@ -120,7 +123,7 @@ fn hex_strings(text: &str) -> Vec<Vec<u8>> {
             break;
         };
         let hex = &rest[at + 1..at + 1 + length];
-        let bytes = hex.split("\\x").skip(1);
+        let bytes = hex.split("\\x").skip(1).take(longest);
         found.push(
             bytes
                 .map(|byte| u8::from_str_radix(&byte[..2], 16).unwrap())
@@ -154,6 +157,8 @@ pub(crate) struct Disk {
     journaled: BTreeMap<PathBuf, (PathBuf, usize)>,
     /// Their frames: journal, epoch, sequence.
     frames: BTreeMap<(PathBuf, u64, u64), PathBuf>,
+    /// The frames of all kinds that were ever written.
+    seen: BTreeSet<(PathBuf, u64, u64)>,
     has_journaled: bool,
 }
 
@@ -165,6 +170,7 @@ impl Disk {
             contents: Vec::new(),
             journaled: BTreeMap::new(),
             frames: BTreeMap::new(),
+            seen: BTreeSet::new(),
             has_journaled: false,
         }
     }
@@ -291,31 +297,50 @@ impl Disk {
         }
     }
 
-    /// Takes note of a frame that is written to a journal (docs/format.md).
+    /// Takes note of the frames that are written to a journal, in whole blocks, some of which were written
+    /// before (docs/format.md).
     fn journal(&mut self, call: &Call) {
-        let (journal, frame) = (call.path(0), &call.strings[1]);
-        if !frame.starts_with(b"ANYWJNL\x01") {
+        let (journal, bytes) = (call.path(0), &call.strings[1]);
+        if journal.parent() != Some(&self.root.join(".journal")) {
             return;
         }
+        assert!(bytes.len().is_multiple_of(4096), "strace cuts strings off");
+        let mut rest = &bytes[..];
+        while rest.len() >= 44 {
+            let mut length = 8;
+            if rest.starts_with(b"ANYWJNL\x01") {
+                let path = u16::from_le_bytes(rest[14..16].try_into().unwrap());
+                let object = u32::from_le_bytes(rest[16..20].try_into().unwrap());
+                let whole = 44 + usize::from(path) + usize::try_from(object).unwrap();
+                length = whole.next_multiple_of(8);
+                self.frame(&journal, &rest[..length], call.began);
+            }
+            rest = &rest[length..];
+        }
+    }
+
+    fn frame(&mut self, journal: &Path, frame: &[u8], when: usize) {
         let number = |at: usize| usize::from(u16::from_le_bytes([frame[at], frame[at + 1]]));
         let long = |at: usize| u64::from_le_bytes(frame[at..at + 8].try_into().unwrap());
         let (kind, length) = (number(12), number(14));
         let path = OsString::from_vec(frame[44..44 + length].to_vec());
         let path = self.root.join(path);
+        let id = (journal.to_owned(), long(20), long(28));
+        if !self.seen.insert(id.clone()) {
+            return;
+        }
         match kind {
             1 => {
-                let id = (journal.clone(), long(20), long(28));
                 self.frames.insert(id, path.clone());
-                self.journaled.insert(path, (journal, call.began));
+                self.journaled.insert(path, (journal.to_owned(), when));
                 self.has_journaled = true;
             }
             4 => {
                 let object = usize::try_from(long(16) & 0xFFFF_FFFF).unwrap();
-                assert!(frame.len() >= 44 + object, "strace cuts strings off");
                 for run in (44..44 + object).step_by(24) {
                     let (epoch, first, count) = (long(run), long(run + 8), long(run + 16));
                     for sequence in first..first + count {
-                        let id = (journal.clone(), epoch, sequence);
+                        let id = (journal.to_owned(), epoch, sequence);
                         let path = self.frames.remove(&id).expect("a frame that was written");
                         self.journaled.remove(&path);
                     }
@@ -402,9 +427,13 @@ fn the_disk_keeps_what_a_synced_journal_has() {
     let mut frame = b"ANYWJNL\x01....\x01\0\x03\0".to_vec();
     frame.resize(44, 0);
     frame.extend(b"d/xthe object");
+    frame.resize(4096, 0);
     let steps = [
         format!("1 fsync(9<{}>) = 0", hex(b"/r/.journal")),
-        format!("1 pwrite64(9<{journal}>, \"{}\", 57, 0) = 57", hex(&frame)),
+        format!(
+            "1 pwrite64(9<{journal}>, \"{}\", 4096, 0) = 4096",
+            hex(&frame)
+        ),
         format!("1 fdatasync(9<{journal}>) = 0"),
     ];
     let kept = |left_out: Option<usize>| {

@@ -219,8 +219,23 @@ fn the_reader_plays_back_what_a_power_cut_tore() {
     for _ in 0..20 {
         insert(&mut record);
     }
+    let repository = record.anywhen.repository().to_owned();
+    let journaled_pieces = || -> Vec<PathBuf> {
+        let journal = fs::read(journal().unwrap().unwrap().path()).unwrap();
+        let is_journaled = |path: &PathBuf| {
+            let path = path.strip_prefix(&repository).unwrap();
+            let path = path.to_str().unwrap().as_bytes();
+            journal.windows(path.len()).any(|found| found == path)
+        };
+        files_below(&repository)
+            .into_iter()
+            .filter(is_journaled)
+            .collect()
+    };
+    eventually("what is not merged has files", || {
+        !journaled_pieces().is_empty()
+    });
     record.stream.take().unwrap().kill9();
-    let journal = fs::read(journal().unwrap().unwrap().path()).unwrap();
     let system = record.server.system_id();
     let current = "select pg_walfile_name(pg_current_wal_lsn())";
     let current = record.server.value(current);
@@ -232,15 +247,7 @@ fn the_reader_plays_back_what_a_power_cut_tore() {
         fs::read(out).unwrap()
     };
     let whole = read_segment("whole");
-    let is_journaled = |path: &PathBuf| {
-        let path = path.strip_prefix(record.anywhen.repository()).unwrap();
-        let path = path.to_str().unwrap().as_bytes();
-        journal.windows(path.len()).any(|found| found == path)
-    };
-    let pieces: Vec<PathBuf> = files_below(record.anywhen.repository())
-        .into_iter()
-        .filter(is_journaled)
-        .collect();
+    let pieces = journaled_pieces();
     assert!(!pieces.is_empty());
     let stored: Vec<Vec<u8>> = pieces.iter().map(|path| fs::read(path).unwrap()).collect();
     for (number, path) in pieces.iter().enumerate() {

@@ -55,7 +55,7 @@ impl Conversation<'_> {
         let piece = (ObjectName::Piece { segment, range }, checked);
         let (free, is_new) = self.others.admit(segment, piece, Instant::now());
         if is_new {
-            let looked = self.storing.clone().look(segment, self.compared);
+            let looked = Arc::clone(&self.storing).look(segment, self.compared);
             self.jobs.spawn(async move {
                 let found = looked.await?;
                 Ok(JobDone::Looked(segment, found))
@@ -97,8 +97,9 @@ impl Conversation<'_> {
 
     fn store(&mut self, name: ObjectName, checked: Checked<'static>) {
         self.stores_under_way += 1;
-        let storing = self.storing.clone();
+        let storing = Arc::clone(&self.storing);
         let unrecorded = Arc::clone(&self.unrecorded);
+        let supersedes = self.session.is_merge(checked.range());
         self.jobs.spawn(async move {
             // whoever looks must not find what follows before he finds the note
             if *unrecorded.borrow() > 0 {
@@ -109,8 +110,12 @@ impl Conversation<'_> {
                     .is_ok();
                 assert!(recorded, "this job holds the sender itself");
             }
-            // what takes longer is large, and a commit waits for each job that is made
-            let kept = Box::pin(storing.keep(name, checked)).await?;
+            let wal = storing.take(name, checked, supersedes);
+            if storing.keep_here(&wal) {
+                return Ok(JobDone::Kept(Kept::Stored(wal, Stored::Everywhere)));
+            }
+            // a large future, and a commit waits for each job that is made
+            let kept = Box::pin(storing.keep(wal)).await?;
             Ok(JobDone::Kept(kept))
         });
     }
@@ -119,6 +124,7 @@ impl Conversation<'_> {
         &mut self,
         done: Result<Result<JobDone, RepositoryError>, tokio::task::JoinError>,
     ) -> Result<()> {
+        self.note_what_is_stored();
         let done = done.map_err(|error| Error::failure(format!("a store job failed: {error}")))?;
         let (wal, stored) = match done? {
             JobDone::Kept(Kept::Stored(wal, stored)) => {
@@ -152,11 +158,19 @@ impl Conversation<'_> {
         for covered in self.in_spool.left(range) {
             self.session.handle(Event::Stored(covered), now);
         }
-        self.show_stored(&wal.name, range, merged);
+        self.stored = Some((wal, merged));
+        Ok(())
+    }
+
+    /// Does what is left to do for what was stored last.
+    pub(super) fn note_what_is_stored(&mut self) {
+        let Some((wal, merged)) = self.stored.take() else {
+            return;
+        };
+        self.show_stored(&wal.name, wal.checked.range(), merged);
         self.show_spool();
         self.advance_tip();
         self.remove_superseded(wal, merged);
-        Ok(())
     }
 
     /// Takes note that a stretch is durable in the spool, and in memory no longer.

@@ -138,7 +138,7 @@ fn wal_of(
         skip_to: None,
     });
     let checked = verifier.check(range, bytes);
-    repository.take_wal(name, timeline(id), size(), checked)
+    repository.take_wal(name, timeline(id), size(), checked, true)
 }
 
 /// An object as a writer that digested other bytes would have left it: its stored bytes are whole.

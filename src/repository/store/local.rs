@@ -3,6 +3,7 @@
 //! Reading is `object_store`'s. Writing is our own: what it makes has the modes of the process's
 //! umask, and a folder that a killed process made is taken for durable.
 
+mod blocks;
 mod frame;
 mod journal;
 #[cfg(test)]
@@ -52,7 +53,8 @@ const WITHOUT_JOURNAL: usize = 4;
 const KNOWN_MAX: usize = 10_000;
 
 /// Set in the extensions of a put: the object is small, and soon superseded. So it is worth a
-/// journal, where there is one.
+/// journal, where there is one. It supersedes nothing itself: others look at journals first, and at
+/// files then, so what covers a file must have one before that goes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Brief;
 
@@ -146,10 +148,10 @@ impl Local {
         .await
     }
 
-    fn writer(&self, location: &Path) -> Writer {
+    fn writer(&self, path: &str) -> Writer {
         Writer {
-            object: self.root.folder.join(location.as_ref()),
-            path: location.as_ref().to_owned(),
+            object: self.root.folder.join(path),
+            path: path.to_owned(),
             root: self.root.clone(),
             known: Arc::clone(&self.known),
         }
@@ -177,7 +179,7 @@ impl Local {
             return Ok(false);
         };
         let bytes = Bytes::from(payload.clone());
-        match scribe.put(self.writer(location), bytes).await {
+        match scribe.put(self.writer(location.as_ref()), bytes).await {
             Some(Ok(())) => Ok(true),
             Some(Err(error)) if error.kind() == io::ErrorKind::AlreadyExists => {
                 Err(exists(location, error))
@@ -188,12 +190,12 @@ impl Local {
     }
 
     /// Whether the object was put through the journal on this very thread.
-    pub(super) fn put_brief_here(&self, location: &Path, bytes: &Bytes) -> bool {
+    pub(super) fn put_brief_here(&self, path: &str, bytes: &Bytes) -> bool {
         if bytes.len() > OBJECT_BYTES_MAX {
             return false;
         }
         let scribe = self.scribe.get().and_then(Option::as_ref);
-        scribe.is_some_and(|scribe| scribe.put_here(|| self.writer(location), bytes))
+        scribe.is_some_and(|scribe| scribe.put_here(|| self.writer(path), bytes))
     }
 
     fn journal(&self) -> Option<&Arc<Journal>> {
@@ -210,6 +212,22 @@ impl Local {
         let path = location.to_string();
         let looked = blocking(move || Ok(journal.nameless(&path)));
         looked.await.map_err(failed)
+    }
+
+    /// Gives an object its file that is durable in our journal and has none yet; whether there is one.
+    async fn name_nameless(&self, location: &Path) -> Result<bool> {
+        let Some(journal) = self.journal().map(Arc::clone) else {
+            return Ok(false);
+        };
+        let path = location.to_string();
+        let named = blocking(move || {
+            let is_there = journal.nameless(&path).is_some();
+            if is_there {
+                journal.name_one(&path)?;
+            }
+            Ok(is_there)
+        });
+        named.await.map_err(failed)
     }
 
     /// The same of a journal of somebody else's that was seen when objects were last listed.
@@ -385,12 +403,6 @@ fn delete(
         Some(journal) => journal.removed(&paths),
         None => vec![false; paths.len()],
     };
-    // what covers a file must have one before that goes: others look at journals first, and at files then
-    if had_no_file.contains(&false)
-        && let Some(Err(error)) = journal.map(Journal::name_all)
-    {
-        return vec![Err(failed(error))];
-    }
     let mut had_no_file = had_no_file.into_iter();
     let deleted = locations.into_iter().map(|location| {
         let location = location?;
@@ -554,10 +566,11 @@ impl ObjectStore for Local {
         if is_brief && self.put_brief(location, &payload).await? {
             return Ok(put_result());
         }
-        if options.mode == PutMode::Create && self.nameless(location).await?.is_some() {
+        // what supersedes others must have a file
+        if options.mode == PutMode::Create && self.name_nameless(location).await? {
             return Err(exists(location, io::ErrorKind::AlreadyExists.into()));
         }
-        let writer = self.writer(location);
+        let writer = self.writer(location.as_ref());
         let written = tokio::task::spawn_blocking(move || {
             writer.root.check().map_err(failed)?;
             let bytes = Bytes::from(payload);

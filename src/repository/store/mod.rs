@@ -283,9 +283,9 @@ impl Store {
         self.ask("write", path, create).await
     }
 
-    /// Creates a small and soon superseded object on this very thread, where that is faster than all
-    /// else: in a folder of this machine with a journal, whose disk is quick. Whether it is done; if not,
-    /// nothing was, and [`Self::create_brief`] does it or says why it cannot be done.
+    /// Creates a small and soon superseded object of a legal path on this very thread, where that is
+    /// faster than all else: in a folder of this machine with a journal, whose disk is quick. Whether it
+    /// is done; if not, nothing was, and [`Self::create_brief`] does it or says why it cannot be done.
     pub fn create_brief_here(&self, path: &str, bytes: &Bytes) -> bool {
         let Some(local) = &self.local else {
             return false;
@@ -294,7 +294,11 @@ impl Store {
             return false;
         }
         let length = bytes.len();
-        let is_done = local.put_brief_here(&self.at(path), bytes);
+        let is_done = if self.base.as_ref().is_empty() {
+            local.put_brief_here(path, bytes)
+        } else {
+            local.put_brief_here(self.at(path).as_ref(), bytes)
+        };
         if is_done {
             self.client.meter().done(Request::Put);
             self.client.meter().written(length);

@@ -115,8 +115,17 @@ impl<'a> Frame<'a> {
         Some((HEAD_BYTES + path.len() + object.len()).next_multiple_of(ALIGNED))
     }
 
-    /// The frame as it is written; `None` where a length does not fit its field.
+    /// The frame as it is written.
+    #[cfg(test)]
     pub(super) fn encode(&self, salt: u64) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.append_to(&mut bytes, salt)?;
+        Some(bytes)
+    }
+
+    /// Appends the frame as it is written, and gives how many bytes it takes; `None` where a length does
+    /// not fit its field, and nothing is appended.
+    pub(super) fn append_to(&self, bytes: &mut Vec<u8>, salt: u64) -> Option<usize> {
         let (path, object) = parts(&self.note);
         let (kind, mark) = match self.note {
             Note::Put { .. } => (KIND_PUT, self.durable),
@@ -125,24 +134,29 @@ impl<'a> Frame<'a> {
             Note::Removed { .. } => (KIND_REMOVED, self.durable),
             Note::Named { .. } => (KIND_NAMED, self.durable),
         };
-        let mut bytes = Vec::with_capacity(Self::encoded_bytes(&self.note)?);
+        let length = Self::encoded_bytes(&self.note)?;
+        let path_bytes = u16::try_from(path.len()).ok()?;
+        let object_bytes = u32::try_from(object.len()).ok()?;
+        let start = bytes.len();
+        bytes.reserve(length);
         bytes.extend(MAGIC);
         bytes.extend([0; KIND_AT - CRC_AT]);
         bytes.extend(kind.to_le_bytes());
-        bytes.extend(u16::try_from(path.len()).ok()?.to_le_bytes());
-        bytes.extend(u32::try_from(object.len()).ok()?.to_le_bytes());
+        bytes.extend(path_bytes.to_le_bytes());
+        bytes.extend(object_bytes.to_le_bytes());
         bytes.extend(self.epoch.to_le_bytes());
         bytes.extend(self.sequence.to_le_bytes());
         bytes.extend(mark.to_le_bytes());
-        debug_assert_eq!(bytes.len(), HEAD_BYTES);
+        debug_assert_eq!(bytes.len(), start + HEAD_BYTES);
         bytes.extend(path.as_bytes());
         bytes.extend(object);
-        let crc = crc_of(salt, bytes.get(KIND_AT..)?);
-        bytes
+        let frame = bytes.get_mut(start..)?;
+        let crc = crc_of(salt, frame.get(KIND_AT..)?);
+        frame
             .get_mut(CRC_AT..KIND_AT)?
             .copy_from_slice(&crc.to_le_bytes());
-        bytes.resize(bytes.len().next_multiple_of(ALIGNED), 0);
-        Some(bytes)
+        bytes.resize(start + length, 0);
+        Some(length)
     }
 
     /// The frame at the beginning of `bytes`, and how many it takes; `None` where there is no whole

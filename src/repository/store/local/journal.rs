@@ -11,7 +11,6 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -20,7 +19,8 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use bytes::Bytes;
 
-use super::frame::{ALIGNED, Frame, FrameId, Note, Runs, runs_of};
+use super::blocks::{BLOCK, Blocks, set_direct};
+use super::frame::{Frame, FrameId, Note, Runs, runs_of};
 use super::replay::{self, There};
 use super::{Root, STAGING};
 use crate::durable::{self, Staged};
@@ -81,10 +81,10 @@ struct Shared {
     salt: u64,
     settings: Settings,
     state: Mutex<State>,
-    /// Each held by one at a time: while objects get their names, while the file is synced (a disk says
-    /// once that it could not), and while a half is emptied.
+    /// Each held by one at a time: while objects get their names, while the file is written and synced (a
+    /// disk says once that it could not), and while a half is emptied.
     naming: Mutex<()>,
-    syncing: Mutex<()>,
+    syncing: Mutex<Blocks>,
     emptying: Mutex<()>,
 }
 
@@ -135,8 +135,12 @@ struct Nameless {
 
 struct Half {
     epoch: u64,
-    /// How many bytes of it are filled.
+    /// How many bytes of it are filled, and how many of them are written to the file.
     filled: u64,
+    on_file: u64,
+    /// The filled bytes from the beginning of the block on that what is to be written shares with what
+    /// is.
+    tail: Vec<u8>,
     /// How many frames, and how many of all were written before its first.
     frames: u64,
     written_before: u64,
@@ -152,6 +156,8 @@ impl Half {
         Self {
             epoch,
             filled: 0,
+            on_file: 0,
+            tail: Vec::new(),
             frames: 0,
             written_before,
             free,
@@ -174,6 +180,7 @@ pub(super) enum Appended {
 impl Journal {
     /// Makes a new one. An error where the file system cannot tell whether its owner lives.
     pub(super) fn create(root: &Root, settings: Settings) -> io::Result<Self> {
+        assert!(settings.half_bytes.is_multiple_of(BLOCK as u64));
         let salt = salt()?;
         let (staging, folder) = (root.folder.join(STAGING), root.folder.join(JOURNALS));
         // never the root: where that is gone, its disk was taken away. Whoever made them may have been
@@ -183,6 +190,9 @@ impl Journal {
         let path = folder.join(name(salt));
         let file = Staged::zeros(&staging, settings.half_bytes.saturating_mul(2))?;
         let file = file.create_and_keep(&path)?;
+        if let Err(error) = set_direct(&file, true) {
+            tracing::debug!("{} goes through the page cache: {error}", path.display());
+        }
         Ok(Self {
             shared: Arc::new(Shared {
                 root: root.clone(),
@@ -203,7 +213,7 @@ impl Journal {
                     emptied_at: Instant::now(),
                 }),
                 naming: Mutex::new(()),
-                syncing: Mutex::new(()),
+                syncing: Mutex::default(),
                 emptying: Mutex::new(()),
             }),
         })
@@ -309,22 +319,23 @@ impl Journal {
         objects.any(|within| within.nameless.is_some() && !within.is_in_conflict)
     }
 
-    /// Gives every object that is durable its file.
-    pub(super) fn name_all(&self) -> io::Result<()> {
-        let is_durable = |nameless: &Nameless, durable| nameless.through <= durable;
-        self.shared.name(is_durable, usize::MAX)
-    }
-
     /// Gives up to `most` objects their files that are durable and have waited for them for so long.
     pub(super) fn name(&self, waited: Duration, most: usize) {
         let now = Instant::now();
-        let is_due = |nameless: &Nameless, durable| {
+        let is_due = |_: &str, nameless: &Nameless, durable| {
             nameless.through <= durable && now.duration_since(nameless.since) >= waited
         };
         if let Err(error) = self.shared.name(is_due, most) {
             let path = self.shared.path.display();
             tracing::debug!("some objects are in {path} alone for now: {error}");
         }
+    }
+
+    /// Gives an object its file that is durable and has none.
+    pub(super) fn name_one(&self, path: &str) -> io::Result<()> {
+        let is_due =
+            |it: &str, nameless: &Nameless, durable| it == path && nameless.through <= durable;
+        self.shared.name(is_due, 1)
     }
 
     /// Makes everything in it durable by itself, and removes it: nothing more is taken.
@@ -366,7 +377,11 @@ impl Journal {
             })
         });
         let had_no_file = had_no_file.collect();
-        shared.note(&mut state, frames, |frames| Note::Removed { frames });
+        if !frames.is_empty() {
+            shared.note(&mut state, frames, |frames| Note::Removed { frames });
+            drop(state);
+            shared.write_out();
+        }
         had_no_file
     }
 }
@@ -442,27 +457,77 @@ impl Shared {
             note,
         };
         let no_room = || io::Error::from(io::ErrorKind::StorageFull);
-        let bytes = frame.encode(self.salt).ok_or_else(no_room)?;
-        let length = u64::try_from(bytes.len()).map_err(io::Error::other)?;
-        let start = if number == 0 {
-            0
-        } else {
-            self.settings.half_bytes
-        };
-        if state.broken || length > self.settings.half_bytes - half.filled {
+        let length = Frame::encoded_bytes(&frame.note).ok_or_else(no_room)?;
+        let filled = half.filled + u64::try_from(length).map_err(io::Error::other)?;
+        if state.broken || filled > self.settings.half_bytes {
             return Err(no_room());
         }
-        self.file.write_all_at(&bytes, start + half.filled)?;
         let half = &mut state.halves[number];
-        half.filled += length;
+        frame
+            .append_to(&mut half.tail, self.salt)
+            .ok_or_else(no_room)?;
+        half.filled = filled;
         half.frames += 1;
         state.written += 1;
         Ok((frame.epoch, frame.sequence))
     }
 
-    /// Syncs everything that is written, unless that was done since.
+    /// Writes what was appended to the file, unsynced: others see it. Nothing depends on it.
+    fn write_out(self: &Arc<Self>) {
+        let mut blocks = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.lock().broken {
+            return;
+        }
+        // said there
+        drop(self.write_blocks(&mut blocks));
+    }
+
+    /// Writes what was appended to the file. On a disk that is full, and makes another place even for what
+    /// is written over, it is written with what follows once there is room.
+    fn write_blocks(self: &Arc<Self>, blocks: &mut Blocks) -> io::Result<()> {
+        let is_full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        let written = self.write_tails(blocks);
+        match &written {
+            Err(error) if is_full.contains(&error.kind()) => {
+                tracing::debug!("cannot write to {}: {error}", self.path.display());
+            }
+            Err(error) => self.breaks(error),
+            Ok(()) => {}
+        }
+        written
+    }
+
+    fn write_tails(&self, blocks: &mut Blocks) -> io::Result<()> {
+        for number in 0..2 {
+            let state = self.lock();
+            let half = &state.halves[number];
+            let (epoch, filled) = (half.epoch, half.filled);
+            if half.on_file == filled {
+                continue;
+            }
+            let length = half.tail.len();
+            let tail_at = filled - u64::try_from(length).map_err(io::Error::other)?;
+            blocks.fill(&half.tail);
+            drop(state);
+            let start = if number == 0 {
+                0
+            } else {
+                self.settings.half_bytes
+            };
+            blocks.write_at(&self.file, start + tail_at)?;
+            let mut state = self.lock();
+            let half = &mut state.halves[number];
+            if half.epoch == epoch {
+                half.on_file = filled;
+                half.tail.drain(..length - length % BLOCK);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes and syncs everything that was appended, unless that was done since.
     fn sync_through(self: &Arc<Self>, through: u64) -> io::Result<()> {
-        let _alone = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut blocks = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         let state = self.lock();
         if state.durable >= through {
             return Ok(());
@@ -472,21 +537,28 @@ impl Shared {
         }
         let written = state.written;
         drop(state);
+        self.write_blocks(&mut blocks)?;
         let synced = (self.settings.sync)(&self.file).and_then(|()| self.check());
-        let mut state = self.lock();
         match &synced {
-            Ok(()) => state.durable = state.durable.max(written),
-            Err(error) => {
-                tracing::warn!(
-                    "{} could not be synced: {error}; every object is synced by itself from now on",
-                    self.path.display()
-                );
-                state.broken = true;
-                // what shares a block with what could not be written
-                (0..2).for_each(|half| self.empty_later(&mut state, half));
+            Ok(()) => {
+                let mut state = self.lock();
+                state.durable = state.durable.max(written);
             }
+            Err(error) => self.breaks(error),
         }
         synced
+    }
+
+    /// Nothing more is entrusted to a disk that has failed.
+    fn breaks(self: &Arc<Self>, error: &io::Error) {
+        tracing::warn!(
+            "{} could not be written: {error}; every object is synced by itself from now on",
+            self.path.display()
+        );
+        let mut state = self.lock();
+        state.broken = true;
+        // what shares a block with what could not be written
+        (0..2).for_each(|half| self.empty_later(&mut state, half));
     }
 
     /// An error where nobody would find the journal after a power cut.
@@ -550,16 +622,13 @@ impl Shared {
 
     /// Gives objects their files, of those that are due up to so many. The bytes of those that cannot be
     /// had stay here; the first error.
-    fn name(&self, is_due: impl Fn(&Nameless, u64) -> bool, most: usize) -> io::Result<()> {
+    fn name(
+        self: &Arc<Self>,
+        is_due: impl Fn(&str, &Nameless, u64) -> bool,
+        most: usize,
+    ) -> io::Result<()> {
         let _alone = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut removed = self.name_those(is_due, most)?;
-        let mut more = removed.len();
-        // what was removed while it got its file is superseded by what may have none yet
-        while more > 0 {
-            let since = self.name_those(|it, durable| it.through <= durable, usize::MAX)?;
-            more = since.len();
-            removed.extend(since);
-        }
+        let removed = self.name_those(is_due, most)?;
         let mut outcome = Ok(());
         for path in removed {
             match std::fs::remove_file(self.root.folder.join(path)) {
@@ -574,15 +643,15 @@ impl Shared {
 
     /// The same once. Gives the paths of those that were removed meanwhile, and have files now.
     fn name_those(
-        &self,
-        is_due: impl Fn(&Nameless, u64) -> bool,
+        self: &Arc<Self>,
+        is_due: impl Fn(&str, &Nameless, u64) -> bool,
         most: usize,
     ) -> io::Result<Vec<String>> {
         let state = self.lock();
         let durable = state.durable;
         let due = state.objects.iter().filter_map(|(path, within)| {
             let nameless = within.nameless.as_ref();
-            let nameless = nameless.filter(|nameless| is_due(nameless, durable))?;
+            let nameless = nameless.filter(|nameless| is_due(path, nameless, durable))?;
             let bytes = nameless.bytes.clone();
             (!within.is_in_conflict).then(|| (path.clone(), within.frame, bytes))
         });
@@ -623,6 +692,8 @@ impl Shared {
             }
         }
         self.note(&mut state, frames, |frames| Note::Named { frames });
+        drop(state);
+        self.write_out();
         outcome.map(|()| removed)
     }
 
@@ -639,7 +710,10 @@ impl Shared {
         if let Err(error) = self.sync_through(written) {
             tracing::debug!("{} before it is emptied: {error}", self.path.display());
         }
-        self.name(|nameless, durable| nameless.through <= durable, usize::MAX)?;
+        self.name(
+            |_, nameless, durable| nameless.through <= durable,
+            usize::MAX,
+        )?;
         let state = self.lock();
         if state.halves[half].is_kept {
             return Err(io::Error::other("what it holds could not be synced before"));
@@ -674,6 +748,8 @@ impl Shared {
             // played back, it would bring back what was removed since
             tracing::debug!("cannot write to {}: {error}", self.path.display());
         }
+        drop(state);
+        self.write_out();
         Ok(())
     }
 }
@@ -781,4 +857,4 @@ pub(super) fn sync_objects(folder: &FilePath, paths: &[String]) -> io::Result<()
         .try_for_each(|folder| durable::sync_dir(folder))
 }
 
-const _: () = assert!(HALF_BYTES.is_multiple_of(ALIGNED as u64));
+const _: () = assert!(HALF_BYTES.is_multiple_of(BLOCK as u64));

@@ -126,7 +126,7 @@ impl Scribe {
         let is_durable = self
             .journal
             .sync(through)
-            .and_then(|()| self.root.check())
+            .and_then(|()| watched.once_in_a_while(|| self.root.check()))
             .is_ok();
         if !is_durable {
             self.journal.withdraw(&writer.path, through);

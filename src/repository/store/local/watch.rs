@@ -4,6 +4,7 @@
 //! While that thread syncs, the rest of what it serves waits. Tokio's other threads take that over once
 //! they are woken, and nobody wakes them who does not know: that is done from here.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -15,8 +16,14 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 const HANGS_AFTER: Duration = Duration::from_millis(50);
 /// A disk that takes so long is left to a thread of its own
 const SLOW: Duration = Duration::from_millis(10);
-/// for so long.
-const LEFT_ALONE_FOR: Duration = Duration::from_secs(1);
+/// for so long: most that are slow once are quick again.
+const LEFT_ALONE_FOR: Duration = Duration::from_millis(100);
+/// Where nothing was synced for so long, nobody looks.
+const LOOKED_FOR: Duration = Duration::from_secs(1);
+
+/// What is looked at once in a while is looked at after so long, in microseconds: to follow a path takes
+/// a tenth of the time of a sync.
+const LOOKED_AT_AFTER: u64 = 10_000;
 
 /// Sees to syncs that others might wait for.
 #[derive(Debug)]
@@ -34,6 +41,8 @@ struct Shared {
     began: AtomicU64,
     /// Until then the disk is left alone, in microseconds.
     slow_until: AtomicU64,
+    /// When [`Watched::once_in_a_while`] last found all well, in microseconds; 0 for never.
+    looked_at: AtomicU64,
     /// Nothing was synced for a while, and nobody looks.
     sleeps: AtomicBool,
     over: AtomicBool,
@@ -67,6 +76,7 @@ impl Watch {
             start: Instant::now(),
             began: AtomicU64::new(0),
             slow_until: AtomicU64::new(0),
+            looked_at: AtomicU64::new(0),
             sleeps: AtomicBool::new(true),
             over: AtomicBool::new(false),
             runtime,
@@ -100,6 +110,20 @@ impl Watch {
             }
         }
         Some(Watched { shared, began })
+    }
+}
+
+impl Watched<'_> {
+    /// Asks `look`, unless it has said a moment ago that all is well.
+    pub(super) fn once_in_a_while(&self, look: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let looked_at = self.shared.looked_at.load(Ordering::Relaxed);
+        let since = self.shared.now().saturating_sub(looked_at);
+        if looked_at != 0 && since < LOOKED_AT_AFTER {
+            return Ok(());
+        }
+        look()?;
+        self.shared.looked_at.store(self.began, Ordering::Relaxed);
+        Ok(())
     }
 }
 
@@ -145,7 +169,7 @@ fn watch(shared: &Shared) {
         let began = shared.began.load(Ordering::Acquire);
         let since = |then: u64| Duration::from_micros(shared.now().saturating_sub(then));
         if began == 0 {
-            if since(last) > LEFT_ALONE_FOR {
+            if since(last) > LOOKED_FOR {
                 shared.sleeps.store(true, Ordering::SeqCst);
                 // one that began before that was to be seen wakes nobody
                 if shared.began.load(Ordering::SeqCst) != 0 {
@@ -168,7 +192,6 @@ mod tests {
     use std::time::Duration;
 
     use bytes::Bytes;
-    use object_store::path::Path;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream};
 
@@ -190,8 +213,7 @@ mod tests {
     }
 
     fn put_here(local: &Local, number: usize) -> bool {
-        let path = Path::from(format!("main/{number}"));
-        local.put_brief_here(&path, &Bytes::from_static(b"x"))
+        local.put_brief_here(&format!("main/{number}"), &Bytes::from_static(b"x"))
     }
 
     fn runtime(threads: usize) -> tokio::runtime::Runtime {
