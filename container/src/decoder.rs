@@ -435,24 +435,28 @@ pub fn decode(bytes: &[u8], max_plain_bytes: u64, key: Option<&DataKey>) -> Resu
     })
 }
 
-/// Reads a whole object as [`decode`] does, for the places of its frames and nothing else.
+/// Reads a whole object as [`decode`] does, for the places of its frames, and how many plain bytes each
+/// holds.
 pub fn frame_places(
     bytes: &[u8],
     max_plain_bytes: u64,
     key: Option<&DataKey>,
-) -> Result<Vec<Frame>, Error> {
+) -> Result<Vec<(Frame, u64)>, Error> {
     let mut decoder = Decoder::new(max_plain_bytes, key)?;
-    let (mut rest, mut frames) = (bytes, Vec::new());
+    let (mut rest, mut frames, mut plain_before) = (bytes, Vec::new(), 0);
     while !rest.is_empty() {
         let before = decoder.state;
         rest = decoder.step(rest, &mut |_| {})?;
         if let (State::Frame { offset } | State::SealedFrame { offset }, State::Between) =
             (before, decoder.state)
         {
-            frames.push(Frame {
+            let frame = Frame {
                 offset,
                 stored_bytes: decoder.object_bytes.saturating_sub(offset),
-            });
+            };
+            let plain = decoder.plain.bytes;
+            frames.push((frame, plain.saturating_sub(plain_before)));
+            plain_before = plain;
         }
     }
     decoder.finish()?;

@@ -34,7 +34,7 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Begins an object. `level` is zstd's, from -7 to 19, or [`LEVEL_STORED`]; `key` is that of
+    /// Begins an object. `level` is zstd's, from -7 to 19, or [`crate::LEVEL_STORED`]; `key` is that of
     /// [`Header::encrypt`].
     ///
     /// Refuses a header that says something else than what would be written: another format, codec,

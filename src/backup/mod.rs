@@ -1,6 +1,7 @@
 //! Taking a base backup: `BASE_BACKUP`'s stream into extents, packs and a manifest, with the WAL
 //! that it needs, and `backup.json` last.
 
+mod extents;
 mod needed_wal;
 mod outside;
 mod tries;
@@ -13,6 +14,8 @@ use std::time::Duration;
 use basebackup::label::Origin;
 use basebackup::stream::Form;
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use replication::base_backup::{
     BackupForm, BackupMessage, BaseBackupError, BaseBackupOptions, BaseBackupStream,
@@ -30,15 +33,19 @@ use crate::receive::comparison::refuse_another_history;
 use crate::repository::destination::{Destination, OpenDestination};
 use crate::repository::layout::{BackupId, ObjectName};
 use crate::repository::records::{BackupRecord, FORMAT, TablespaceRecord};
+use crate::repository::sharing::EarlierBackup;
 use crate::repository::{Acknowledge, BackupRecipe, Repository, ServerIdentity, blocking};
 use crate::retry::Backoff;
 use crate::server::{self, ServerFacts};
+use extents::EXTENT_BYTES;
 use needed_wal::{NeededWal, Places};
 use tries::Tries;
 use writer::{Message, Pack, Written};
 
 /// How many messages of up to 128 KiB wait for the writer at most.
 const QUEUED_MESSAGES: usize = 64;
+/// So many packs are stored at once. Each is in memory, and so are one that waits and one that is filled.
+const UPLOADS: usize = 2;
 /// How long after a clock was read its moment counts as past for every commit at the latest: a commit
 /// is stamped before its record is written.
 const COMMIT_STAMP_ALLOWANCE: Duration = Duration::from_secs(1);
@@ -56,6 +63,8 @@ pub struct BackupOptions {
     pub fast_checkpoint: bool,
     /// The most that the server may send, in KiB a second.
     pub max_rate_kib: Option<u32>,
+    /// Store everything anew, also what an earlier backup has stored.
+    pub full: bool,
     /// Take the cluster's name for a system that is new under it.
     pub new_system: bool,
 }
@@ -114,13 +123,25 @@ impl BackupTaker {
             everywhere,
             repository,
         } = prepared;
-        let id = repository.announce_backup(self.clock.now()).await?;
+        let newest = tokio::select! {
+            newest = self.newest_backup(&repository) => newest?,
+            _ = stop.wait_for(|asked| *asked) => {
+                return Err(Error::new(Kind::Failure, "stopped before the backup had begun"));
+            }
+        };
+        let now = self.clock.now();
+        let id = repository.announce_backup(now, newest.as_ref()).await?;
         let recipe = repository.backup_recipe().await?;
         let places = Places {
             everywhere: &everywhere,
             first: &repository,
         };
-        let taking = Box::pin(self.take(base, &facts, places, &recipe, &id, progress));
+        let to = Target {
+            recipe: &recipe,
+            id: &id,
+            newest,
+        };
+        let taking = Box::pin(self.take(base, &facts, places, to, progress));
         let taken = tokio::select! {
             taken = taking => taken,
             asked = stop.wait_for(|asked| *asked) => match asked {
@@ -183,11 +204,14 @@ impl BackupTaker {
         base: Connection,
         facts: &ServerFacts,
         places: Places<'_>,
-        recipe: &BackupRecipe,
-        id: &BackupId,
+        Target { recipe, id, newest }: Target<'_>,
         progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<BackupRecord> {
         let repository = places.first;
+        let earlier = match newest {
+            Some(newest) => earlier_backup(repository, &newest, recipe).await?,
+            None => None,
+        };
         let needed = NeededWal::reserve(&self.settings, facts, id, &*self.clock).await?;
         let started_at = self.start_moment().await?;
         tracing::info!("waiting for a checkpoint");
@@ -200,7 +224,7 @@ impl BackupTaker {
         tracing::info!("backup {id} begins at {start_lsn} on timeline {timeline}");
 
         let received = self
-            .receive(stream, repository, recipe, id, progress)
+            .receive(stream, repository, (recipe, earlier), id, progress)
             .await?;
         let Received {
             written,
@@ -209,12 +233,19 @@ impl BackupTaker {
         } = received;
         check_timeline(timeline, stop_timeline)?;
         written.check_identity(facts.system_id, start_lsn)?;
+        if written.shared_bytes > 0 {
+            tracing::info!(
+                "stored anew: {} bytes of {}; the rest is shared with earlier backups",
+                written.bytes.saturating_sub(written.shared_bytes),
+                written.bytes
+            );
+        }
         let from_standby = written.label_origin() == Origin::Standby;
         let end = self.end(facts, &written, stop_lsn).await?;
         needed.receive(places, timeline, start_lsn, end.lsn).await?;
         needed.release().await;
 
-        Ok(BackupRecord {
+        let record = BackupRecord {
             format: FORMAT,
             id: id.clone(),
             cluster: repository.cluster().to_string(),
@@ -231,12 +262,37 @@ impl BackupTaker {
             files: written.files,
             bytes: written.bytes,
             stored_bytes: written.stored_bytes,
+            shared_packs: written.shared_packs,
             tablespaces,
             manifest_digest: written.manifest_digest,
             from_standby,
             sealed: None,
             digest: None,
-        })
+        };
+        let mut tries = Tries::new();
+        while let Err(error) = repository.check_shared(&record).await {
+            if error.is_damage() {
+                return Err(Error::from(error)
+                    .context("what an earlier backup had stored is gone")
+                    .hint("take the backup again: what is missing is stored anew"));
+            }
+            tries.again_after(error.into()).await?;
+        }
+        Ok(record)
+    }
+
+    /// The backup that the next one may refer to.
+    async fn newest_backup(&self, repository: &Repository) -> Result<Option<BackupRecord>> {
+        if self.options.full {
+            return Ok(None);
+        }
+        let mut tries = Tries::new();
+        loop {
+            match repository.newest_backup().await {
+                Ok(newest) => return Ok(newest),
+                Err(error) => tries.again_after(error.into()).await?,
+            }
+        }
     }
 
     fn server_options(&self) -> BaseBackupOptions {
@@ -340,7 +396,7 @@ impl BackupTaker {
         &self,
         mut stream: BaseBackupStream,
         repository: &Repository,
-        recipe: &BackupRecipe,
+        (recipe, earlier): (&BackupRecipe, Option<EarlierBackup>),
         id: &BackupId,
         progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<Received> {
@@ -361,7 +417,8 @@ impl BackupTaker {
         let total = u64::try_from(total).unwrap_or(0).saturating_mul(1024);
         let (messages, to_write) = mpsc::channel::<Message>(QUEUED_MESSAGES);
         let (packs, to_upload) = mpsc::channel::<Pack>(1);
-        let writer = writer::Writer::new(form, announced, recipe.clone(), id)?;
+        let earlier = earlier.map(Arc::new);
+        let writer = writer::Writer::new(form, announced, recipe.clone(), id, earlier)?;
         let writing = blocking(move || writer.run(to_write, &packs));
         let reading = async move {
             let mut done: u64 = 0;
@@ -407,6 +464,60 @@ impl BackupTaker {
             stop_lsn,
             stop_timeline,
         })
+    }
+}
+
+/// What a backup is written to.
+struct Target<'a> {
+    recipe: &'a BackupRecipe,
+    id: &'a BackupId,
+    /// The backup that it may refer to, which was announced.
+    newest: Option<BackupRecord>,
+}
+
+/// What the newest backup has stored; nothing, said, where that cannot be told.
+async fn earlier_backup(
+    repository: &Repository,
+    newest: &BackupRecord,
+    recipe: &BackupRecipe,
+) -> Result<Option<EarlierBackup>> {
+    let mut tries = Tries::new();
+    let extent_bytes = u64::try_from(EXTENT_BYTES).unwrap_or(u64::MAX);
+    loop {
+        let earlier = repository.earlier_backup(newest, recipe, extent_bytes);
+        let error = match earlier.await {
+            Ok(None) => {
+                tracing::info!(
+                    "everything is stored anew: one of this backup and {} is encrypted, the other is not",
+                    newest.id
+                );
+                return Ok(None);
+            }
+            Ok(Some(earlier)) => {
+                tracing::info!(
+                    "what backup {} has stored is not stored again",
+                    earlier.id()
+                );
+                return Ok(Some(earlier));
+            }
+            Err(error) => error,
+        };
+        if error.lacks_key() {
+            tracing::info!(
+                "everything is stored anew: without an identity nobody can tell what backup {} has stored",
+                newest.id
+            );
+            return Ok(None);
+        }
+        if !error.is_unreachable() {
+            tracing::warn!(
+                "everything is stored anew: what backup {} has stored cannot be read: {}",
+                newest.id,
+                chain(&error)
+            );
+            return Ok(None);
+        }
+        tries.again_after(error.into()).await?;
     }
 }
 
@@ -558,14 +669,27 @@ async fn upload(
     id: BackupId,
     mut packs: mpsc::Receiver<Pack>,
 ) -> Result<()> {
-    while let Some(pack) = packs.recv().await {
+    let store = async |pack: Pack| {
         let name = ObjectName::Pack {
             backup: id.clone(),
             number: pack.number,
         };
         repository
             .create_object(&name, Bytes::from(pack.object), &pack.digest)
-            .await?;
+            .await
+    };
+    let mut under_way = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            pack = packs.recv(), if under_way.len() < UPLOADS => match pack {
+                Some(pack) => under_way.push(store(pack)),
+                None => break,
+            },
+            Some(stored) = under_way.next() => stored?,
+        }
+    }
+    while let Some(stored) = under_way.next().await {
+        stored?;
     }
     Ok(())
 }

@@ -1,5 +1,8 @@
-//! The sequential writer of a backup: messages in, packs and a manifest out. Runs on a thread of
-//! its own, since it hashes and compresses.
+//! The writer of a backup: messages in, packs and a manifest out. Runs on a thread of its own, since it
+//! hashes and encrypts; others hash and compress for it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use basebackup::label::Origin;
 use basebackup::stream::{Event, Events, Form, Tablespace};
@@ -8,19 +11,18 @@ use basebackup::{
     TarEvent, TarParser,
 };
 use bytes::Bytes;
-use container::Encoder;
+use container::{CompressedFrame, Encoder};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use wal::Lsn;
 
+use super::extents::{EXTENT_BYTES, Extents, Made, Next};
 use crate::error::{Error, Result, chain};
 use crate::repository::layout::{BackupId, ObjectName};
 use crate::repository::records::{Extent, ManifestEntry, ManifestLine, ManifestPath};
+use crate::repository::sharing::{EarlierBackup, SharedPacks, StoredExtent};
 use crate::repository::{BackupRecipe, PLAIN_BYTES_MAX};
 
-/// A file is cut into extents of so many bytes. From the measurements of 512 KiB frames: within
-/// 4 % of the ratio of one long stream, and small enough to be shared between backups later.
-const EXTENT_BYTES: usize = 512 << 10;
 /// A pack is closed once it holds so many stored bytes.
 const PACK_BYTES: u64 = 32 << 20;
 /// Files whose content is read besides being stored are no larger.
@@ -47,6 +49,9 @@ pub(super) struct Written {
     pub(super) files: u64,
     pub(super) bytes: u64,
     pub(super) stored_bytes: u64,
+    /// Of the bytes, how many an earlier backup had stored, and the packs of others that hold them.
+    pub(super) shared_bytes: u64,
+    pub(super) shared_packs: Vec<SharedPacks>,
     /// The encoded manifest object.
     pub(super) manifest: Vec<u8>,
     pub(super) manifest_digest: String,
@@ -93,15 +98,30 @@ struct OpenFile {
     checker: FileChecker,
     /// What has come of the extent at hand.
     pending: Vec<u8>,
-    extents: Vec<Extent>,
+    /// How many extents of it have come before.
+    nth: usize,
+    /// What an earlier backup has stored of it.
+    earlier: Option<Arc<[Option<StoredExtent>]>>,
     /// The content, of those files that are read too.
     kept: Option<Vec<u8>>,
 }
 
 struct OpenPack {
+    /// In the manifest.
     number: u32,
+    /// Among the backup's packs.
+    nth: u32,
     encoder: Encoder,
     object: Vec<u8>,
+}
+
+impl OpenFile {
+    /// What an earlier backup has in the place of the next extent.
+    fn next_earlier(&mut self) -> Option<StoredExtent> {
+        let nth = self.nth;
+        self.nth = nth.saturating_add(1);
+        self.earlier.as_ref()?.get(nth).copied().flatten()
+    }
 }
 
 /// Turns a backup's messages into packs and a manifest.
@@ -110,12 +130,21 @@ pub(super) struct Writer {
     tar: TarParser,
     tablespace: Option<u32>,
     file: Option<OpenFile>,
+    extents: Extents,
+    /// Those of the first file that has not ended on its way to the packs.
+    packed: Vec<Extent>,
     backup_manifest: Vec<u8>,
     ledger: Ledger,
     recipe: BackupRecipe,
     backup: BackupId,
     pack: Option<OpenPack>,
     next_pack: u32,
+    /// How many packs the manifest names.
+    numbers: u32,
+    earlier: Option<Arc<EarlierBackup>>,
+    /// Those of the earlier backup's packs that are referred to, with their numbers in the manifest.
+    shared: BTreeMap<usize, u32>,
+    shared_bytes: u64,
     manifest: Vec<u8>,
     files: u64,
     bytes: u64,
@@ -130,18 +159,25 @@ impl Writer {
         announced: Vec<Tablespace>,
         recipe: BackupRecipe,
         id: &BackupId,
+        earlier: Option<Arc<EarlierBackup>>,
     ) -> Result<Self> {
         Ok(Self {
             events: Events::new(form, announced).map_err(|error| refused(&error))?,
             tar: TarParser::new(),
             tablespace: None,
             file: None,
+            extents: Extents::new(recipe.clone()),
+            packed: Vec::new(),
             backup_manifest: Vec::new(),
             ledger: Ledger::new(),
             recipe,
             backup: id.clone(),
             pack: None,
             next_pack: 0,
+            numbers: 0,
+            earlier,
+            shared: BTreeMap::new(),
+            shared_bytes: 0,
             manifest: Vec::new(),
             files: 0,
             bytes: 0,
@@ -256,13 +292,15 @@ impl Writer {
     fn open_file(&mut self, path: RelativePath, size: u64, mode: u32, mtime: i64) {
         let is_read = matches!(path.as_bytes(), b"backup_label" | b"global/pg_control")
             && size <= KEPT_FILE_BYTES_MAX;
+        let earlier = self.earlier.as_ref();
         self.file = Some(OpenFile {
+            nth: 0,
+            earlier: earlier.and_then(|earlier| earlier.file(path.as_bytes())),
             entry: entry(&path, mode, mtime),
             path,
             size,
             checker: FileChecker::new(FILE_CHECKSUM),
-            pending: Vec::new(),
-            extents: Vec::new(),
+            pending: self.extents.room(),
             kept: is_read.then(Vec::new),
         });
     }
@@ -283,7 +321,10 @@ impl Writer {
             file.pending.extend_from_slice(now);
             bytes = later;
             if file.pending.len() == EXTENT_BYTES {
-                self.store_extent(&mut file, packs)?;
+                let next = self.extents.room();
+                let plain = std::mem::replace(&mut file.pending, next);
+                self.extents.push(plain, file.next_earlier());
+                self.pack(false, packs)?;
             }
         }
         self.file = Some(file);
@@ -296,25 +337,24 @@ impl Writer {
                 "the backup's archive ends a file that did not begin",
             ));
         };
-        if !file.pending.is_empty() {
-            self.store_extent(&mut file, packs)?;
-        }
+        let earlier = file.next_earlier();
         let OpenFile {
             path,
             entry,
             size,
             checker,
-            extents,
             kept,
-            pending: _,
+            pending,
+            ..
         } = file;
+        if pending.is_empty() {
+            self.extents.give_back(pending);
+        } else {
+            self.extents.push(pending, earlier);
+        }
+        self.extents.end_file(entry, size);
         self.files = self.files.saturating_add(1);
         self.bytes = self.bytes.saturating_add(size);
-        self.line(&ManifestLine::File {
-            entry,
-            size,
-            extents,
-        })?;
         match (path.as_bytes(), kept) {
             (b"backup_label", kept) => self.label = kept,
             (b"global/pg_control", kept) => self.control = kept,
@@ -322,50 +362,103 @@ impl Writer {
         }
         let sum: FileSum = checker.finish();
         self.ledger.record(path, sum);
+        self.pack(false, packs)
+    }
+
+    /// Packs what is done of the extents in order; `all` waits for the last of them.
+    fn pack(&mut self, all: bool, packs: &mpsc::Sender<Pack>) -> Result<()> {
+        while let Some(next) = self.extents.next(all)? {
+            match next {
+                Next::Extent(plain_bytes, Made::Zeros) => {
+                    self.packed.push(Extent::Zeros { zeros: plain_bytes });
+                }
+                Next::Extent(_, Made::Frame(frame)) => self.pack_frame(&frame, packs)?,
+                Next::Extent(_, Made::Stored(stored)) => self.refer_to(&stored)?,
+                Next::FileEnds(entry, size) => {
+                    let extents = std::mem::take(&mut self.packed);
+                    self.line(&ManifestLine::File {
+                        entry,
+                        size,
+                        extents,
+                    })?;
+                }
+            }
+        }
         Ok(())
     }
 
-    fn store_extent(&mut self, file: &mut OpenFile, packs: &mpsc::Sender<Pack>) -> Result<()> {
-        let plain = std::mem::take(&mut file.pending);
-        let plain_bytes = u64::try_from(plain.len()).unwrap_or(u64::MAX);
-        if plain.iter().all(|byte| *byte == 0) {
-            file.extents.push(Extent::Zeros { zeros: plain_bytes });
+    fn pack_frame(
+        &mut self,
+        compressed: &CompressedFrame,
+        packs: &mpsc::Sender<Pack>,
+    ) -> Result<()> {
+        let mut pack = self.open_pack()?;
+        let frame = pack
+            .encoder
+            .compressed_frame(compressed, &mut pack.object)
+            .map_err(|error| refused(&error))?;
+        self.packed.push(Extent::Stored(
+            pack.number,
+            frame.offset,
+            frame.stored_bytes,
+            compressed.plain_bytes(),
+            blake3::Hash::from_bytes(*compressed.hash())
+                .to_hex()
+                .to_string(),
+        ));
+        if pack.encoder.stored_bytes() >= PACK_BYTES {
+            self.close_pack(pack, packs)?;
         } else {
-            let hash = blake3::hash(&plain).to_hex().to_string();
-            let mut pack = self.open_pack()?;
-            let frame = pack
-                .encoder
-                .frame(&plain, &mut pack.object)
-                .map_err(|e| refused(&e))?;
-            file.extents.push(Extent::Stored(
-                pack.number,
-                frame.offset,
-                frame.stored_bytes,
-                plain_bytes,
-                hash,
-            ));
-            if pack.encoder.stored_bytes() >= PACK_BYTES {
-                self.close_pack(pack, packs)?;
-            } else {
-                self.pack = Some(pack);
-            }
+            self.pack = Some(pack);
         }
-        // the buffer serves the next extent
-        file.pending = plain;
-        file.pending.clear();
         Ok(())
+    }
+
+    /// Refers to what an earlier backup has stored.
+    fn refer_to(&mut self, stored: &StoredExtent) -> Result<()> {
+        let number = self.number_of(stored.pack)?;
+        self.shared_bytes = self.shared_bytes.saturating_add(stored.plain_bytes);
+        self.packed.push(Extent::Stored(
+            number,
+            stored.offset,
+            stored.stored_bytes,
+            stored.plain_bytes,
+            blake3::Hash::from_bytes(stored.hash).to_hex().to_string(),
+        ));
+        Ok(())
+    }
+
+    /// The number in this manifest of one of the earlier backup's packs.
+    fn number_of(&mut self, pack: usize) -> Result<u32> {
+        if let Some(number) = self.shared.get(&pack) {
+            return Ok(*number);
+        }
+        let path = self.earlier.as_ref().and_then(|it| it.pack_path(pack));
+        let path = path.ok_or_else(|| Error::failure("no earlier backup has this pack"))?;
+        let number = self.next_number();
+        self.line(&ManifestLine::Pack { number, path })?;
+        self.shared.insert(pack, number);
+        Ok(number)
+    }
+
+    /// The number of another pack in this manifest.
+    fn next_number(&mut self) -> u32 {
+        let number = self.numbers;
+        self.numbers = number.saturating_add(1);
+        number
     }
 
     fn open_pack(&mut self) -> Result<OpenPack> {
         if let Some(pack) = self.pack.take() {
             return Ok(pack);
         }
-        let number = self.next_pack;
-        self.next_pack = number.saturating_add(1);
+        let nth = self.next_pack;
+        self.next_pack = nth.saturating_add(1);
         let name = ObjectName::Pack {
             backup: self.backup.clone(),
-            number,
+            number: nth,
         };
+        let number = self.next_number();
         self.line(&ManifestLine::Pack {
             number,
             path: name.path(),
@@ -373,6 +466,7 @@ impl Writer {
         let encoder = self.recipe.encoder(&name)?;
         Ok(OpenPack {
             number,
+            nth,
             encoder,
             object: Vec::new(),
         })
@@ -380,9 +474,10 @@ impl Writer {
 
     fn close_pack(&mut self, pack: OpenPack, packs: &mpsc::Sender<Pack>) -> Result<()> {
         let OpenPack {
-            number,
+            nth,
             encoder,
             mut object,
+            ..
         } = pack;
         let trailer = encoder
             .finish(serde_json::Map::new(), &mut object)
@@ -390,7 +485,7 @@ impl Writer {
         self.stored_bytes = self.stored_bytes.saturating_add(length(&object));
         packs
             .blocking_send(Pack {
-                number,
+                number: nth,
                 object,
                 digest: trailer.digest,
             })
@@ -409,6 +504,7 @@ impl Writer {
         let control = self.control.take();
         self.check_backup_manifest()?;
         self.store_backup_manifest(packs)?;
+        self.pack(true, packs)?;
         if let Some(pack) = self.pack.take() {
             self.close_pack(pack, packs)?;
         }
@@ -423,8 +519,13 @@ impl Writer {
             files,
             bytes,
             stored_bytes,
+            shared_bytes,
+            earlier,
+            shared,
             ..
         } = self;
+        let shared = shared.into_keys().collect();
+        let shared_packs = earlier.map(|earlier| earlier.shared(&shared));
         events.finish().map_err(|error| refused(&error))?;
         let mut encoder = recipe.encoder(&ObjectName::Manifest(backup))?;
         let mut object = Vec::new();
@@ -438,6 +539,8 @@ impl Writer {
             files,
             bytes,
             stored_bytes: stored_bytes.saturating_add(length(&object)),
+            shared_bytes,
+            shared_packs: shared_packs.unwrap_or_default(),
             manifest: object,
             manifest_digest: container::digest(&manifest),
             label: BackupLabel::parse(&label).map_err(|error| refused(&error))?,

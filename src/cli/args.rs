@@ -239,6 +239,9 @@ pub(super) struct BackupArgs {
     /// The most that the server may send in a second: 32k to 1G
     #[arg(long, env = "ANYWHEN_MAX_RATE", value_parser = parse_rate, value_name = "RATE")]
     pub(super) max_rate: Option<u32>,
+    /// Store everything anew, also what an earlier backup has stored
+    #[arg(long, env = "ANYWHEN_FULL")]
+    pub(super) full: bool,
     /// This server is new under the cluster's name, and that is meant
     #[arg(long, env = "ANYWHEN_NEW_SYSTEM")]
     pub(super) new_system: bool,

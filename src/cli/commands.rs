@@ -88,6 +88,7 @@ pub(super) async fn backup(global: &Global, args: BackupArgs, stop: Stop) -> Res
         label: args.label,
         fast_checkpoint: args.checkpoint == CheckpointArg::Fast,
         max_rate_kib: args.max_rate,
+        full: args.full,
         new_system: args.new_system,
     };
     let conninfo = cluster.connection.as_deref();

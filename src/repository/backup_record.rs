@@ -92,22 +92,27 @@ impl Member {
         }
     }
 
-    /// Refuses a backup whose packs and manifest are not all there in their whole length. `listed` is
-    /// how many bytes of them a listing of this place showed.
-    pub(super) async fn check_is_stored(&self, record: &BackupRecord, listed: u64) -> Result<()> {
-        if listed >= record.stored_bytes {
+    /// Refuses a backup whose packs and manifest are not all there in their whole length, its own and those
+    /// of others that it refers to. `listed` is what a listing of this place showed.
+    pub(super) async fn check_is_stored(
+        &self,
+        record: &BackupRecord,
+        listed: &StoredBackups,
+    ) -> Result<()> {
+        if listed.has_all_of(record) {
             return Ok(());
         }
         // that listing may be older than the record
-        let mut found: u64 = 0;
-        for folder in ["packs", "backups"] {
-            let listed = self.list(&format!("{folder}/{}/", record.id)).await?;
-            found = found.saturating_add(StoredBackups::among(&listed).bytes(&record.id));
+        let mut listed = self.list(&format!("backups/{}/", record.id)).await?;
+        for id in record.with_owners() {
+            listed.extend(self.list(&format!("packs/{id}/")).await?);
         }
-        if found >= record.stored_bytes {
-            return Ok(());
+        let stored = StoredBackups::among(&listed);
+        let found = stored.bytes(&record.id);
+        if found < record.stored_bytes {
+            return Err(self.what_is_lacking(record, found).await?);
         }
-        Err(self.what_is_lacking(record, found).await?)
+        self.check_shared(record).await
     }
 
     /// The object that is missing or cut short, where that can be told.
@@ -223,26 +228,45 @@ impl Member {
     }
 }
 
-/// How many bytes the packs and the manifest of each backup have, as the listing of one place shows it.
+/// The packs and manifests of backups, as the listing of one place shows them.
 #[derive(Debug, Default)]
-pub(super) struct StoredBackups(BTreeMap<BackupId, u64>);
+pub(super) struct StoredBackups {
+    /// How many bytes of both each backup has.
+    bytes: BTreeMap<BackupId, u64>,
+    packs: BTreeMap<(BackupId, u32), u64>,
+}
 
 impl StoredBackups {
     pub(super) fn among(listed: &[Listed]) -> Self {
-        let mut bytes: BTreeMap<BackupId, u64> = BTreeMap::new();
+        let mut stored = Self::default();
         for object in listed {
-            if let Some(ObjectName::Pack { backup: id, .. } | ObjectName::Manifest(id)) =
-                ObjectName::parse(&object.path)
-            {
-                let sum = bytes.entry(id).or_default();
-                *sum = sum.saturating_add(object.bytes);
-            }
+            let id = match ObjectName::parse(&object.path) {
+                Some(ObjectName::Manifest(id)) => id,
+                Some(ObjectName::Pack { backup, number }) => {
+                    stored.packs.insert((backup.clone(), number), object.bytes);
+                    backup
+                }
+                _ => continue,
+            };
+            let sum = stored.bytes.entry(id).or_default();
+            *sum = sum.saturating_add(object.bytes);
         }
-        Self(bytes)
+        stored
     }
 
-    pub(super) fn bytes(&self, id: &BackupId) -> u64 {
-        self.0.get(id).copied().unwrap_or_default()
+    fn bytes(&self, id: &BackupId) -> u64 {
+        self.bytes.get(id).copied().unwrap_or_default()
+    }
+
+    fn has_all_of(&self, record: &BackupRecord) -> bool {
+        self.bytes(&record.id) >= record.stored_bytes
+            && record.shared_packs.iter().all(|shared| {
+                let of = |number| (shared.backup.clone(), number);
+                let packs = (shared.start <= shared.end)
+                    .then(|| self.packs.range(of(shared.start)..of(shared.end)));
+                let bytes = packs.into_iter().flatten().map(|(_, bytes)| *bytes);
+                bytes.fold(0, u64::saturating_add) == shared.bytes
+            })
     }
 }
 
@@ -284,7 +308,11 @@ impl Repository {
             // a listing may be late: it decides between places, and rules out none
             let is_whole = match self.members.len() {
                 1 => Ok(()),
-                _ => member.check_is_stored(&record, 0).await,
+                _ => {
+                    member
+                        .check_is_stored(&record, &StoredBackups::default())
+                        .await
+                }
             };
             let found = (self.only(member), record);
             match is_whole {

@@ -18,6 +18,7 @@ mod place;
 mod reading;
 pub mod records;
 mod repack;
+pub mod sharing;
 #[cfg(test)]
 pub(crate) mod simulation;
 mod spool;

@@ -231,7 +231,7 @@ impl Repository {
             let name = ObjectName::Backup(id.clone());
             let record = record.ok_or_else(|| RepositoryError::absent(member.locate(&name)))?;
             if let Some(stored) = stored.get(member.name()) {
-                member.check_is_stored(&record, stored.bytes(id)).await?;
+                member.check_is_stored(&record, stored).await?;
             }
             Ok(record)
         });

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use wal::{Lsn, TimelineId, WalRange};
 
 use super::layout::BackupId;
+use super::sharing::SharedPacks;
 
 /// The newest repository format that this build reads and the one that it writes.
 pub const FORMAT: u32 = 1;
@@ -150,8 +151,11 @@ pub struct BackupRecord {
     pub files: u64,
     /// The size of its files in bytes.
     pub bytes: u64,
-    /// What it took in the repository, in bytes: packs and manifest.
+    /// What it took in the repository, in bytes: its own packs and manifest.
     pub stored_bytes: u64,
+    /// The packs of other backups that it refers to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared_packs: Vec<SharedPacks>,
     /// Its tablespaces.
     pub tablespaces: Vec<TablespaceRecord>,
     /// The digest of the plain manifest.

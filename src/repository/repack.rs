@@ -6,18 +6,23 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use container::{DataKey, Encoder, FrameReader, Header};
+use container::{DataKey, Encoder, Frame, FrameReader, Header};
 
 use super::layout::{BackupId, ObjectName};
 use super::member::{Member, Recipe};
-use super::records::{BackupRecord, Extent, FORMAT, ManifestLine};
+use super::records::{BackupRecord, Extent, ManifestLine};
+use super::sharing::{Intent, SharedPacks, pack_name};
 use super::store::Listed;
-use super::{PLAIN_BYTES_MAX, RepositoryError, Result, blocking};
+use super::{RepositoryError, Result, blocking};
 
 /// Where a frame lies: first stored byte, stored length.
 type Place = (u64, u64);
-/// The plain length of each frame of a pack, by its place.
-type Frames = BTreeMap<Place, u64>;
+/// A frame, and how many plain bytes it holds.
+type PlacedFrame = (Frame, u64);
+
+fn place_of(frame: &Frame) -> Place {
+    (frame.offset, frame.stored_bytes)
+}
 
 impl Member {
     /// Copies a backup with all that it refers to; its record last, as when it was taken.
@@ -29,12 +34,20 @@ impl Member {
             Err(error) if error.lacks_key() => None,
             record => Some(record?.ok_or_else(|| RepositoryError::absent(self.locate(&name)))?),
         };
+        let fields = self.backup_fields(id).await?;
+        let fields = fields.ok_or_else(|| RepositoryError::absent(self.locate(&name)))?;
         // as a backup that is being taken: so that a clean-up spares what it has stored so far
         let intent = ObjectName::Intent(id.clone());
-        let announced = serde_json::json!({ "format": FORMAT, "id": id });
-        target.create_json(&intent, &announced).await?;
+        let announced = Intent::of(id, fields.owners());
+        let known = target.find::<Intent>(&intent).await?;
+        if !known.is_some_and(|known| known.covers(&announced)) {
+            target.create_json(&intent, &announced).await?;
+        }
         let (_, header) = self.head(&manifest).await?;
-        if self.copies_to(target, &manifest, &header).await? {
+        // before anything is written: a manifest fits packs in one form
+        if self.copies_to(target, &manifest, &header).await?
+            && self.shared_lie_alike(target, &fields).await?
+        {
             match self.copy_backup_as_it_is(target, id).await {
                 // an earlier copy, in another form, was broken off: this one goes on in that form
                 Err(RepositoryError::Conflict { .. }) if record.is_some() => {}
@@ -56,13 +69,23 @@ impl Member {
         let folder = format!("packs/{id}/");
         let here = sizes(self.list(&folder).await?);
         let there = sizes(target.list(&folder).await?);
+        let stored = self.raw(&name).await?;
+        let record = self.find_record(&name).await?;
+        let record = record.ok_or_else(|| RepositoryError::absent(self.locate(&name)))?;
+        self.check_shared(&record).await?;
+        for pack in record.shared_packs.iter().flat_map(SharedPacks::each) {
+            let pack = pack_name(pack);
+            if !self.lies_alike(target, &pack).await?.unwrap_or_default() {
+                self.copy_as_it_is(target, &pack).await?;
+            }
+        }
         let mut copied: u64 = 0;
         for (path, bytes) in &here {
             let Some(pack) = ObjectName::parse(path) else {
                 continue;
             };
             let is_there = there.get(path) == Some(bytes)
-                && self.trailer(&pack).await? == target.trailer(&pack).await?;
+                && self.lies_alike(target, &pack).await? == Some(true);
             if is_there {
                 // from an earlier attempt
                 copied = copied.saturating_add(*bytes);
@@ -72,17 +95,35 @@ impl Member {
         }
         let manifest = ObjectName::Manifest(id.clone());
         copied = copied.saturating_add(self.copy_as_it_is(target, &manifest).await?);
-        let stored = self.raw(&name).await?;
-        let record = self.find_record(&name).await?;
-        let record = record.ok_or_else(|| RepositoryError::absent(self.locate(&name)))?;
         if record.stored_bytes != copied {
             return Err(self.lacks_objects(&record, copied));
         }
+        target.check_shared(&record).await?;
         if let Some(sealed) = self.sealed_header(&name, &record)? {
             self.copies_to(target, &name, &sealed).await?;
         }
         target.create_text(&name, stored).await?;
         target.forget_intent(id).await
+    }
+
+    /// Whether the target has the packs of others that a backup refers to in the same form, as far as it
+    /// has them.
+    async fn shared_lie_alike(&self, target: &Self, record: &BackupRecord) -> Result<bool> {
+        for pack in record.shared_packs.iter().flat_map(SharedPacks::each) {
+            if self.lies_alike(target, &pack_name(pack)).await? == Some(false) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the target has an object in the same form; `None` where it has none.
+    async fn lies_alike(&self, target: &Self, name: &ObjectName) -> Result<Option<bool>> {
+        match target.trailer(name).await {
+            Ok(theirs) => Ok(Some(theirs == self.trailer(name).await?)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Copies an object with the wraps of its key; how many bytes it has.
@@ -110,14 +151,30 @@ impl Member {
         let mut lines = self.manifest_lines(&name).await?;
         let mut stored_bytes: u64 = 0;
         let mut moved: BTreeMap<(u32, Place), Place> = BTreeMap::new();
-        let mut stored = Vec::new();
-        for (number, (path, frames)) in packs_of(&lines) {
-            let Some(pack @ ObjectName::Pack { .. }) = ObjectName::parse(&path) else {
+        let (mut stored, mut shared) = (Vec::new(), BTreeMap::new());
+        for (number, path) in packs_of(&lines) {
+            let Some(ObjectName::Pack {
+                backup,
+                number: nth,
+            }) = ObjectName::parse(&path)
+            else {
                 return Err(self.bad_manifest(&name, format!("no pack has this path: {path}")));
             };
-            let recipe = Recipe::new(target.plain_header(&pack), sealing.as_ref())?;
-            let repacked = self.repack_one(target, &pack, frames, recipe).await?;
-            stored_bytes = stored_bytes.saturating_add(repacked.bytes);
+            let is_own = backup == record.id;
+            let id = (backup, nth);
+            let pack = pack_name(id.clone());
+            let (_, Header { digest_of, .. }) = self.head(&pack).await?;
+            let header = Header {
+                digest_of,
+                ..target.plain_header(&pack)
+            };
+            let recipe = Recipe::new(header, sealing.as_ref())?;
+            let repacked = self.repack_one(target, &pack, recipe).await?;
+            if is_own {
+                stored_bytes = stored_bytes.saturating_add(repacked.bytes);
+            } else {
+                shared.insert(id, repacked.bytes);
+            }
             for (from, to) in repacked.moved {
                 moved.insert((number, from), to);
             }
@@ -138,17 +195,23 @@ impl Member {
         let (object, digest) = encoded
             .await
             .map_err(|error| target.damaged(&name, &error))?;
+        for (pack, ours) in &stored {
+            target.check_is_ours(pack, *ours).await?;
+        }
         target.create_object(&name, object, &digest).await?;
         // an earlier copy may have stored it, with another length
         let (_, bytes) = target.trailer_and_size(&name).await?;
-        for (pack, ours) in stored {
-            target.check_is_ours(&pack, ours).await?;
+        // what was given up by another copier may land meanwhile
+        for (pack, ours) in &stored {
+            target.check_is_ours(pack, *ours).await?;
         }
         let record = BackupRecord {
             stored_bytes: stored_bytes.saturating_add(bytes),
+            shared_packs: SharedPacks::of(&shared),
             manifest_digest: digest,
             ..record
         };
+        target.check_shared(&record).await?;
         target.commit_backup(&record, sealing.as_ref()).await
     }
 
@@ -184,66 +247,74 @@ impl Member {
         }
     }
 
+    /// Makes the target have a pack, with all of its frames: other backups refer to others of them.
     async fn repack_one(
         &self,
         target: &Self,
         name: &ObjectName,
-        frames: Frames,
         Recipe { header, key }: Recipe,
     ) -> Result<Repacked> {
-        let reader = self.frames(name).await?;
         let stored = self.raw(name).await?;
+        let frames = self.frame_places(name, &stored).await?;
+        match target.trailer(name).await {
+            Ok(theirs) if theirs.digest == self.trailer(name).await?.digest => {
+                return target.as_it_lies(name, &frames, theirs.stored_crc32).await;
+            }
+            Err(error) if !error.is_not_found() => return Err(error),
+            _ => {}
+        }
+        let reader = self.frames(name).await?;
         let level = target.place().settings().backup_level;
         let repacked = blocking(move || {
             encode_frames(&stored, &reader, &frames, &header, level, key.as_ref())
         });
         let repacked = repacked.await.map_err(|error| self.damaged(name, &error))?;
-        match target.trailer(name).await {
-            Ok(stored) if stored.digest == repacked.digest => {
-                let ours = Repacked {
-                    stored_crc32: stored.stored_crc32,
-                    ..repacked
-                };
-                return target.as_it_lies(name, ours).await;
-            }
-            Err(error) if !error.is_not_found() => return Err(error),
-            _ => {}
-        }
         target
             .create_object(name, repacked.object.clone(), &repacked.digest)
             .await?;
         Ok(repacked)
     }
 
-    /// A pack that an earlier copy has stored: its frames may lie elsewhere than in ours, since keys
-    /// and levels change.
-    async fn as_it_lies(&self, name: &ObjectName, ours: Repacked) -> Result<Repacked> {
+    /// A pack that is there, from an earlier copy or for another backup: its frames may lie elsewhere than
+    /// in ours, since keys and levels change.
+    async fn as_it_lies(
+        &self,
+        name: &ObjectName,
+        ours: &[PlacedFrame],
+        stored_crc32: u32,
+    ) -> Result<Repacked> {
         let stored = self.raw(name).await?;
-        let header = self.header_in(name, &stored)?;
-        let key = self.key_for(name, &header).await?;
-        let read = stored.clone();
-        let frames =
-            blocking(move || container::frame_places(&read, PLAIN_BYTES_MAX, key.as_ref()));
-        let frames = frames.await.map_err(|error| self.damaged(name, &error))?;
-        if frames.len() != ours.moved.len() {
+        let frames = self.frame_places(name, &stored).await?;
+        if frames.len() != ours.len() {
             return Err(RepositoryError::Damaged {
                 path: self.locate(name),
                 reason: format!(
                     "it is cut into other frames: expected={}, found={}",
-                    ours.moved.len(),
+                    ours.len(),
                     frames.len()
                 ),
             });
         }
-        let moved = ours.moved.iter().zip(&frames);
+        let moved = std::iter::zip(ours, &frames);
         Ok(Repacked {
             bytes: u64::try_from(stored.len()).unwrap_or(u64::MAX),
             object: stored,
+            digest: String::new(),
+            stored_crc32,
             moved: moved
-                .map(|((from, _), to)| (*from, (to.offset, to.stored_bytes)))
+                .map(|((from, _), (to, _))| (place_of(from), place_of(to)))
                 .collect(),
-            ..ours
         })
+    }
+
+    /// The frames of a pack, and how many plain bytes each holds.
+    async fn frame_places(&self, name: &ObjectName, stored: &Bytes) -> Result<Vec<PlacedFrame>> {
+        let header = self.header_in(name, stored)?;
+        let key = self.key_for(name, &header).await?;
+        let read = stored.clone();
+        // nothing of it is kept: 32 MiB may hold more than is ever read at once
+        let frames = blocking(move || container::frame_places(&read, u64::MAX, key.as_ref()));
+        frames.await.map_err(|error| self.damaged(name, &error))
     }
 }
 
@@ -261,7 +332,7 @@ struct Repacked {
 fn encode_frames(
     stored: &[u8],
     reader: &FrameReader,
-    frames: &Frames,
+    frames: &[PlacedFrame],
     header: &Header,
     level: i32,
     key: Option<&DataKey>,
@@ -269,14 +340,15 @@ fn encode_frames(
     let mut encoder = Encoder::new(header, level, key)?;
     let mut object = Vec::new();
     let mut moved = Vec::with_capacity(frames.len());
-    for ((offset, length), plain_bytes) in frames {
+    for (frame, plain_bytes) in frames {
+        let (offset, length) = place_of(frame);
         let place = |position: u64| usize::try_from(position).unwrap_or(usize::MAX);
-        let end = place(offset.saturating_add(*length));
+        let end = place(offset.saturating_add(length));
         // a stretch that the object does not have is refused as a frame cut short
-        let frame = stored.get(place(*offset)..end).unwrap_or_default();
-        let plain = reader.frame(*offset, frame, place(*plain_bytes))?;
+        let frame = stored.get(place(offset)..end).unwrap_or_default();
+        let plain = reader.frame(offset, frame, place(*plain_bytes))?;
         let new = encoder.frame(&plain, &mut object)?;
-        moved.push(((*offset, *length), (new.offset, new.stored_bytes)));
+        moved.push(((offset, length), place_of(&new)));
     }
     let trailer = encoder.finish(serde_json::Map::new(), &mut object)?;
     Ok(Repacked {
@@ -288,27 +360,13 @@ fn encode_frames(
     })
 }
 
-/// The packs that a manifest names, each with the frames that it refers to.
-fn packs_of(lines: &[ManifestLine]) -> BTreeMap<u32, (String, Frames)> {
-    let mut packs: BTreeMap<u32, (String, Frames)> = BTreeMap::new();
-    for line in lines {
-        match line {
-            ManifestLine::Pack { number, path } => {
-                packs.insert(*number, (path.clone(), Frames::new()));
-            }
-            ManifestLine::File { extents, .. } => {
-                for extent in extents {
-                    if let Extent::Stored(pack, offset, stored, plain, _) = extent
-                        && let Some((_, frames)) = packs.get_mut(pack)
-                    {
-                        frames.insert((*offset, *stored), *plain);
-                    }
-                }
-            }
-            ManifestLine::Directory(_) | ManifestLine::Link { .. } => {}
-        }
-    }
-    packs
+/// The packs that a manifest names, with their paths.
+fn packs_of(lines: &[ManifestLine]) -> BTreeMap<u32, String> {
+    let packs = lines.iter().filter_map(|line| match line {
+        ManifestLine::Pack { number, path } => Some((*number, path.clone())),
+        _ => None,
+    });
+    packs.collect()
 }
 
 fn move_extents(
@@ -321,7 +379,8 @@ fn move_extents(
     for extent in extents {
         if let Extent::Stored(pack, offset, stored, _, _) = extent {
             let to = moved.get(&(*pack, (*offset, *stored)));
-            let to = to.ok_or_else(|| format!("no pack has this number: {pack}"))?;
+            let to = to
+                .ok_or_else(|| format!("pack {pack} has no frame of {stored} bytes at {offset}"))?;
             (*offset, *stored) = *to;
         }
     }
@@ -354,8 +413,7 @@ mod tests {
             .map(|line| serde_json::from_str(line).unwrap())
             .collect();
         let packs = packs_of(&lines);
-        let frames: Vec<_> = packs[&0].1.keys().copied().collect();
-        assert_eq!(frames, [(10, 5), (15, 6)]);
+        assert_eq!(packs[&0], "packs/x/00000000");
         let moved = BTreeMap::from([((0, (10, 5)), (40, 29)), ((0, (15, 6)), (69, 30))]);
         for line in &mut lines {
             move_extents(line, &moved).unwrap();

@@ -349,6 +349,7 @@ mod tests {
             files: 1,
             bytes: 1,
             stored_bytes: 1,
+            shared_packs: Vec::new(),
             tablespaces: Vec::new(),
             manifest_digest: String::new(),
             from_standby: false,

@@ -7,7 +7,9 @@ use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use container::{DataKey, Encoder, Header, LEVEL_STORED};
+use container::{
+    CompressedFrame, DIGEST_OF_FRAMES, DataKey, Encoder, FrameCompressor, Header, LEVEL_STORED,
+};
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
@@ -20,7 +22,8 @@ use super::keys::Sealing;
 use super::layout::{BackupId, ObjectName};
 use super::member::{Cover, Member, Recipe};
 use super::place::Owed;
-use super::records::{AncestorFacts, BackupRecord, FORMAT, HISTORY_FACTS, Hole, Tip, WalFacts};
+use super::records::{AncestorFacts, BackupRecord, HISTORY_FACTS, Hole, Tip, WalFacts};
+use super::sharing::Intent;
 use super::store::Created;
 use super::{
     Acknowledge, EncodedWal, Repository, RepositoryError, Result, ServerIdentity, blocking,
@@ -457,13 +460,19 @@ impl Repository {
         self.first().create_object(name, object, digest).await
     }
 
-    /// Takes an id for a backup that begins at `time`, or the first moment after it that is free.
-    pub async fn announce_backup(&self, time: Timestamp) -> Result<BackupId> {
+    /// Takes an id for a backup that begins at `time`, or the first moment after it that is free. Whoever
+    /// removes things finds that it may refer to what `earlier` has stored or refers to.
+    pub async fn announce_backup(
+        &self,
+        time: Timestamp,
+        earlier: Option<&BackupRecord>,
+    ) -> Result<BackupId> {
+        let refers_to = earlier.map(BackupRecord::with_owners).unwrap_or_default();
         let store = self.first().store()?;
         let mut at = time;
         loop {
             let id = BackupId::at(at);
-            let intent = Bytes::from(json_of(&serde_json::json!({ "format": FORMAT, "id": id })));
+            let intent = Bytes::from(json_of(&Intent::of(&id, refers_to.clone())));
             let path = ObjectName::Intent(id.clone()).path();
             if store.create(&path, intent).await? == Created::New {
                 return Ok(id);
@@ -474,10 +483,11 @@ impl Repository {
         }
     }
 
-    /// Makes a backup exist. Everything that it refers to must be stored before; `recipe` is what
-    /// that was encoded with, so that one key opens all of it.
+    /// Makes a backup exist. Everything that it refers to must be stored before, which is checked of what
+    /// is not its own; `recipe` is what that was encoded with, so that one key opens all of it.
     pub async fn commit_backup(&self, record: &BackupRecord, recipe: &BackupRecipe) -> Result<()> {
         let sealing = recipe.sealing.as_ref();
+        self.first().check_shared(record).await?;
         self.first().commit_backup(record, sealing).await
     }
 
@@ -515,11 +525,38 @@ impl BackupRecipe {
         let mut header = self.header.clone();
         name.kind().clone_into(&mut header.kind);
         header.name = name.path();
+        if matches!(name, ObjectName::Pack { .. }) {
+            header.digest_of = Some(DIGEST_OF_FRAMES.to_owned());
+        }
         let Recipe { header, key } = Recipe::new(header, self.sealing.as_ref())?;
         Encoder::new(&header, self.level, key.as_ref()).map_err(|error| RepositoryError::Damaged {
             path: name.path(),
             reason: error.to_string(),
         })
+    }
+
+    /// Whether its objects are encrypted.
+    pub(super) fn encrypts(&self) -> bool {
+        self.sealing.is_some()
+    }
+
+    /// Of a backup that is not encrypted, in no repository.
+    #[cfg(test)]
+    pub(crate) fn of_nothing() -> Self {
+        Self {
+            header: Header::new("pack", "", "main", "1"),
+            sealing: None,
+            level: 3,
+        }
+    }
+
+    /// Compresses a frame for one of its packs, on whatever thread; `hash` is the BLAKE3 hash of `plain`.
+    pub fn compress(
+        &self,
+        plain: &[u8],
+        hash: [u8; 32],
+    ) -> std::result::Result<CompressedFrame, container::Error> {
+        FrameCompressor::new(self.level)?.compress_hashed(plain, hash)
     }
 }
 

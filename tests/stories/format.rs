@@ -83,9 +83,12 @@ impl Stored {
             // without a place for its key, as the backup is, a command keeps the wraps in its objects
             stream.env("ANYWHEN_STATE_DIR", record.ground.make_dir("keys", 0o700));
         }
-        let backup = of_server(&["backup", "--checkpoint", "fast", "--json"]);
         record.stream = Some(record.anywhen.stream_of(&record.server, stream));
-        let backup = record.anywhen.run_command(backup).succeeded().document();
+        // the second one refers to packs of the first
+        let [_, backup] = [(); 2].map(|()| {
+            let backup = of_server(&["backup", "--checkpoint", "fast", "--json"]);
+            record.anywhen.run_command(backup).succeeded().document()
+        });
         record.fill_segments(2);
         record.insert(1);
         record.store_all();

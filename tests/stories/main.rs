@@ -43,6 +43,7 @@ mod networks;
 mod outages;
 mod places;
 mod power_cuts;
+mod sharing;
 mod shutdowns;
 mod slot_positions;
 mod slots;

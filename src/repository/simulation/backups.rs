@@ -1,5 +1,6 @@
 //! Small backups: taken by a process of their own, killed now and then, and read back.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,29 +18,41 @@ use crate::repository::layout::{BackupId, ObjectName};
 use crate::repository::records::{
     BackupRecord, Extent, FORMAT, ManifestEntry, ManifestLine, ManifestPath,
 };
+use crate::repository::sharing::EarlierBackup;
 use crate::repository::{BackupRecipe, PLAIN_BYTES_MAX, Repository, RepositoryError, Result};
+
+/// Files are cut so, which are smaller.
+const EXTENT_BYTES: u64 = 512 << 10;
 
 /// What a backup will be.
 #[derive(Debug, Clone)]
 pub(super) struct Plan {
     seed: u64,
+    /// Whether it has the files of the backup before it too.
+    shares: bool,
     /// Killed so long after it began.
     ends: Option<Duration>,
 }
+
+/// An earlier backup, and its files.
+type Earlier = (EarlierBackup, Vec<(String, Bytes)>);
 
 impl Plan {
     pub(super) fn draw(lots: &mut Lots) -> Self {
         Self {
             seed: lots.next(),
+            shares: lots.chance(600),
             ends: lots.chance(250).then(|| lots.millis(50, 5000)),
         }
     }
 
-    fn kept(&self, place: usize, record: &BackupRecord) -> KeptBackup {
+    fn kept(&self, place: usize, record: &BackupRecord, earlier: Option<&Earlier>) -> KeptBackup {
+        let mut files: Vec<_> = self.packs().into_iter().flatten().collect();
+        files.extend(earlier.iter().flat_map(|(_, files)| files.clone()));
         KeptBackup {
             places: [place].into(),
             label: record.label.clone(),
-            files: self.packs().into_iter().flatten().collect(),
+            files,
         }
     }
 
@@ -79,7 +92,12 @@ async fn take(world: &World, plan: &Plan) {
     };
     let leader = everywhere.leader();
     let place = only_place(&leader);
-    let id = match leader.announce_backup(world.time.now_by_the_clock()).await {
+    let newest = match leader.newest_backup().await {
+        Ok(newest) => newest.filter(|_| plan.shares),
+        Err(error) => return expect_outage(world, &error),
+    };
+    let now = world.time.now_by_the_clock();
+    let id = match leader.announce_backup(now, newest.as_ref()).await {
         Ok(id) => id,
         Err(error) => return expect_outage(world, &error),
     };
@@ -87,8 +105,14 @@ async fn take(world: &World, plan: &Plan) {
         Ok(recipe) => recipe,
         Err(error) => return expect_outage(world, &error),
     };
-    let now = world.time.now_by_the_clock();
-    let record = match store(now, &leader, &recipe, &id, plan).await {
+    let earlier = match &newest {
+        Some(newest) => match earlier(world, &leader, newest, &recipe).await {
+            Ok(earlier) => earlier,
+            Err(error) => return expect_outage(world, &error),
+        },
+        None => None,
+    };
+    let record = match store(now, &leader, &recipe, &id, plan, earlier.as_ref()).await {
         Ok(record) => record,
         Err(error) => {
             expect_outage(world, &error);
@@ -103,7 +127,10 @@ async fn take(world: &World, plan: &Plan) {
     if !commit(world, &leader, &record, &recipe).await {
         return;
     }
-    let kept = plan.kept(place, &record);
+    if !record.shared_packs.is_empty() {
+        world.count(Seen::BackupShared);
+    }
+    let kept = plan.kept(place, &record, earlier.as_ref());
     world.model.borrow_mut().backups.insert(id.clone(), kept);
     world.count(Seen::BackupCommitted);
     world.mend(&everywhere, true).await;
@@ -117,15 +144,62 @@ async fn take(world: &World, plan: &Plan) {
 pub(super) async fn of_seed(leader: &Repository, id: &str) -> (BackupRecord, KeptBackup) {
     let plan = Plan {
         seed: 1,
+        shares: false,
         ends: None,
     };
     let id: BackupId = id.parse().unwrap();
     let now = Timestamp::UNIX_EPOCH;
     let recipe = leader.backup_recipe().await.unwrap();
-    let record = store(now, leader, &recipe, &id, &plan).await.unwrap();
+    let record = store(now, leader, &recipe, &id, &plan, None).await.unwrap();
     leader.commit_backup(&record, &recipe).await.unwrap();
-    let kept = plan.kept(only_place(leader), &record);
+    let kept = plan.kept(only_place(leader), &record, None);
     (record, kept)
+}
+
+/// A backup that has the files of an earlier one, and one more pack of its own.
+pub(super) async fn after(
+    leader: &Repository,
+    (record, kept): (&BackupRecord, &KeptBackup),
+    id: &str,
+) -> (BackupRecord, KeptBackup) {
+    let plan = Plan {
+        seed: 2,
+        shares: true,
+        ends: None,
+    };
+    let (id, now): (BackupId, _) = (id.parse().unwrap(), Timestamp::UNIX_EPOCH);
+    let recipe = leader.backup_recipe().await.unwrap();
+    let earlier = leader.earlier_backup(record, &recipe, EXTENT_BYTES).await;
+    let earlier = (earlier.unwrap().unwrap(), kept.files.clone());
+    let record = store(now, leader, &recipe, &id, &plan, Some(&earlier)).await;
+    let record = record.unwrap();
+    leader.commit_backup(&record, &recipe).await.unwrap();
+    let kept = plan.kept(only_place(leader), &record, Some(&earlier));
+    (record, kept)
+}
+
+/// What the newest backup has, where all of it can be referred to.
+async fn earlier(
+    world: &World,
+    leader: &Repository,
+    newest: &BackupRecord,
+    recipe: &BackupRecipe,
+) -> Result<Option<Earlier>> {
+    let earlier = match leader.earlier_backup(newest, recipe, EXTENT_BYTES).await {
+        Ok(Some(earlier)) => earlier,
+        Ok(None) => return Ok(None),
+        // the command stores everything then
+        Err(error) if error.lacks_key() || error.is_damage() || error.is_not_found() => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    let kept = world.model.borrow().backups.get(&newest.id).cloned();
+    let files = kept.map(|kept| kept.files).unwrap_or_default();
+    // a pack may be listed late
+    let is_stored = |(path, _): &(String, Bytes)| earlier.file(path.as_bytes()).is_some();
+    let files: Vec<_> = files.into_iter().filter(is_stored).collect();
+    Ok((!files.is_empty()).then_some((earlier, files)))
 }
 
 /// Whether the backup exists now.
@@ -151,6 +225,7 @@ async fn store(
     recipe: &BackupRecipe,
     id: &BackupId,
     plan: &Plan,
+    earlier: Option<&Earlier>,
 ) -> Result<BackupRecord> {
     let (mut lines, mut stored_bytes, mut bytes) = (Vec::new(), 0, 0);
     for (number, files) in (0..).zip(plan.packs()) {
@@ -165,22 +240,9 @@ async fn store(
             let frame = encoder.frame(&content, &mut object).unwrap();
             let size = u64::try_from(content.len()).unwrap();
             bytes += size;
-            let digest = container::digest(&content);
-            lines.push(ManifestLine::File {
-                entry: ManifestEntry {
-                    path: ManifestPath::Text(path),
-                    mode: 0o600,
-                    mtime: 0,
-                },
-                size,
-                extents: vec![Extent::Stored(
-                    number,
-                    frame.offset,
-                    frame.stored_bytes,
-                    size,
-                    digest,
-                )],
-            });
+            let hash = blake3::hash(&content).to_string();
+            let extent = Extent::Stored(number, frame.offset, frame.stored_bytes, size, hash);
+            lines.push(file_line(path, extent));
         }
         let trailer = encoder.finish(serde_json::Map::new(), &mut object).unwrap();
         stored_bytes += u64::try_from(object.len()).unwrap();
@@ -188,6 +250,33 @@ async fn store(
             .create_object(&name, object.into(), &trailer.digest)
             .await?;
     }
+    let mut shared = BTreeSet::new();
+    if let Some((earlier, files)) = earlier {
+        for (path, content) in files {
+            let stretches = earlier.file(path.as_bytes()).unwrap();
+            let [Some(stored)] = &*stretches else {
+                panic!("{path} is in one extent: {stretches:?}");
+            };
+            assert_eq!(stored.hash, *blake3::hash(content).as_bytes());
+            let number = 1000 + u32::try_from(stored.pack).unwrap();
+            if shared.insert(stored.pack) {
+                let path = earlier.pack_path(stored.pack).unwrap();
+                lines.push(ManifestLine::Pack { number, path });
+            }
+            bytes += stored.plain_bytes;
+            lines.push(file_line(
+                path.clone(),
+                Extent::Stored(
+                    number,
+                    stored.offset,
+                    stored.stored_bytes,
+                    stored.plain_bytes,
+                    blake3::hash(content).to_string(),
+                ),
+            ));
+        }
+    }
+    let shared_packs = earlier.map(|(earlier, _)| earlier.shared(&shared));
     let name = ObjectName::Manifest(id.clone());
     let (mut encoder, mut object) = (recipe.encoder(&name)?, Vec::new());
     let mut text = Vec::new();
@@ -218,12 +307,25 @@ async fn store(
         files: u64::try_from(lines.len()).unwrap(),
         bytes,
         stored_bytes,
+        shared_packs: shared_packs.unwrap_or_default(),
         tablespaces: Vec::new(),
         manifest_digest: trailer.digest,
         from_standby: false,
         sealed: None,
         digest: None,
     })
+}
+
+fn file_line(path: String, extent: Extent) -> ManifestLine {
+    ManifestLine::File {
+        entry: ManifestEntry {
+            path: ManifestPath::Text(path),
+            mode: 0o600,
+            mtime: 0,
+        },
+        size: extent.plain_bytes(),
+        extents: vec![extent],
+    }
 }
 
 /// Reads one of the backups, from wherever it is.
@@ -256,15 +358,19 @@ pub(super) async fn read(
     assert_eq!(container::digest(&manifest), record.manifest_digest);
     let lines = manifest.split(|byte| *byte == b'\n');
     let lines = lines.filter(|line| !line.is_empty());
-    let mut files = Vec::new();
+    let (mut files, mut packs) = (Vec::new(), BTreeMap::new());
     for line in lines {
-        if let ManifestLine::File { entry, extents, .. } = serde_json::from_slice(line).unwrap() {
+        let line = serde_json::from_slice(line).unwrap();
+        if let ManifestLine::Pack { number, path } = &line {
+            packs.insert(*number, ObjectName::parse(path).unwrap());
+        }
+        if let ManifestLine::File { entry, extents, .. } = line {
             let ManifestPath::Text(path) = entry.path else {
                 panic!("{:?}", entry.path)
             };
             let mut content = Vec::new();
             for extent in &extents {
-                content.extend(read_extent(repository, &record.id, extent).await?);
+                content.extend(read_extent(repository, &packs, extent).await?);
             }
             files.push((path, Bytes::from(content)));
         }
@@ -275,24 +381,21 @@ pub(super) async fn read(
 
 async fn read_extent(
     repository: &Repository,
-    backup: &BackupId,
+    packs: &BTreeMap<u32, ObjectName>,
     extent: &Extent,
 ) -> Result<Vec<u8>> {
-    let Extent::Stored(number, offset, stored, plain, digest) = extent else {
+    let Extent::Stored(number, offset, stored, plain, hash) = extent else {
         panic!("{extent:?}")
     };
     assert!(*plain <= PLAIN_BYTES_MAX);
-    let name = ObjectName::Pack {
-        backup: backup.clone(),
-        number: *number,
-    };
-    let frames = repository.frames(&name).await?;
-    let bytes = repository.fetch_range(&name, *offset, *stored).await?;
+    let name = &packs[number];
+    let frames = repository.frames(name).await?;
+    let bytes = repository.fetch_range(name, *offset, *stored).await?;
     let plain = frames.frame(*offset, &bytes, usize::try_from(*plain).unwrap());
     let plain = plain.map_err(|error| RepositoryError::Damaged {
         path: name.path(),
         reason: error.to_string(),
     })?;
-    assert_eq!(container::digest(&plain), *digest);
+    assert_eq!(blake3::hash(&plain).to_string(), *hash);
     Ok(plain)
 }

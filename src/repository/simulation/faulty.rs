@@ -97,6 +97,15 @@ enum Late {
     Delete(Path),
 }
 
+/// A key's id is chance, and must not change the schedule.
+fn without_chance(path: &str) -> &str {
+    if path.starts_with("keys") {
+        "keys"
+    } else {
+        path
+    }
+}
+
 impl Faulty {
     pub(super) fn new(
         number: usize,
@@ -216,12 +225,7 @@ impl Faulty {
 
     /// What a request meets, and lots for the rest of it.
     fn draw(&self, request: Request, path: &str, faults: &[(u64, Fault)]) -> (Fault, Lots) {
-        // a key's id is chance, and must not change the schedule
-        let path = if path.starts_with("keys") {
-            "keys"
-        } else {
-            path
-        };
+        let path = without_chance(path);
         let mut state = self.state();
         let times = state.asked.entry((request, path.to_owned())).or_default();
         *times += 1;
@@ -417,7 +421,8 @@ impl Faulty {
         }
         // each object has its own lag, so that none vanishes again
         let lags = |path: &Path, at: Duration| {
-            let lag = Lots::of(self.0.seed, (self.0.number, path.as_ref(), at)).below(2000);
+            let what = (self.0.number, without_chance(path.as_ref()), at);
+            let lag = Lots::of(self.0.seed, what).below(2000);
             at + late * u32::try_from(lag.saturating_sub(1000)).unwrap() / 1000 > now
         };
         let state = self.state();

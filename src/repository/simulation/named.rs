@@ -18,6 +18,7 @@ use crate::clock::Clock;
 use crate::repository::destination::Destination;
 use crate::repository::keys::EncryptionSettings;
 use crate::repository::layout::{BackupId, ObjectName};
+use crate::repository::records::BackupRecord;
 use crate::repository::store::StoreOptions;
 use crate::repository::{
     Acknowledge, EncodedWal, PlaceSettings, Repository, RepositoryError, Stored,
@@ -218,6 +219,91 @@ async fn a_backup_that_lacks_a_pack_is_not_copied_as_if_it_were_whole() {
     let id: &BackupId = &record.id;
     assert!(!places.has(1, &ObjectName::Backup(id.clone())));
     assert!(!repository.has_everywhere(id).await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backup_is_copied_with_the_packs_of_others_that_it_refers_to() {
+    // as they are stored, and in another form, where frames lie elsewhere; whether the backup that they
+    // are of is there, or not
+    for keys in [[].as_slice(), &[0]] {
+        for first_is_there in [true, false] {
+            let places = Places::new();
+            let repository = places.repository([&[], keys]).await;
+            let leader = repository.leader();
+            let (first, kept) = backups::of_seed(&leader, "20261120T100000.000Z").await;
+            if first_is_there {
+                assert!(repository.mend(true).await);
+            }
+            let (second, more_kept) =
+                backups::after(&leader, (&first, &kept), "20261120T110000.000Z").await;
+            let shared: u64 = second.shared_packs.iter().map(|packs| packs.bytes).sum();
+            assert!(shared > 0);
+            if !first_is_there {
+                let store = repository.members[0].store().unwrap();
+                let record = ObjectName::Backup(first.id.clone());
+                store.delete(&record.path()).await.unwrap();
+            }
+            assert!(repository.mend(true).await);
+            let copy = repository.only(&repository.members[1]);
+            let (holder, record) = copy.holding(&second.id).await.unwrap().unwrap();
+            backups::read(&holder, &record, &more_kept).await.unwrap();
+            assert_eq!(record.owners(), second.owners());
+            let of_first = copy.holding(&first.id).await.unwrap();
+            assert_eq!(of_first.is_some(), first_is_there);
+            if let Some((holder, record)) = of_first {
+                backups::read(&holder, &record, &kept).await.unwrap();
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backup_is_copied_where_what_it_shares_lies_in_another_form() {
+    // recipients were unlike, and are alike now: a copy as it is would name places that are not there
+    let places = Places::new();
+    let before = places.repository([&[0], &[1]]).await;
+    let (first, kept) = backups::of_seed(&before.leader(), "20261120T100000.000Z").await;
+    assert!(before.mend(true).await);
+    let after = places.repository([&[0, 1], &[0, 1]]).await;
+    let (second, kept) =
+        backups::after(&after.leader(), (&first, &kept), "20261120T110000.000Z").await;
+    assert!(!second.shared_packs.is_empty());
+    assert!(after.mend(true).await);
+    let copy = after.only(&after.members[1]);
+    let (holder, record) = copy.holding(&second.id).await.unwrap().unwrap();
+    backups::read(&holder, &record, &kept).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backup_whose_shared_pack_is_gone_is_not_committed_nor_taken_for_whole() {
+    let places = Places::new();
+    let repository = places.repository([&[], &[]]).await;
+    let leader = repository.leader();
+    let (first, kept) = backups::of_seed(&leader, "20261120T100000.000Z").await;
+    let (second, _) = backups::after(&leader, (&first, &kept), "20261120T110000.000Z").await;
+    let listed = leader.backups().await.unwrap();
+    assert_eq!(listed.readable.len(), 2);
+    let pack = ObjectName::Pack {
+        backup: first.id.clone(),
+        number: 0,
+    };
+    let store = repository.members[0].store().unwrap();
+    store.delete(&pack.path()).await.unwrap();
+    let listed = leader.backups().await.unwrap();
+    assert!(listed.readable.is_empty());
+    assert!(
+        listed.left_out[1].reason.contains(&pack.path()),
+        "{:?}",
+        listed.left_out
+    );
+    let recipe = leader.backup_recipe().await.unwrap();
+    let third = BackupRecord {
+        id: "20261120T120000.000Z".parse().unwrap(),
+        ..second
+    };
+    let refused = leader.commit_backup(&third, &recipe).await.unwrap_err();
+    assert!(refused.is_damage(), "{refused}");
+    assert!(!places.has(0, &ObjectName::Backup(third.id)));
 }
 
 #[tokio::test(start_paused = true)]

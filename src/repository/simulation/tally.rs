@@ -58,6 +58,7 @@ countable! {
     BackupCopiedAsIs => "copy: a backup as it is stored",
     BackupRepacked => "copy: a backup repacked",
     BackupCommitted => "backup: committed",
+    BackupShared => "backup: refers to what another has stored",
     BackupDiscarded => "backup: failed and discarded",
     BackupKilled => "backup: killed",
     BackupRead => "backup: read back",

@@ -1,0 +1,396 @@
+//! What backups share: extents that an earlier one has stored, which a later one refers to.
+//!
+//! A backup refers to extents of the newest backup before it, wherever those lie: a restore reads packs
+//! alone, and knows no chain. Its record names the packs of others, in the clear, so that whoever has no
+//! key can still tell what must stay.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::layout::{BackupId, ObjectName};
+use super::member::Member;
+use super::records::{BackupRecord, Extent, FORMAT, ManifestLine};
+use super::{BackupRecipe, Repository, RepositoryError, Result, blocking};
+
+/// A pack: whose it is, and its number there.
+pub(super) type PackId = (BackupId, u32);
+
+/// The name of a pack.
+pub(super) fn pack_name((backup, number): PackId) -> ObjectName {
+    ObjectName::Pack { backup, number }
+}
+
+/// Packs of another backup, by number from `start` up to and without `end`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedPacks {
+    /// Whose they are.
+    pub backup: BackupId,
+    /// The first.
+    pub start: u32,
+    /// The number after the last.
+    pub end: u32,
+    /// How many bytes they have as they are stored.
+    pub bytes: u64,
+}
+
+impl SharedPacks {
+    /// Each of them.
+    pub(super) fn each(&self) -> impl Iterator<Item = PackId> {
+        (self.start..self.end).map(|number| (self.backup.clone(), number))
+    }
+
+    /// Packs with their stored bytes, those that follow on each other together.
+    pub(super) fn of(packs: &BTreeMap<PackId, u64>) -> Vec<Self> {
+        let mut all: Vec<Self> = Vec::new();
+        for ((backup, number), bytes) in packs {
+            match all.last_mut() {
+                Some(last) if last.backup == *backup && last.end == *number => {
+                    last.end = number.saturating_add(1);
+                    last.bytes = last.bytes.saturating_add(*bytes);
+                }
+                _ => all.push(Self {
+                    backup: backup.clone(),
+                    start: *number,
+                    end: number.saturating_add(1),
+                    bytes: *bytes,
+                }),
+            }
+        }
+        all
+    }
+}
+
+/// `intents/<id>`: what a backup that is under way refers to, or may.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Intent {
+    format: u32,
+    id: BackupId,
+    /// Backups whose packs must stay.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    refers_to: BTreeSet<BackupId>,
+}
+
+impl Intent {
+    pub(super) fn of(id: &BackupId, refers_to: BTreeSet<BackupId>) -> Self {
+        Self {
+            format: FORMAT,
+            id: id.clone(),
+            refers_to,
+        }
+    }
+
+    /// Whether it says all that another does.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        self.id == other.id && self.refers_to.is_superset(&other.refers_to)
+    }
+}
+
+impl BackupRecord {
+    /// It, and the other backups whose packs it refers to.
+    pub(super) fn with_owners(&self) -> BTreeSet<BackupId> {
+        let mut owners = self.owners();
+        owners.insert(self.id.clone());
+        owners
+    }
+
+    /// The other backups whose packs it refers to.
+    pub(super) fn owners(&self) -> BTreeSet<BackupId> {
+        let owners = self.shared_packs.iter().map(|packs| packs.backup.clone());
+        owners.collect()
+    }
+}
+
+/// An extent that an earlier backup refers to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredExtent {
+    /// Which of [`EarlierBackup::packs`] it lies in.
+    pub pack: usize,
+    /// Where in the pack.
+    pub offset: u64,
+    /// How many bytes it takes there.
+    pub stored_bytes: u64,
+    /// How many bytes it holds.
+    pub plain_bytes: u64,
+    /// Their BLAKE3 hash.
+    pub hash: [u8; 32],
+}
+
+/// The extents of an earlier backup that can be referred to.
+#[derive(Debug)]
+pub struct EarlierBackup {
+    id: BackupId,
+    packs: Vec<(PackId, u64)>,
+    /// By path: for each stretch of so many bytes what is stored of it, if anything is.
+    files: HashMap<Vec<u8>, Arc<[Option<StoredExtent>]>>,
+}
+
+impl EarlierBackup {
+    /// Which backup it is.
+    pub fn id(&self) -> &BackupId {
+        &self.id
+    }
+
+    /// What is stored of the file at `path`: each stretch of `extent_bytes`, as [`Repository::earlier_backup`]
+    /// was asked.
+    pub fn file(&self, path: &[u8]) -> Option<Arc<[Option<StoredExtent>]>> {
+        self.files.get(path).map(Arc::clone)
+    }
+
+    /// The path of a pack in the repository.
+    pub fn pack_path(&self, pack: usize) -> Option<String> {
+        let (pack, _) = self.packs.get(pack)?;
+        Some(pack_name(pack.clone()).path())
+    }
+
+    /// What a record says of those of its packs that were referred to.
+    pub fn shared(&self, packs: &BTreeSet<usize>) -> Vec<SharedPacks> {
+        let packs = packs.iter().filter_map(|pack| self.packs.get(*pack));
+        SharedPacks::of(&packs.cloned().collect())
+    }
+
+    /// `there` are the packs that can be referred to, with their bytes.
+    fn read(
+        id: BackupId,
+        manifest: &[u8],
+        there: &BTreeMap<PackId, u64>,
+        extent_bytes: u64,
+    ) -> std::result::Result<Self, serde_json::Error> {
+        let (mut packs, mut numbers) = (Vec::new(), HashMap::new());
+        let mut files = HashMap::new();
+        let lines = || {
+            let lines = manifest.split(|byte| *byte == b'\n');
+            lines.filter(|line| !line.is_empty())
+        };
+        for line in lines() {
+            if let ManifestLine::Pack { number, path } = serde_json::from_slice(line)?
+                && let Some(ObjectName::Pack {
+                    backup,
+                    number: nth,
+                }) = ObjectName::parse(&path)
+                && let Some(bytes) = there.get(&(backup.clone(), nth))
+            {
+                numbers.insert(number, (packs.len(), *bytes));
+                packs.push(((backup, nth), *bytes));
+            }
+        }
+        for line in lines() {
+            let ManifestLine::File { entry, extents, .. } = serde_json::from_slice(line)? else {
+                continue;
+            };
+            let Some(path) = entry.path.to_bytes() else {
+                continue;
+            };
+            let stored = stretches(&extents, &numbers, extent_bytes);
+            if stored.iter().any(Option::is_some) {
+                files.insert(path, stored.into());
+            }
+        }
+        Ok(Self { id, packs, files })
+    }
+}
+
+/// What is stored of each stretch of a file that is as long as the cutter makes them.
+fn stretches(
+    extents: &[Extent],
+    numbers: &HashMap<u32, (usize, u64)>,
+    extent_bytes: u64,
+) -> Vec<Option<StoredExtent>> {
+    let mut stored = Vec::new();
+    let mut at: u64 = 0;
+    for extent in extents {
+        let nth = at / extent_bytes.max(1);
+        // cut otherwise, by another version
+        let is_aligned = at.is_multiple_of(extent_bytes);
+        at = at.saturating_add(extent.plain_bytes());
+        let Extent::Stored(pack, offset, stored_bytes, plain_bytes, hash) = extent else {
+            continue;
+        };
+        if let (true, Some((pack, pack_bytes)), Ok(hash), Ok(nth)) = (
+            is_aligned,
+            numbers.get(pack),
+            blake3::Hash::from_hex(hash),
+            usize::try_from(nth),
+        ) && nth <= extents.len()
+            && offset.saturating_add(*stored_bytes) <= *pack_bytes
+        {
+            stored.resize(stored.len().max(nth.saturating_add(1)), None);
+            if let Some(place) = stored.get_mut(nth) {
+                *place = Some(StoredExtent {
+                    pack: *pack,
+                    offset: *offset,
+                    stored_bytes: *stored_bytes,
+                    plain_bytes: *plain_bytes,
+                    hash: *hash.as_bytes(),
+                });
+            }
+        }
+    }
+    stored
+}
+
+impl Repository {
+    /// The newest backup, whose extents the next one may refer to; `None` where there is none that can be
+    /// read.
+    pub async fn newest_backup(&self) -> Result<Option<BackupRecord>> {
+        let member = self.first();
+        let listed = member.list("backups/").await?;
+        let ids: BTreeSet<BackupId> = listed
+            .iter()
+            .filter_map(|object| match ObjectName::parse(&object.path) {
+                Some(ObjectName::Backup(id)) => Some(id),
+                _ => None,
+            })
+            .collect();
+        for id in ids.iter().rev() {
+            match member.listed_backup(id).await {
+                Ok(Some(record)) => return Ok(Some(record)),
+                Ok(None) => {}
+                Err(error) if error.is_unreachable() => return Err(error),
+                Err(error) => tracing::debug!("backup {id} is not built upon: {error}"),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Refuses a backup that refers to packs of others which are not there, whole. Before
+    /// [`Repository::commit_backup`], which does it too: what is refused here was never written.
+    pub async fn check_shared(&self, record: &BackupRecord) -> Result<()> {
+        self.first().check_shared(record).await
+    }
+
+    /// What can be referred to of a backup that was announced to be referred to
+    /// ([`Repository::announce_backup`]) by one that is written by `recipe`; files are cut every
+    /// `extent_bytes`. `None` where the one is encrypted and the other is not: what was to be encrypted is
+    /// never left plain.
+    ///
+    /// An error that [lacks a key](RepositoryError::lacks_key), is damage or says that it is not found means
+    /// that nothing can.
+    pub async fn earlier_backup(
+        &self,
+        record: &BackupRecord,
+        recipe: &BackupRecipe,
+        extent_bytes: u64,
+    ) -> Result<Option<EarlierBackup>> {
+        let member = self.first();
+        let name = ObjectName::Manifest(record.id.clone());
+        let (_, header) = member.head(&name).await?;
+        if header.key.is_some() != recipe.encrypts() {
+            return Ok(None);
+        }
+        let manifest = member.fetch(&name).await?.plain;
+        let damaged = |reason: String| RepositoryError::Damaged {
+            path: member.locate(&name),
+            reason,
+        };
+        let found = container::digest(&manifest);
+        if found != record.manifest_digest {
+            let expected = &record.manifest_digest;
+            return Err(damaged(format!(
+                "it is not the backup's: expected={expected}, found={found}"
+            )));
+        }
+        let there = member.sound_packs(record).await?;
+        let id = record.id.clone();
+        let read = blocking(move || EarlierBackup::read(id, &manifest, &there, extent_bytes));
+        read.await
+            .map(Some)
+            .map_err(|error| damaged(error.to_string()))
+    }
+}
+
+impl Member {
+    /// The packs of backups, by backup and number, with their stored bytes.
+    pub(super) async fn packs_of(
+        &self,
+        backups: &BTreeSet<BackupId>,
+    ) -> Result<BTreeMap<PackId, u64>> {
+        let mut packs = BTreeMap::new();
+        for id in backups {
+            for object in self.list(&format!("packs/{id}/")).await? {
+                if let Some(ObjectName::Pack { backup, number }) = ObjectName::parse(&object.path) {
+                    packs.insert((backup, number), object.bytes);
+                }
+            }
+        }
+        Ok(packs)
+    }
+
+    /// The packs that a backup refers to, with their stored bytes; of its own, and of each stretch of
+    /// another's, only where all of them have the bytes that the record says.
+    async fn sound_packs(&self, record: &BackupRecord) -> Result<BTreeMap<PackId, u64>> {
+        let there = self.packs_of(&record.with_owners()).await?;
+        let stretch = |backup: &BackupId, start: u32, end: u32| {
+            let range = (backup.clone(), start)..=(backup.clone(), end);
+            let packs = there.range(range).map(|(id, bytes)| (id.clone(), *bytes));
+            packs.collect::<Vec<_>>()
+        };
+        let sum = |packs: &[(PackId, u64)]| {
+            let bytes = packs.iter().map(|(_, bytes)| *bytes);
+            bytes.fold(0, u64::saturating_add)
+        };
+        let mut sound = BTreeMap::new();
+        let manifest = ObjectName::Manifest(record.id.clone());
+        let (_, manifest_bytes) = self.trailer_and_size(&manifest).await?;
+        let own = stretch(&record.id, 0, u32::MAX);
+        if sum(&own).saturating_add(manifest_bytes) == record.stored_bytes {
+            sound.extend(own);
+        }
+        for shared in &record.shared_packs {
+            let Some(last) = shared
+                .end
+                .checked_sub(1)
+                .filter(|last| *last >= shared.start)
+            else {
+                continue;
+            };
+            let packs = stretch(&shared.backup, shared.start, last);
+            if sum(&packs) == shared.bytes {
+                sound.extend(packs);
+            }
+        }
+        Ok(sound)
+    }
+
+    /// Refuses a backup that refers to packs of others which are not there, whole.
+    pub(super) async fn check_shared(&self, record: &BackupRecord) -> Result<()> {
+        let there = self.packs_of(&record.owners()).await?;
+        for packs in &record.shared_packs {
+            let mut found: u64 = 0;
+            for pack in packs.each() {
+                let bytes = match there.get(&pack) {
+                    Some(bytes) => *bytes,
+                    // a listing may be late
+                    None => match self.trailer_and_size(&pack_name(pack.clone())).await {
+                        Ok((_, bytes)) => bytes,
+                        Err(error) if error.is_not_found() => {
+                            let reason =
+                                format!("backup {} needs it, and it is missing", record.id);
+                            return Err(self.lacks_shared(pack, &reason));
+                        }
+                        Err(error) => return Err(error),
+                    },
+                };
+                found = found.saturating_add(bytes);
+            }
+            if found != packs.bytes {
+                let reason = format!(
+                    "it, or one of those up to {}, is not as long as it was: expected={} bytes of them \
+                     all, found={found}",
+                    packs.end.saturating_sub(1),
+                    packs.bytes
+                );
+                return Err(self.lacks_shared((packs.backup.clone(), packs.start), &reason));
+            }
+        }
+        Ok(())
+    }
+
+    fn lacks_shared(&self, pack: PackId, reason: &str) -> RepositoryError {
+        RepositoryError::Damaged {
+            path: self.locate(&pack_name(pack)),
+            reason: reason.to_owned(),
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Backups that refer to what earlier ones have stored.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use serde_json::Value;
+
+use crate::anywhen::Anywhen;
+use crate::ground::Ground;
+use crate::judge::{End, assert_verified};
+use crate::objects::{files_below, system_dir};
+use crate::record::Record;
+use crate::sealed::{Identity, is_sealed};
+use crate::server::Options;
+
+/// A server with a table of 20,000 rows that do not compress to nothing.
+fn with_rows() -> Record {
+    with_rows_on(Ground::new())
+}
+
+fn with_rows_on(ground: Ground) -> Record {
+    let record = Record::on(ground, &Options::default());
+    record.insert(0);
+    record.server.execute(
+        "create table filled as select n as id, md5(n::text) || md5((n + 1)::text) as words
+         from generate_series(1, 20000) n",
+    );
+    record.server.execute("checkpoint");
+    record
+}
+
+fn stored_bytes(backup: &Value) -> u64 {
+    backup["stored_bytes"].as_u64().unwrap()
+}
+
+fn id(backup: &Value) -> &str {
+    backup["id"].as_str().unwrap()
+}
+
+/// Restores a backup by itself, and finds every file as the server described it, and every row.
+fn restores(record: &Record, backup: &Value, rows: &str) {
+    let name = format!("restored-{}", id(backup));
+    let flags = ["--backup", id(backup), "--immediate"];
+    assert_eq!(record.rows_at(&name, &flags, End::Paused), rows);
+}
+
+#[test]
+fn a_second_backup_stores_what_has_changed_and_restores_as_a_full_one() {
+    let record = with_rows();
+    let first = record.anywhen.backup(&record.server);
+    let unchanged = record.anywhen.backup(&record.server);
+    assert!(
+        stored_bytes(&unchanged) * 10 < stored_bytes(&first),
+        "{unchanged}\n{first}"
+    );
+    assert_eq!(unchanged["files"], first["files"]);
+
+    record.insert(1);
+    record
+        .server
+        .execute("update filled set words = 'changed' where id between 1 and 20");
+    let changed = record.anywhen.backup(&record.server);
+    assert!(
+        stored_bytes(&changed) * 2 < stored_bytes(&first),
+        "{changed}\n{first}"
+    );
+    let asked = ["backup", "--checkpoint", "fast", "--full", "--json"];
+    let full = record.anywhen.run_on(&record.server, &asked);
+    let full = full.succeeded().document();
+    assert!(
+        stored_bytes(&full) * 10 > stored_bytes(&first) * 9,
+        "{full}\n{first}"
+    );
+
+    restores(&record, &first, "0");
+    restores(&record, &unchanged, "0");
+    restores(&record, &changed, "0,1");
+    restores(&record, &full, "0,1");
+    let latest = record.target("latest");
+    record.anywhen.restore(&latest, &["--immediate"]);
+    assert_verified(&latest);
+}
+
+/// Told that it can be restored, nobody takes another backup.
+#[test]
+fn a_backup_whose_packs_are_of_another_that_lost_them_is_not_called_good() {
+    let record = with_rows();
+    let first = record.anywhen.backup(&record.server);
+    let second = record.anywhen.backup(&record.server);
+    let packs = system_dir(&record.anywhen, &record.server).join("packs");
+    let pack = packs.join(id(&first)).join("00000000");
+    fs::remove_file(&pack).unwrap();
+    let name = format!("packs/{}/00000000", id(&first));
+
+    let list = record.anywhen.run(&["list"]);
+    list.failed_with(5);
+    let says_why = |backup: &Value| {
+        let mut lines = list.stdout.lines();
+        lines.any(|line| {
+            line.contains(&format!("UNREADABLE {}", id(backup))) && line.contains(&name)
+        })
+    };
+    assert!(says_why(&first) && says_why(&second), "{list}");
+    let status = record.anywhen.run(&["status", "--json"]);
+    status.failed_with(5);
+    let status = status.document();
+    let cluster = &status["clusters"][0];
+    assert_eq!(
+        cluster["windows"].as_array().map(Vec::len),
+        Some(0),
+        "{cluster}"
+    );
+    let target = record.target("refused");
+    let flags = ["--backup", id(&second), "--immediate"];
+    let asked = [
+        &["restore", "-D", target.to_str().unwrap()],
+        flags.as_slice(),
+    ]
+    .concat();
+    let refused = record.anywhen.run(&asked);
+    refused.failed_with(5);
+    refused.says(&[&name]);
+    assert!(
+        !target.join("global/pg_control").exists(),
+        "a server would start there"
+    );
+
+    // the next one does not build on what is not there
+    let third = record.anywhen.backup(&record.server);
+    assert!(
+        stored_bytes(&third) * 10 > stored_bytes(&first) * 9,
+        "{third}\n{first}"
+    );
+    restores(&record, &third, "0");
+}
+
+/// A pack that was cut short is as long as it is now, for whoever asks only now.
+#[test]
+fn a_backup_does_not_refer_to_a_pack_that_was_cut_short() {
+    let record = with_rows();
+    let first = record.anywhen.backup(&record.server);
+    record.anywhen.backup(&record.server);
+    let packs = system_dir(&record.anywhen, &record.server).join("packs");
+    let pack = packs.join(id(&first)).join("00000000");
+    fs::set_permissions(&pack, fs::Permissions::from_mode(0o600)).unwrap();
+    let file = fs::File::options().write(true).open(&pack).unwrap();
+    let length = file.metadata().unwrap().len();
+    file.set_len(length / 2).unwrap();
+    let third = record.anywhen.backup(&record.server);
+    assert!(
+        stored_bytes(&third) * 10 > stored_bytes(&first) * 9,
+        "{third}\n{first}"
+    );
+    let list = record.anywhen.run(&["list"]);
+    list.failed_with(5);
+    assert_eq!(list.stdout.matches("UNREADABLE").count(), 2, "{list}");
+    restores(&record, &third, "0");
+}
+
+/// Whoever holds recipients alone cannot read what an earlier backup has: it is stored again, and said.
+#[test]
+fn without_an_identity_everything_is_stored_anew_and_that_is_said() {
+    let record = with_rows_on(Ground::on_disk());
+    let Identity { recipient, file } = Identity::get();
+    let take = |with_identity: bool| {
+        let mut command = record
+            .anywhen
+            .command(&["backup", "--checkpoint", "fast", "--json"]);
+        command.args(["-d", &record.server.conninfo()]);
+        command.env("ANYWHEN_RECIPIENTS", recipient);
+        if with_identity {
+            command.env("ANYWHEN_IDENTITY_FILE", file);
+        } else {
+            command.env_remove("ANYWHEN_IDENTITY_FILE");
+        }
+        let ended = record.anywhen.run_command(command).succeeded();
+        let said = ended.stderr.contains("everything is stored anew");
+        (ended.document(), said)
+    };
+    let (first, _) = take(true);
+    let (blind, said) = take(false);
+    assert!(said);
+    assert!(
+        stored_bytes(&blind) * 10 > stored_bytes(&first) * 9,
+        "{blind}\n{first}"
+    );
+    let (seeing, said) = take(true);
+    assert!(!said);
+    assert!(
+        stored_bytes(&seeing) * 10 < stored_bytes(&first),
+        "{seeing}\n{first}"
+    );
+}
+
+/// What was to be encrypted is never left plain because it lay there plain before.
+#[test]
+fn an_encrypted_backup_refers_to_nothing_that_is_plain() {
+    let record = with_rows_on(Ground::on_disk());
+    let plain = record.anywhen.backup(&record.server);
+    let Identity { recipient, file } = Identity::get();
+    let table = format!(
+        "[repository.here]\nurl = \"{}\"\nrecipients = [\"{recipient}\"]\nidentity_file = \"{}\"\naccept_plain = true\n",
+        record.anywhen.url(),
+        file.display()
+    );
+    let url = record.anywhen.url().to_owned();
+    let encrypting = Anywhen::with_table(&record.ground, "encrypting", url, &table);
+    let sealed = encrypting.backup(&record.server);
+    assert!(
+        stored_bytes(&sealed) * 10 > stored_bytes(&plain) * 9,
+        "{sealed}\n{plain}"
+    );
+    let packs = system_dir(&record.anywhen, &record.server).join("packs");
+    let packs = files_below(&packs.join(id(&sealed)));
+    assert!(!packs.is_empty());
+    assert!(
+        packs.iter().all(|pack| is_sealed(pack) == Some(true)),
+        "{packs:?}"
+    );
+    let again = encrypting.backup(&record.server);
+    assert!(
+        stored_bytes(&again) * 10 < stored_bytes(&sealed),
+        "{again}\n{sealed}"
+    );
+    let target = record.target("restored");
+    encrypting.restore(&target, &["--backup", id(&again), "--immediate"]);
+    assert_verified(&target);
+}
