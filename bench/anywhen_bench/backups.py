@@ -66,6 +66,9 @@ repositories = ["bench"]
         return [programs.anywhen, "backup", "--quiet", "--checkpoint", "fast", "--config", folder / "anywhen.toml",
                 "-d", server.conninfo]
 
+    def backup_again(self, programs, server, folder):
+        return self.backup(programs, server, folder)
+
     def restore(self, programs, folder, target):
         return [programs.anywhen, "restore", "--quiet", "-D", target, "--config", folder / "anywhen.toml"]
 
@@ -90,6 +93,7 @@ compress-type=zst
 compress-level={LEVEL}
 process-max=2
 repo1-bundle=y
+repo1-block=y
 archive-check=n
 start-fast=y
 
@@ -104,6 +108,9 @@ pg1-user=postgres
 
     def backup(self, programs, server, folder):
         return [*self._call(folder), "--type=full", "backup"]
+
+    def backup_again(self, programs, server, folder):
+        return [*self._call(folder), "--type=incr", "backup"]
 
     def restore(self, programs, folder, target):
         return [*self._call(folder), f"--pg1-path={target}", "--type=none", "restore"]
@@ -147,7 +154,8 @@ def run(options, programs, folder):
             for tool in tools[turn:] + tools[:turn]:
                 place = make_folder(folder / "stored")
                 tool.prepare(programs, server, place)
-                runs.append({"tool": tool.name, "round": round_, **measure(tool, programs, server, place)})
+                measured = measure(tool, programs, server, place, len(runs))
+                runs.append({"tool": tool.name, "round": round_, **measured})
                 shutil.rmtree(place)
     return report(tools, runs, raw)
 
@@ -190,7 +198,20 @@ def fill(server, megabytes):
     server.sql("checkpoint")
 
 
-def measure(tool, programs, server, place):
+def change(server, number):
+    """Updates one row of a hundred, those that lie together; the bytes of the table's pages that changed."""
+    accounts = int(server.sql("select max(aid) from pgbench_accounts"))
+    first = 1 + accounts // 100 * (number % 100)
+    rows = f"aid between {first} and {first + accounts // 100 - 1}"
+    pages = f"select count(distinct (ctid::text::point)[0]) from pgbench_accounts where {rows}"
+    before = int(server.sql(pages))
+    server.sql(f"update pgbench_accounts set abalance = abalance + 1 where {rows}")
+    after = int(server.sql(pages))
+    server.sql("checkpoint")
+    return (before + after) * 8192
+
+
+def measure(tool, programs, server, place, number):
     target = place / "restored"
     # what the one before left to write must not slow down this one
     os.sync()
@@ -205,7 +226,16 @@ def measure(tool, programs, server, place):
     elsewhere_restoring = busy_seconds() - busy - restore["cpu_seconds"]
     if not (target / "global" / "pg_control").exists():
         raise RuntimeError(f"{tool.name} restored nothing")
+    again = {}
+    if hasattr(tool, "backup_again"):
+        changed = change(server, number)
+        os.sync()
+        cost = run_command(tool.backup_again(programs, server, place), place)
+        # what was restored is not what was stored
+        shutil.rmtree(target)
+        again = {"again": {**cost, "stored_bytes": stored_bytes(place)[0] - stored, "changed_bytes": changed}}
     return {
+        **again,
         "backup": {**backup, "server_cpu_seconds": of_server, "elsewhere_cpu_seconds": max(0.0, elsewhere)},
         "restore": {**restore, "elsewhere_cpu_seconds": max(0.0, elsewhere_restoring)},
         "stored_bytes": stored,
@@ -231,4 +261,22 @@ def report(tools, runs, raw):
             ])
         print(f"\n{step}:")
         print_table(["tool", "seconds", "of best peer", "CPU s", "others'", "peak MiB", "stored"], rows)
+    report_again(tools, runs)
     return {"raw_bytes": raw, "runs": runs}
+
+
+def report_again(tools, runs):
+    rows = []
+    for tool in tools:
+        own = [run["again"] for run in runs if run["tool"] == tool.name and "again" in run]
+        if own:
+            rows.append([
+                tool.name,
+                spread([run["seconds"] for run in own], 2),
+                spread([run["cpu_seconds"] for run in own], 2),
+                spread([run["peak_mib"] for run in own]),
+                spread([run["stored_bytes"] / 1e6 for run in own], 1),
+                spread([run["stored_bytes"] / run["changed_bytes"] for run in own], 2),
+            ])
+    print("\nsecond backup, after one row of a hundred of the largest table was updated:")
+    print_table(["tool", "seconds", "CPU s", "peak MiB", "stored MB", "of changed pages"], rows)
