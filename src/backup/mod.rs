@@ -209,7 +209,7 @@ impl BackupTaker {
     ) -> Result<BackupRecord> {
         let repository = places.first;
         let earlier = match newest {
-            Some(newest) => earlier_backup(repository, &newest, recipe).await?,
+            Some(newest) => earlier_backup(repository, &newest).await?,
             None => None,
         };
         let needed = NeededWal::reserve(&self.settings, facts, id, &*self.clock).await?;
@@ -479,21 +479,14 @@ struct Target<'a> {
 async fn earlier_backup(
     repository: &Repository,
     newest: &BackupRecord,
-    recipe: &BackupRecipe,
 ) -> Result<Option<EarlierBackup>> {
     let mut tries = Tries::new();
     let extent_bytes = u64::try_from(EXTENT_BYTES).unwrap_or(u64::MAX);
     loop {
-        let earlier = repository.earlier_backup(newest, recipe, extent_bytes);
+        let earlier = repository.earlier_backup(newest, extent_bytes);
         let error = match earlier.await {
-            Ok(None) => {
-                tracing::info!(
-                    "everything is stored anew: one of this backup and {} is encrypted, the other is not",
-                    newest.id
-                );
-                return Ok(None);
-            }
-            Ok(Some(earlier)) => {
+            Ok(earlier) => {
+                say_what_is_closed(&earlier);
                 tracing::info!(
                     "what backup {} has stored is not stored again",
                     earlier.id()
@@ -518,6 +511,17 @@ async fn earlier_backup(
             return Ok(None);
         }
         tries.again_after(error.into()).await?;
+    }
+}
+
+fn say_what_is_closed(earlier: &EarlierBackup) {
+    let closed: Vec<&str> = earlier.closed().iter().map(BackupId::as_str).collect();
+    if !closed.is_empty() {
+        tracing::info!(
+            "what these backups have stored is stored anew, since it is not encrypted to every recipient of \
+             now: {}. hint: `anywhen keys rotate` opens it to all of them, if it is encrypted",
+            closed.join(", ")
+        );
     }
 }
 

@@ -104,7 +104,7 @@ impl Member {
         format!("{url}/{}/{}/{}", self.cluster, self.system_id, name.path())
     }
 
-    fn opened(&self) -> Result<Opened> {
+    pub(super) fn opened(&self) -> Result<Opened> {
         self.place.open()
     }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::layout::{BackupId, ObjectName};
 use super::member::Member;
 use super::records::{BackupRecord, Extent, FORMAT, ManifestLine};
-use super::{BackupRecipe, Repository, RepositoryError, Result, blocking};
+use super::{Repository, RepositoryError, Result, blocking};
 
 /// A pack: whose it is, and its number there.
 pub(super) type PackId = (BackupId, u32);
@@ -124,12 +124,19 @@ pub struct EarlierBackup {
     packs: Vec<(PackId, u64)>,
     /// By path: for each stretch of so many bytes what is stored of it, if anything is.
     files: HashMap<Vec<u8>, Arc<[Option<StoredExtent>]>>,
+    closed: BTreeSet<BackupId>,
 }
 
 impl EarlierBackup {
     /// Which backup it is.
     pub fn id(&self) -> &BackupId {
         &self.id
+    }
+
+    /// The backups whose packs it refers to, and no later one may: not every recipient of now can open them,
+    /// or they are plain where all is to be encrypted.
+    pub fn closed(&self) -> &BTreeSet<BackupId> {
+        &self.closed
     }
 
     /// What is stored of the file at `path`: each stretch of `extent_bytes`, as [`Repository::earlier_backup`]
@@ -155,6 +162,7 @@ impl EarlierBackup {
         id: BackupId,
         manifest: &[u8],
         there: &BTreeMap<PackId, u64>,
+        closed: BTreeSet<BackupId>,
         extent_bytes: u64,
     ) -> std::result::Result<Self, serde_json::Error> {
         let (mut packs, mut numbers) = (Vec::new(), HashMap::new());
@@ -187,7 +195,12 @@ impl EarlierBackup {
                 files.insert(path, stored.into());
             }
         }
-        Ok(Self { id, packs, files })
+        Ok(Self {
+            id,
+            packs,
+            files,
+            closed,
+        })
     }
 }
 
@@ -261,24 +274,17 @@ impl Repository {
     }
 
     /// What can be referred to of a backup that was announced to be referred to
-    /// ([`Repository::announce_backup`]) by one that is written by `recipe`; files are cut every
-    /// `extent_bytes`. `None` where the one is encrypted and the other is not: what was to be encrypted is
-    /// never left plain.
+    /// ([`Repository::announce_backup`]); files are cut every `extent_bytes`.
     ///
     /// An error that [lacks a key](RepositoryError::lacks_key), is damage or says that it is not found means
     /// that nothing can.
     pub async fn earlier_backup(
         &self,
         record: &BackupRecord,
-        recipe: &BackupRecipe,
         extent_bytes: u64,
-    ) -> Result<Option<EarlierBackup>> {
+    ) -> Result<EarlierBackup> {
         let member = self.first();
         let name = ObjectName::Manifest(record.id.clone());
-        let (_, header) = member.head(&name).await?;
-        if header.key.is_some() != recipe.encrypts() {
-            return Ok(None);
-        }
         let manifest = member.fetch(&name).await?.plain;
         let damaged = |reason: String| RepositoryError::Damaged {
             path: member.locate(&name),
@@ -291,12 +297,13 @@ impl Repository {
                 "it is not the backup's: expected={expected}, found={found}"
             )));
         }
-        let there = member.sound_packs(record).await?;
+        let mut there = member.sound_packs(record).await?;
+        let closed = member.closed_to_some(&there).await?;
+        there.retain(|(owner, _), _| !closed.contains(owner));
         let id = record.id.clone();
-        let read = blocking(move || EarlierBackup::read(id, &manifest, &there, extent_bytes));
-        read.await
-            .map(Some)
-            .map_err(|error| damaged(error.to_string()))
+        let read =
+            blocking(move || EarlierBackup::read(id, &manifest, &there, closed, extent_bytes));
+        read.await.map_err(|error| damaged(error.to_string()))
     }
 }
 
@@ -351,6 +358,26 @@ impl Member {
             }
         }
         Ok(sound)
+    }
+
+    /// Of the owners of these packs, those whose packs are not for everybody that this place's objects are
+    /// for. All packs of a backup have one key.
+    async fn closed_to_some(&self, packs: &BTreeMap<PackId, u64>) -> Result<BTreeSet<BackupId>> {
+        let firsts: BTreeMap<&BackupId, u32> = packs
+            .keys()
+            .rev()
+            .map(|(owner, number)| (owner, *number))
+            .collect();
+        let encryption = self.opened()?.encryption;
+        let mut closed = BTreeSet::new();
+        for (owner, number) in firsts {
+            let name = pack_name((owner.clone(), number));
+            let (_, header) = self.head(&name).await?;
+            if !encryption.is_for_all(&header, &self.locate(&name)).await? {
+                closed.insert(owner.clone());
+            }
+        }
+        Ok(closed)
     }
 
     /// Refuses a backup that refers to packs of others which are not there, whole.

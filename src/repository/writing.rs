@@ -535,11 +535,6 @@ impl BackupRecipe {
         })
     }
 
-    /// Whether its objects are encrypted.
-    pub(super) fn encrypts(&self) -> bool {
-        self.sealing.is_some()
-    }
-
     /// Of a backup that is not encrypted, in no repository.
     #[cfg(test)]
     pub(crate) fn of_nothing() -> Self {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -224,5 +225,50 @@ fn an_encrypted_backup_refers_to_nothing_that_is_plain() {
     );
     let target = record.target("restored");
     encrypting.restore(&target, &["--backup", id(&again), "--immediate"]);
+    assert_verified(&target);
+}
+
+/// Whoever is a recipient now must be able to read all of a backup, also what an earlier one has stored.
+#[test]
+fn a_backup_refers_to_nothing_that_a_new_recipient_cannot_open() {
+    let record = with_rows_on(Ground::on_disk());
+    let old = Identity::get();
+    let new = Identity::new(&record.ground.path("new-identity"));
+    let both = fs::read_to_string(&old.file).unwrap() + &fs::read_to_string(&new.file).unwrap();
+    let both = record.ground.write("both", &both, 0o600);
+    let archiver = |name: &str, recipient: &str, identity: &Path| {
+        let url = record.anywhen.url().to_owned();
+        let table = format!(
+            "[repository.here]\nurl = \"{url}\"\nrecipients = [\"{recipient}\"]\nidentity_file = \"{}\"\n",
+            identity.display()
+        );
+        Anywhen::with_table(&record.ground, name, url, &table)
+    };
+    let before = archiver("before", &old.recipient, &old.file);
+    let first = before.backup(&record.server);
+    // the key of the day would be handed to the new one too
+    fs::remove_dir_all(record.ground.path("state")).unwrap();
+    let after = archiver("after", &new.recipient, &both);
+    let command = ["backup", "--checkpoint", "fast", "--json"];
+    let taken = after.run_on(&record.server, &command).succeeded();
+    taken.says(&[
+        "not encrypted to every recipient",
+        id(&first),
+        "keys rotate",
+    ]);
+    let second = taken.document();
+    assert!(
+        stored_bytes(&second) * 10 > stored_bytes(&first) * 9,
+        "{second}\n{first}"
+    );
+    let third = after.backup(&record.server);
+    assert!(
+        stored_bytes(&third) * 10 < stored_bytes(&first),
+        "{third}\n{first}"
+    );
+    // and whoever has the new identity alone restores it
+    let alone = archiver("alone", &new.recipient, &new.file);
+    let target = record.target("restored");
+    alone.restore(&target, &["--backup", id(&third), "--immediate"]);
     assert_verified(&target);
 }

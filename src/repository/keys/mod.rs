@@ -198,10 +198,7 @@ impl Encryption {
     /// Copies the wraps of a key to another repository, so that objects that it encrypts can be
     /// copied there as they are; how many there are then. `id` is what an object's header says.
     pub async fn copy_wraps(&self, to: &Self, id: &str, path: &str) -> Result<usize, KeyError> {
-        let id: KeyId = id.parse().map_err(|InvalidKeyId| KeyError::BadKeyId {
-            path: path.to_owned(),
-            found: id.to_owned(),
-        })?;
+        let id = key_id(id, path)?;
         let stored = to.inner.wraps.of_key(&id).await?;
         let mut count = stored.len();
         for wrap in self.inner.wraps.of_key(&id).await?.difference(&stored) {
@@ -211,6 +208,27 @@ impl Encryption {
             }
         }
         Ok(count)
+    }
+
+    /// Whether every recipient of now can open a stored object, and nobody needs to where there are none;
+    /// `path` is the object's, for messages.
+    pub async fn is_for_all(&self, header: &Header, path: &str) -> Result<bool, KeyError> {
+        let inner = &*self.inner;
+        let wrap_ids = |people: &mut dyn Iterator<Item = WrapId>| people.collect::<BTreeSet<_>>();
+        let all = wrap_ids(&mut inner.recipients.iter().map(Recipient::wrap_id));
+        match &header.key {
+            None => Ok(all.is_empty()),
+            Some(_) if all.is_empty() => Ok(false),
+            Some(id) if header.wraps.is_empty() => {
+                let wraps = inner.wraps.of_key(&key_id(id, path)?).await?;
+                Ok(wraps.is_superset(&all))
+            }
+            // wraps that an object carries do not tell whose they are: it is known where there is but one
+            Some(_) => {
+                let mut readers = inner.identities.recipients().map(|one| one.wrap_id());
+                Ok(all.len() == 1 && wrap_ids(&mut readers) == all)
+            }
+        }
     }
 
     /// The key for what is written now; `None` where it is not to be encrypted.
@@ -277,10 +295,7 @@ impl Encryption {
             }
             return Ok(None);
         };
-        let id: KeyId = found.parse().map_err(|InvalidKeyId| KeyError::BadKeyId {
-            path: path.to_owned(),
-            found: found.clone(),
-        })?;
+        let id = key_id(found, path)?;
         if let Some(key) = inner.known(&id) {
             return Ok(Some(key));
         }
@@ -292,6 +307,14 @@ impl Encryption {
         inner.remember(&id, &key);
         Ok(Some(key))
     }
+}
+
+/// The id that an object's header gives.
+fn key_id(text: &str, path: &str) -> Result<KeyId, KeyError> {
+    text.parse().map_err(|InvalidKeyId| KeyError::BadKeyId {
+        path: path.to_owned(),
+        found: text.to_owned(),
+    })
 }
 
 impl fmt::Debug for Encryption {

@@ -106,7 +106,7 @@ async fn take(world: &World, plan: &Plan) {
         Err(error) => return expect_outage(world, &error),
     };
     let earlier = match &newest {
-        Some(newest) => match earlier(world, &leader, newest, &recipe).await {
+        Some(newest) => match earlier(world, &leader, newest).await {
             Ok(earlier) => earlier,
             Err(error) => return expect_outage(world, &error),
         },
@@ -169,8 +169,8 @@ pub(super) async fn after(
     };
     let (id, now): (BackupId, _) = (id.parse().unwrap(), Timestamp::UNIX_EPOCH);
     let recipe = leader.backup_recipe().await.unwrap();
-    let earlier = leader.earlier_backup(record, &recipe, EXTENT_BYTES).await;
-    let earlier = (earlier.unwrap().unwrap(), kept.files.clone());
+    let earlier = leader.earlier_backup(record, EXTENT_BYTES).await;
+    let earlier = (earlier.unwrap(), kept.files.clone());
     let record = store(now, leader, &recipe, &id, &plan, Some(&earlier)).await;
     let record = record.unwrap();
     leader.commit_backup(&record, &recipe).await.unwrap();
@@ -183,11 +183,9 @@ async fn earlier(
     world: &World,
     leader: &Repository,
     newest: &BackupRecord,
-    recipe: &BackupRecipe,
 ) -> Result<Option<Earlier>> {
-    let earlier = match leader.earlier_backup(newest, recipe, EXTENT_BYTES).await {
-        Ok(Some(earlier)) => earlier,
-        Ok(None) => return Ok(None),
+    let earlier = match leader.earlier_backup(newest, EXTENT_BYTES).await {
+        Ok(earlier) => earlier,
         // the command stores everything then
         Err(error) if error.lacks_key() || error.is_damage() || error.is_not_found() => {
             return Ok(None);
