@@ -270,7 +270,7 @@ impl BackupTaker {
             digest: None,
         };
         let mut tries = Tries::new();
-        while let Err(error) = repository.check_shared(&record).await {
+        while let Err(error) = repository.check_stays(&record).await {
             if error.is_damage() {
                 return Err(Error::from(error)
                     .context("what an earlier backup had stored is gone")

@@ -35,6 +35,7 @@ impl Member {
         {
             return self.forget_intent(&record.id).await;
         }
+        self.check_stays(record).await?;
         let sealed = self.seal_record(&name, record, sealing)?;
         self.create_json(&name, &with_digest(sealed)).await?;
         self.forget_intent(&record.id).await

@@ -149,6 +149,13 @@ pub enum ObjectName {
     },
     /// What an unfinished backup refers to.
     Intent(BackupId),
+    /// That packs of a backup may be about to go.
+    Mark {
+        /// Whose packs.
+        backup: BackupId,
+        /// When that was decided; tells one removal from another.
+        at: BackupId,
+    },
     /// The latest known position of a stream; rewritten.
     Tip(TimelineId),
     /// The commit point of a backup.
@@ -176,6 +183,7 @@ impl ObjectName {
             Self::History(_) => "history",
             Self::Hole { .. } => "hole",
             Self::Intent(_) => "intent",
+            Self::Mark { .. } => "mark",
             Self::Tip(_) => "tip",
             Self::Backup(_) => "backup",
             Self::Manifest(_) => "manifest",
@@ -200,6 +208,7 @@ impl ObjectName {
                 format!("holes/{}/{}", timeline.hex8(), range_name(*range))
             }
             Self::Intent(id) => format!("intents/{id}"),
+            Self::Mark { backup, at } => format!("marks/{backup}/{at}"),
             Self::Tip(timeline) => format!("tip/{}", timeline.hex8()),
             Self::Backup(id) => format!("backups/{id}/backup.json"),
             Self::Manifest(id) => format!("backups/{id}/manifest"),
@@ -228,6 +237,10 @@ impl ObjectName {
                 range: parse_range(range)?,
             },
             ["intents", id] => Self::Intent(id.parse().ok()?),
+            ["marks", backup, at] => Self::Mark {
+                backup: backup.parse().ok()?,
+                at: at.parse().ok()?,
+            },
             ["tip", timeline] => Self::Tip(TimelineId::from_hex8(timeline)?),
             ["backups", id, "backup.json"] => Self::Backup(id.parse().ok()?),
             ["backups", id, "manifest"] => Self::Manifest(id.parse().ok()?),
@@ -315,6 +328,10 @@ mod tests {
             ObjectName::Hole { timeline, range },
             ObjectName::Intent(id.clone()),
             ObjectName::Tip(timeline),
+            ObjectName::Mark {
+                backup: BackupId::at(jiff::Timestamp::UNIX_EPOCH),
+                at: BackupId::at(jiff::Timestamp::UNIX_EPOCH),
+            },
             ObjectName::Backup(id.clone()),
             ObjectName::Manifest(id.clone()),
             ObjectName::Pack {

@@ -17,6 +17,7 @@ mod mending;
 mod place;
 mod reading;
 pub mod records;
+mod removal;
 mod repack;
 pub mod sharing;
 #[cfg(test)]
@@ -46,6 +47,7 @@ pub use contents::Readable;
 pub use error::RepositoryError;
 pub use mending::PlaceState;
 pub use place::PlaceSettings;
+pub use removal::RemovedBackup;
 pub use spool::{Drained, SPOOL_BYTES_MAX, Spool, SpoolContents, SpoolPut, SpoolSettings};
 pub use writing::{BackupRecipe, Stored};
 

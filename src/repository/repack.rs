@@ -98,7 +98,7 @@ impl Member {
         if record.stored_bytes != copied {
             return Err(self.lacks_objects(&record, copied));
         }
-        target.check_shared(&record).await?;
+        target.check_stays(&record).await?;
         if let Some(sealed) = self.sealed_header(&name, &record)? {
             self.copies_to(target, &name, &sealed).await?;
         }
@@ -211,7 +211,6 @@ impl Member {
             manifest_digest: digest,
             ..record
         };
-        target.check_shared(&record).await?;
         target.commit_backup(&record, sealing.as_ref()).await
     }
 

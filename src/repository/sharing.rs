@@ -81,6 +81,16 @@ impl Intent {
         }
     }
 
+    /// The backup that is under way.
+    pub(super) fn id(&self) -> &BackupId {
+        &self.id
+    }
+
+    /// It, and the backups whose packs must stay.
+    pub(super) fn names(&self) -> impl Iterator<Item = &BackupId> {
+        std::iter::once(&self.id).chain(&self.refers_to)
+    }
+
     /// Whether it says all that another does.
     pub(super) fn covers(&self, other: &Self) -> bool {
         self.id == other.id && self.refers_to.is_superset(&other.refers_to)
@@ -267,10 +277,10 @@ impl Repository {
         Ok(None)
     }
 
-    /// Refuses a backup that refers to packs of others which are not there, whole. Before
-    /// [`Repository::commit_backup`], which does it too: what is refused here was never written.
-    pub async fn check_shared(&self, record: &BackupRecord) -> Result<()> {
-        self.first().check_shared(record).await
+    /// Refuses a backup that refers to packs of others which are about to go, or are not there, whole.
+    /// Before [`Repository::commit_backup`], which does it too: what is refused here was never written.
+    pub async fn check_stays(&self, record: &BackupRecord) -> Result<()> {
+        self.first().check_stays(record).await
     }
 
     /// What can be referred to of a backup that was announced to be referred to
@@ -299,7 +309,8 @@ impl Repository {
         }
         let mut there = member.sound_packs(record).await?;
         let closed = member.closed_to_some(&there).await?;
-        there.retain(|(owner, _), _| !closed.contains(owner));
+        let marked = member.marked().await?;
+        there.retain(|(owner, _), _| !closed.contains(owner) && !marked.contains_key(owner));
         let id = record.id.clone();
         let read =
             blocking(move || EarlierBackup::read(id, &manifest, &there, closed, extent_bytes));

@@ -1,5 +1,6 @@
 //! Small backups: taken by a process of their own, killed now and then, and read back.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use super::model::{KeptBackup, only_place};
 use super::schedule::{IDENTITY, World};
 use super::steps::{expect_outage, expect_unreadable};
 use super::tally::Seen;
+use super::time::Time;
 use crate::repository::layout::{BackupId, ObjectName};
 use crate::repository::records::{
     BackupRecord, Extent, FORMAT, ManifestEntry, ManifestLine, ManifestPath,
@@ -176,6 +178,56 @@ pub(super) async fn after(
     leader.commit_backup(&record, &recipe).await.unwrap();
     let kept = plan.kept(only_place(leader), &record, Some(&earlier));
     (record, kept)
+}
+
+/// Takes a backup as the command does, with the files of the newest one too where it can refer to them.
+/// What it has is `known` before it exists.
+pub(super) async fn take_beside(
+    leader: &Repository,
+    time: &Time,
+    seed: u64,
+    known: &RefCell<BTreeMap<BackupId, KeptBackup>>,
+) -> Result<BackupRecord> {
+    let plan = Plan {
+        seed,
+        shares: true,
+        ends: None,
+    };
+    let newest = leader.newest_backup().await?;
+    let now = time.now_by_the_clock();
+    let id = leader.announce_backup(now, newest.as_ref()).await?;
+    let recipe = leader.backup_recipe().await?;
+    let taken = async {
+        let mut earlier = None;
+        if let Some(newest) = &newest {
+            match leader.earlier_backup(newest, EXTENT_BYTES).await {
+                Ok(found) => {
+                    let files = known.borrow()[&newest.id].files.clone();
+                    let is_stored =
+                        |(path, _): &(String, Bytes)| found.file(path.as_bytes()).is_some();
+                    let files = files.into_iter().filter(is_stored).collect();
+                    earlier = Some((found, files));
+                }
+                Err(error) if error.is_unreachable() => return Err(error),
+                Err(_) => {}
+            }
+        }
+        let record = store(now, leader, &recipe, &id, &plan, earlier.as_ref()).await?;
+        leader.check_stays(&record).await?;
+        let kept = plan.kept(only_place(leader), &record, earlier.as_ref());
+        known.borrow_mut().insert(id.clone(), kept);
+        Ok(record)
+    };
+    let record = match taken.await {
+        Ok(record) => record,
+        Err(error) => {
+            // what cannot be discarded stays, and harms nobody
+            drop(leader.discard_backup(&id).await);
+            return Err(error);
+        }
+    };
+    leader.commit_backup(&record, &recipe).await?;
+    Ok(record)
 }
 
 /// What the newest backup has, where all of it can be referred to.

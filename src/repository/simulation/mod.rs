@@ -12,6 +12,7 @@ mod faulty;
 pub(crate) mod lots;
 mod model;
 mod named;
+mod removals;
 mod schedule;
 mod steps;
 mod tally;

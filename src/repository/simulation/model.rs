@@ -374,6 +374,7 @@ fn is_container(name: &ObjectName) -> bool {
         ObjectName::Cluster
             | ObjectName::Hole { .. }
             | ObjectName::Intent(_)
+            | ObjectName::Mark { .. }
             | ObjectName::Tip(_)
             | ObjectName::Backup(_)
     )

@@ -24,14 +24,14 @@ use crate::repository::{
     Acknowledge, EncodedWal, PlaceSettings, Repository, RepositoryError, Stored,
 };
 
-struct Places {
-    stores: [Faulty; 2],
-    time: Arc<Time>,
+pub(super) struct Places {
+    pub(super) stores: [Faulty; 2],
+    pub(super) time: Arc<Time>,
     folder: tempfile::TempDir,
 }
 
 impl Places {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let (time, tally) = (Arc::new(Time::default()), Arc::new(Tally::new()));
         let nature = Nature {
             conditions: Conditions::Honoured,
@@ -47,7 +47,7 @@ impl Places {
     }
 
     /// A process that encrypts to these people in the first and in the second place.
-    async fn repository(&self, people: [&[usize]; 2]) -> Repository {
+    pub(super) async fn repository(&self, people: [&[usize]; 2]) -> Repository {
         let identities = identity_file(self.folder.path());
         let place =
             |number: usize| place(&self.stores[number], number, people[number], &identities);
