@@ -15,6 +15,7 @@ use super::keys::Sealing;
 use super::layout::{BackupId, ObjectName};
 use super::member::{Member, Recipe};
 use super::records::BackupRecord;
+use super::sharing::PackId;
 use super::store::Listed;
 use super::{Repository, RepositoryError, Result};
 
@@ -234,7 +235,7 @@ impl Member {
 pub(super) struct StoredBackups {
     /// How many bytes of both each backup has.
     bytes: BTreeMap<BackupId, u64>,
-    packs: BTreeMap<(BackupId, u32), u64>,
+    packs: BTreeMap<PackId, u64>,
 }
 
 impl StoredBackups {

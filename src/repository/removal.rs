@@ -45,7 +45,7 @@ impl Repository {
     /// tells one removal from another.
     ///
     /// Where it cannot be told what other backups refer to, nothing is removed: that is an error. Marks of
-    /// a removal that failed or was killed stay: what they name is not referred to again.
+    /// a removal that failed later, or was killed, stay: what they name is not referred to again.
     pub async fn remove_backup(&self, id: &BackupId, now: Timestamp) -> Result<RemovedBackup> {
         let member = self.first();
         let name = ObjectName::Backup(id.clone());
@@ -53,12 +53,16 @@ impl Repository {
         let record = record.ok_or_else(|| RepositoryError::absent(member.locate(&name)))?;
         let owners = record.with_owners();
         let marks = member.mark(&owners, id, now).await?;
-        // where this fails, the marks stay: what was asked for may still happen
-        let removed = member.remove_marked(&record, &owners).await?;
+        let removed = match member.what_stays(id, &owners).await {
+            // where this fails, the marks stay: what was asked for may still happen
+            Ok(stays) => Ok(member.remove_marked(&record, &owners, stays).await?),
+            // nothing was asked for
+            Err(error) => Err(error),
+        };
         for mark in marks {
             member.store()?.delete(&mark.path()).await?;
         }
-        Ok(removed)
+        removed
     }
 }
 
@@ -95,15 +99,22 @@ impl Member {
         Ok(marks)
     }
 
+    /// What must stay of these backups' packs, which are marked, once one of them is removed.
+    async fn what_stays(&self, removed: &BackupId, owners: &BTreeSet<BackupId>) -> Result<Stays> {
+        // in this order: a backup loses its intent once it exists
+        let spared = self.under_way(owners).await?;
+        let needed = self.needed_without(removed).await?;
+        Ok((spared, needed))
+    }
+
     /// Removes a backup whose packs, and those of others that it refers to, are marked.
     async fn remove_marked(
         &self,
         record: &BackupRecord,
         owners: &BTreeSet<BackupId>,
+        (spared, needed): Stays,
     ) -> Result<RemovedBackup> {
         let store = self.store()?;
-        let spared = self.under_way(owners).await?;
-        let needed = self.needed_without(&record.id).await?;
         // from here on it does not exist, and half of it is never listed
         for name in [
             ObjectName::Backup(record.id.clone()),
@@ -194,6 +205,9 @@ impl Member {
         Ok(marks.collect())
     }
 }
+
+/// Backups that are spared, by whose intent, and what those that exist refer to.
+type Stays = (BTreeMap<BackupId, BackupId>, Needed);
 
 /// Which packs backups that exist refer to.
 #[derive(Debug, Default)]

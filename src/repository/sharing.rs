@@ -310,6 +310,14 @@ impl Repository {
         let mut there = member.sound_packs(record).await?;
         let closed = member.closed_to_some(&there).await?;
         let marked = member.marked().await?;
+        for (owner, mark) in &marked {
+            if there.keys().any(|(backup, _)| backup == owner) {
+                tracing::info!(
+                    "what backup {owner} has stored is stored anew, since its packs may be about to go: {}",
+                    member.locate(mark)
+                );
+            }
+        }
         there.retain(|(owner, _), _| !closed.contains(owner) && !marked.contains_key(owner));
         let id = record.id.clone();
         let read =

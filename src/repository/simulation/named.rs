@@ -307,6 +307,35 @@ async fn a_backup_whose_shared_pack_is_gone_is_not_committed_nor_taken_for_whole
 }
 
 #[tokio::test(start_paused = true)]
+async fn nothing_is_removed_where_a_record_cannot_be_read() {
+    // what it refers to is not known; and marks that stay would keep later backups from sharing
+    let places = Places::new();
+    let repository = places.repository([&[], &[]]).await;
+    let leader = repository.leader();
+    let (first, kept) = backups::of_seed(&leader, "20261120T100000.000Z").await;
+    let (second, _) = backups::after(&leader, (&first, &kept), "20261120T110000.000Z").await;
+    let store = repository.members[0].store().unwrap();
+    let record = ObjectName::Backup(second.id.clone());
+    let whole = store.get(&record.path()).await.unwrap();
+    store.delete(&record.path()).await.unwrap();
+    let damaged = Bytes::from_static(b"{}");
+    store.create(&record.path(), damaged).await.unwrap();
+    let before = places.stores[0].paths();
+    let now = Clock::now(&*places.time);
+    let refused = leader.remove_backup(&first.id, now).await.unwrap_err();
+    assert!(refused.is_damage(), "{refused}");
+    assert_eq!(places.stores[0].paths(), before);
+
+    store.delete(&record.path()).await.unwrap();
+    store.create(&record.path(), whole).await.unwrap();
+    let removed = leader.remove_backup(&first.id, now).await.unwrap();
+    assert_eq!((removed.packs, removed.spared.len()), (0, 0), "{removed:?}");
+    let left = leader.backups().await.unwrap();
+    assert!(left.left_out.is_empty(), "{:?}", left.left_out);
+    assert_eq!(left.readable, [second]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn other_content_under_a_name_is_refused_and_leaves_the_first() {
     let places = Places::new();
     let repository = places.repository([&[], &[0]]).await;

@@ -1,5 +1,5 @@
-//! Whole blocks written past the page cache: what is to be synced at once takes a third less time that
-//! way than through it.
+//! Whole blocks written past the page cache: what is to be synced at once takes less time that way than
+//! through it.
 
 use std::fs::File;
 use std::io;
