@@ -469,10 +469,14 @@ class Repository:
         record = self.backup(system, backup)
         _, plain, trailer = self.fetch(f"{system}/backups/{backup}/manifest")
         need(trailer["digest"] == record["manifest_digest"], "manifest is not that of backup.json")
-        lines = [parse_json(line, "manifest line") for line in plain.split(b"\n") if line]
-        lines = [(kind, entry) for line in lines for kind, entry in line.items()]
+        lines = manifest_lines(plain)
+        for entry in [entry for kind, entry in lines if kind == "files"]:
+            need(re.fullmatch(r"backups/[^/]+/files/[0-9]{8}", entry["path"]), f'no file list: {entry["path"]}')
+            _, plain, trailer = self.fetch(f'{system}/{entry["path"]}')
+            need(trailer["digest"] == entry["digest"], f'{entry["path"]} is not that of the manifest')
+            lines += manifest_lines(plain)
         packs = {entry["number"]: entry["path"] for kind, entry in lines if kind == "pack"}
-        return packs, [(kind, entry) for kind, entry in lines if kind != "pack"]
+        return packs, [(kind, entry) for kind, entry in lines if kind not in ("pack", "files")]
 
     def content(self, system, packs, file):
         """The bytes of a file, extent by extent."""
@@ -503,6 +507,12 @@ def say_unverified(path, trailer):
     facts = trailer["facts"]["wal"]
     if not facts["verified"]:
         say(f'{path}: could not be verified from {facts["unverified_from"]} on: {facts["reason"]}')
+
+
+def manifest_lines(plain):
+    """Kind and content of each."""
+    lines = [parse_json(line, "manifest line") for line in plain.split(b"\n") if line]
+    return [(kind, entry) for line in lines for kind, entry in line.items()]
 
 
 def disk_path(path):

@@ -140,8 +140,9 @@ fn make(plain: &[u8], earlier: Option<StoredExtent>, recipe: &BackupRecipe) -> R
     }
     let hash = *blake3::hash(plain).as_bytes();
     let plain_bytes = u64::try_from(plain.len()).unwrap_or(u64::MAX);
-    let is_the_same =
-        |earlier: &StoredExtent| earlier.hash == hash && earlier.plain_bytes == plain_bytes;
+    let is_the_same = |earlier: &StoredExtent| {
+        earlier.hash == hash && u64::from(earlier.plain_bytes) == plain_bytes
+    };
     if let Some(stored) = earlier.filter(is_the_same) {
         return Ok(Made::Stored(stored));
     }
@@ -189,9 +190,9 @@ mod tests {
                 // of some an earlier backup has the same, of others something else
                 let earlier = (number % 5 < 2).then(|| StoredExtent {
                     pack: 0,
-                    offset: u64::try_from(number).unwrap(),
+                    offset: u32::try_from(number).unwrap(),
                     stored_bytes: 1,
-                    plain_bytes: u64::try_from(length).unwrap(),
+                    plain_bytes: u32::try_from(length).unwrap(),
                     hash: *blake3::hash(if number % 5 == 0 { &plain } else { b"else" }).as_bytes(),
                 });
                 pushed.push(if byte == 0 {

@@ -40,11 +40,11 @@ use crate::server::{self, ServerFacts};
 use extents::EXTENT_BYTES;
 use needed_wal::{NeededWal, Places};
 use tries::Tries;
-use writer::{Message, Pack, Written};
+use writer::{Message, Object, Written};
 
 /// How many messages of up to 128 KiB wait for the writer at most.
 const QUEUED_MESSAGES: usize = 64;
-/// So many packs are stored at once. Each is in memory, and so are one that waits and one that is filled.
+/// So many packs and file lists are stored at once. Each is in memory, and so are one that waits and one that is filled.
 const UPLOADS: usize = 2;
 /// How long after a clock was read its moment counts as past for every commit at the latest: a commit
 /// is stamped before its record is written.
@@ -416,10 +416,10 @@ impl BackupTaker {
         let total: i64 = announced.iter().filter_map(|row| row.size_kib).sum();
         let total = u64::try_from(total).unwrap_or(0).saturating_mul(1024);
         let (messages, to_write) = mpsc::channel::<Message>(QUEUED_MESSAGES);
-        let (packs, to_upload) = mpsc::channel::<Pack>(1);
+        let (objects, to_upload) = mpsc::channel::<Object>(1);
         let earlier = earlier.map(Arc::new);
         let writer = writer::Writer::new(form, announced, recipe.clone(), id, earlier)?;
-        let writing = blocking(move || writer.run(to_write, &packs));
+        let writing = blocking(move || writer.run(to_write, &objects));
         let reading = async move {
             let mut done: u64 = 0;
             loop {
@@ -442,11 +442,8 @@ impl BackupTaker {
                 }
             }
         };
-        let (read, written, uploaded) = tokio::join!(
-            reading,
-            writing,
-            upload(repository.clone(), id.clone(), to_upload)
-        );
+        let (read, written, uploaded) =
+            tokio::join!(reading, writing, upload(repository.clone(), to_upload));
         // the cause first: what fails stops the others, and they only say that they were stopped
         uploaded?;
         let end: Option<(Lsn, TimelineId)> = read?;
@@ -668,25 +665,22 @@ fn check_timeline(start: TimelineId, end: TimelineId) -> Result<()> {
     ))
 }
 
-async fn upload(
-    repository: Repository,
-    id: BackupId,
-    mut packs: mpsc::Receiver<Pack>,
-) -> Result<()> {
-    let store = async |pack: Pack| {
-        let name = ObjectName::Pack {
-            backup: id.clone(),
-            number: pack.number,
-        };
+async fn upload(repository: Repository, mut objects: mpsc::Receiver<Object>) -> Result<()> {
+    let store = async |object: Object| {
+        let Object {
+            name,
+            bytes,
+            digest,
+        } = object;
         repository
-            .create_object(&name, Bytes::from(pack.object), &pack.digest)
+            .create_object(&name, Bytes::from(bytes), &digest)
             .await
     };
     let mut under_way = FuturesUnordered::new();
     loop {
         tokio::select! {
-            pack = packs.recv(), if under_way.len() < UPLOADS => match pack {
-                Some(pack) => under_way.push(store(pack)),
+            object = objects.recv(), if under_way.len() < UPLOADS => match object {
+                Some(object) => under_way.push(store(object)),
                 None => break,
             },
             Some(stored) = under_way.next() => stored?,

@@ -19,6 +19,7 @@ use wal::Lsn;
 use super::extents::{EXTENT_BYTES, Extents, Made, Next};
 use crate::error::{Error, Result, chain};
 use crate::repository::layout::{BackupId, ObjectName};
+use crate::repository::manifest::{FILE_LIST_BYTES, FileList, ManifestText};
 use crate::repository::records::{Extent, ManifestEntry, ManifestLine, ManifestPath};
 use crate::repository::sharing::{EarlierBackup, SharedPacks, StoredExtent};
 use crate::repository::{BackupRecipe, PLAIN_BYTES_MAX};
@@ -37,10 +38,10 @@ pub(super) enum Message {
     CopyEnds,
 }
 
-/// A pack that is ready to be stored.
-pub(super) struct Pack {
-    pub(super) number: u32,
-    pub(super) object: Vec<u8>,
+/// An object that is ready to be stored.
+pub(super) struct Object {
+    pub(super) name: ObjectName,
+    pub(super) bytes: Vec<u8>,
     pub(super) digest: String,
 }
 
@@ -143,9 +144,9 @@ pub(super) struct Writer {
     numbers: u32,
     earlier: Option<Arc<EarlierBackup>>,
     /// Those of the earlier backup's packs that are referred to, with their numbers in the manifest.
-    shared: BTreeMap<usize, u32>,
+    shared: BTreeMap<u32, u32>,
     shared_bytes: u64,
-    manifest: Vec<u8>,
+    manifest: ManifestText,
     files: u64,
     bytes: u64,
     stored_bytes: u64,
@@ -178,7 +179,7 @@ impl Writer {
             earlier,
             shared: BTreeMap::new(),
             shared_bytes: 0,
-            manifest: Vec::new(),
+            manifest: ManifestText::new(id, FILE_LIST_BYTES),
             files: 0,
             bytes: 0,
             stored_bytes: 0,
@@ -191,7 +192,7 @@ impl Writer {
     pub(super) fn run(
         mut self,
         mut messages: mpsc::Receiver<Message>,
-        packs: &mpsc::Sender<Pack>,
+        objects: &mpsc::Sender<Object>,
     ) -> Result<Written> {
         while let Some(message) = messages.blocking_recv() {
             match message {
@@ -200,7 +201,7 @@ impl Writer {
                         .events
                         .copy_out_begins()
                         .map_err(|error| refused(&error))?;
-                    event.map_or(Ok(()), |event| self.event(event, packs))?;
+                    event.map_or(Ok(()), |event| self.event(event, objects))?;
                 }
                 Message::Data(bytes) => {
                     let events = self
@@ -208,7 +209,7 @@ impl Writer {
                         .copy_data(&bytes)
                         .map_err(|error| refused(&error))?;
                     for event in events {
-                        self.event(event, packs)?;
+                        self.event(event, objects)?;
                     }
                 }
                 Message::CopyEnds => {
@@ -216,14 +217,14 @@ impl Writer {
                         .events
                         .copy_out_ends()
                         .map_err(|error| refused(&error))?;
-                    event.map_or(Ok(()), |event| self.event(event, packs))?;
+                    event.map_or(Ok(()), |event| self.event(event, objects))?;
                 }
             }
         }
-        self.finish(packs)
+        self.finish(objects)
     }
 
-    fn event(&mut self, event: Event<'_>, packs: &mpsc::Sender<Pack>) -> Result<()> {
+    fn event(&mut self, event: Event<'_>, objects: &mpsc::Sender<Object>) -> Result<()> {
         match event {
             Event::ArchiveBegins { tablespace } => {
                 self.tablespace = tablespace.oid;
@@ -235,7 +236,7 @@ impl Writer {
                     .next_event(&mut bytes)
                     .map_err(|error| refused(&error))?
                 {
-                    self.member(event, packs)?;
+                    self.member(event, objects)?;
                 }
             }
             Event::ArchiveEnds => {
@@ -252,7 +253,7 @@ impl Writer {
         Ok(())
     }
 
-    fn member(&mut self, event: TarEvent<'_>, packs: &mpsc::Sender<Pack>) -> Result<()> {
+    fn member(&mut self, event: TarEvent<'_>, objects: &mpsc::Sender<Object>) -> Result<()> {
         match event {
             TarEvent::File {
                 path,
@@ -265,11 +266,12 @@ impl Writer {
                 self.open_file(path, size, mode, mtime);
                 Ok(())
             }
-            TarEvent::FileData(bytes) => self.file_data(bytes, packs),
-            TarEvent::FileEnd => self.close_file(packs),
+            TarEvent::FileData(bytes) => self.file_data(bytes, objects),
+            TarEvent::FileEnd => self.close_file(objects),
             TarEvent::Directory { path, mode } => {
                 let path = self.in_data_directory(path);
                 self.line(&ManifestLine::Directory(entry(&path, mode, 0)))
+                    .map(drop)
             }
             TarEvent::Symlink { path, target, mode } => {
                 let path = self.in_data_directory(path);
@@ -278,6 +280,7 @@ impl Writer {
                     entry: entry(&path, mode, 0),
                     target,
                 })
+                .map(drop)
             }
         }
     }
@@ -305,7 +308,7 @@ impl Writer {
         });
     }
 
-    fn file_data(&mut self, mut bytes: &[u8], packs: &mpsc::Sender<Pack>) -> Result<()> {
+    fn file_data(&mut self, mut bytes: &[u8], objects: &mpsc::Sender<Object>) -> Result<()> {
         let Some(mut file) = self.file.take() else {
             return Err(Error::damaged(
                 "the backup's archive has content that no file owns",
@@ -324,14 +327,14 @@ impl Writer {
                 let next = self.extents.room();
                 let plain = std::mem::replace(&mut file.pending, next);
                 self.extents.push(plain, file.next_earlier());
-                self.pack(false, packs)?;
+                self.pack(false, objects)?;
             }
         }
         self.file = Some(file);
         Ok(())
     }
 
-    fn close_file(&mut self, packs: &mpsc::Sender<Pack>) -> Result<()> {
+    fn close_file(&mut self, objects: &mpsc::Sender<Object>) -> Result<()> {
         let Some(mut file) = self.file.take() else {
             return Err(Error::damaged(
                 "the backup's archive ends a file that did not begin",
@@ -362,25 +365,26 @@ impl Writer {
         }
         let sum: FileSum = checker.finish();
         self.ledger.record(path, sum);
-        self.pack(false, packs)
+        self.pack(false, objects)
     }
 
     /// Packs what is done of the extents in order; `all` waits for the last of them.
-    fn pack(&mut self, all: bool, packs: &mpsc::Sender<Pack>) -> Result<()> {
+    fn pack(&mut self, all: bool, objects: &mpsc::Sender<Object>) -> Result<()> {
         while let Some(next) = self.extents.next(all)? {
             match next {
                 Next::Extent(plain_bytes, Made::Zeros) => {
                     self.packed.push(Extent::Zeros { zeros: plain_bytes });
                 }
-                Next::Extent(_, Made::Frame(frame)) => self.pack_frame(&frame, packs)?,
+                Next::Extent(_, Made::Frame(frame)) => self.pack_frame(&frame, objects)?,
                 Next::Extent(_, Made::Stored(stored)) => self.refer_to(&stored)?,
                 Next::FileEnds(entry, size) => {
                     let extents = std::mem::take(&mut self.packed);
-                    self.line(&ManifestLine::File {
+                    let line = ManifestLine::File {
                         entry,
                         size,
                         extents,
-                    })?;
+                    };
+                    self.file_line(&line, objects)?;
                 }
             }
         }
@@ -390,7 +394,7 @@ impl Writer {
     fn pack_frame(
         &mut self,
         compressed: &CompressedFrame,
-        packs: &mpsc::Sender<Pack>,
+        objects: &mpsc::Sender<Object>,
     ) -> Result<()> {
         let mut pack = self.open_pack()?;
         let frame = pack
@@ -407,7 +411,7 @@ impl Writer {
                 .to_string(),
         ));
         if pack.encoder.stored_bytes() >= PACK_BYTES {
-            self.close_pack(pack, packs)?;
+            self.close_pack(pack, objects)?;
         } else {
             self.pack = Some(pack);
         }
@@ -417,19 +421,20 @@ impl Writer {
     /// Refers to what an earlier backup has stored.
     fn refer_to(&mut self, stored: &StoredExtent) -> Result<()> {
         let number = self.number_of(stored.pack)?;
-        self.shared_bytes = self.shared_bytes.saturating_add(stored.plain_bytes);
+        let plain_bytes = stored.plain_bytes.into();
+        self.shared_bytes = self.shared_bytes.saturating_add(plain_bytes);
         self.packed.push(Extent::Stored(
             number,
-            stored.offset,
-            stored.stored_bytes,
-            stored.plain_bytes,
+            stored.offset.into(),
+            stored.stored_bytes.into(),
+            plain_bytes,
             blake3::Hash::from_bytes(stored.hash).to_hex().to_string(),
         ));
         Ok(())
     }
 
     /// The number in this manifest of one of the earlier backup's packs.
-    fn number_of(&mut self, pack: usize) -> Result<u32> {
+    fn number_of(&mut self, pack: u32) -> Result<u32> {
         if let Some(number) = self.shared.get(&pack) {
             return Ok(*number);
         }
@@ -472,7 +477,7 @@ impl Writer {
         })
     }
 
-    fn close_pack(&mut self, pack: OpenPack, packs: &mpsc::Sender<Pack>) -> Result<()> {
+    fn close_pack(&mut self, pack: OpenPack, objects: &mpsc::Sender<Object>) -> Result<()> {
         let OpenPack {
             nth,
             encoder,
@@ -483,30 +488,39 @@ impl Writer {
             .finish(serde_json::Map::new(), &mut object)
             .map_err(|error| refused(&error))?;
         self.stored_bytes = self.stored_bytes.saturating_add(length(&object));
-        packs
-            .blocking_send(Pack {
-                number: nth,
-                object,
-                digest: trailer.digest,
-            })
-            .map_err(|_closed| Error::failure("the backup's packs are not taken any more"))
+        let name = ObjectName::Pack {
+            backup: self.backup.clone(),
+            number: nth,
+        };
+        send(objects, name, object, trailer.digest)
     }
 
-    fn line(&mut self, line: &ManifestLine) -> Result<()> {
-        serde_json::to_writer(&mut self.manifest, line)
-            .map_err(|error| Error::failure(format!("cannot write the manifest: {error}")))?;
-        self.manifest.push(b'\n');
-        check_readable("the backup's manifest", length(&self.manifest))
+    /// Adds a line to the manifest. Gives the file list that it has filled, if it has.
+    fn line(&mut self, line: &ManifestLine) -> Result<Option<FileList>> {
+        let filled = self.manifest.add(line);
+        let bytes = u64::try_from(self.manifest.bytes()).unwrap_or(u64::MAX);
+        check_readable("the backup's manifest", bytes)?;
+        Ok(filled)
     }
 
-    fn finish(mut self, packs: &mpsc::Sender<Pack>) -> Result<Written> {
+    fn file_line(&mut self, line: &ManifestLine, objects: &mpsc::Sender<Object>) -> Result<()> {
+        let Some(FileList { name, text, digest }) = self.line(line)? else {
+            return Ok(());
+        };
+        check_readable("the lines of a file", length(&text))?;
+        let object = encoded(&self.recipe, &name, &text)?;
+        self.stored_bytes = self.stored_bytes.saturating_add(length(&object));
+        send(objects, name, object, digest)
+    }
+
+    fn finish(mut self, objects: &mpsc::Sender<Object>) -> Result<Written> {
         let label = self.label.take();
         let control = self.control.take();
         self.check_backup_manifest()?;
-        self.store_backup_manifest(packs)?;
-        self.pack(true, packs)?;
+        self.store_backup_manifest(objects)?;
+        self.pack(true, objects)?;
         if let Some(pack) = self.pack.take() {
-            self.close_pack(pack, packs)?;
+            self.close_pack(pack, objects)?;
         }
         let missing = |what| Error::damaged(format!("the backup has no {what}"));
         let label = label.ok_or_else(|| missing("backup_label"))?;
@@ -527,14 +541,8 @@ impl Writer {
         let shared = shared.into_keys().collect();
         let shared_packs = earlier.map(|earlier| earlier.shared(&shared));
         events.finish().map_err(|error| refused(&error))?;
-        let mut encoder = recipe.encoder(&ObjectName::Manifest(backup))?;
-        let mut object = Vec::new();
-        encoder
-            .frame(&manifest, &mut object)
-            .map_err(|error| refused(&error))?;
-        encoder
-            .finish(serde_json::Map::new(), &mut object)
-            .map_err(|error| refused(&error))?;
+        let manifest = manifest.finish();
+        let object = encoded(&recipe, &ObjectName::Manifest(backup), &manifest)?;
         Ok(Written {
             files,
             bytes,
@@ -564,12 +572,12 @@ impl Writer {
     }
 
     /// The server's manifest becomes a file of the backup, as `pg_verifybackup` wants it.
-    fn store_backup_manifest(&mut self, packs: &mpsc::Sender<Pack>) -> Result<()> {
+    fn store_backup_manifest(&mut self, objects: &mpsc::Sender<Object>) -> Result<()> {
         let bytes = std::mem::take(&mut self.backup_manifest);
         let path = RelativePath::parse(b"backup_manifest").map_err(|error| refused(&error))?;
         self.open_file(path, length(&bytes), 0o600, 0);
-        self.file_data(&bytes, packs)?;
-        self.close_file(packs)
+        self.file_data(&bytes, objects)?;
+        self.close_file(objects)
     }
 }
 
@@ -579,6 +587,34 @@ fn entry(path: &RelativePath, mode: u32, mtime: i64) -> ManifestEntry {
         mode,
         mtime,
     }
+}
+
+/// Encodes a manifest or a file list.
+fn encoded(recipe: &BackupRecipe, name: &ObjectName, text: &[u8]) -> Result<Vec<u8>> {
+    let mut encoder = recipe.encoder(name)?;
+    let mut object = Vec::new();
+    encoder
+        .frame(text, &mut object)
+        .map_err(|error| refused(&error))?;
+    encoder
+        .finish(serde_json::Map::new(), &mut object)
+        .map_err(|error| refused(&error))?;
+    Ok(object)
+}
+
+fn send(
+    objects: &mpsc::Sender<Object>,
+    name: ObjectName,
+    bytes: Vec<u8>,
+    digest: String,
+) -> Result<()> {
+    let object = Object {
+        name,
+        bytes,
+        digest,
+    };
+    let sent = objects.blocking_send(object);
+    sent.map_err(|_closed| Error::failure("the backup's objects are not taken any more"))
 }
 
 /// Refuses now what a restore could not read back.

@@ -19,8 +19,8 @@ use super::sharing::PackId;
 use super::store::Listed;
 use super::{Repository, RepositoryError, Result};
 
-/// Where a backup is not whole, so many of its packs are looked at to say which one is not.
-const PACKS_ASKED_MAX: usize = 1000;
+/// Where a backup is not whole, so many of its objects are looked at to say which one is not.
+const OBJECTS_ASKED_MAX: usize = 1000;
 
 impl Member {
     /// Makes a backup exist here, with its names sealed where this place encrypts.
@@ -129,7 +129,13 @@ impl Member {
             .filter_map(|object| ObjectName::parse(&object.path))
             .collect();
         let manifest = ObjectName::Manifest(record.id.clone());
-        for name in packs.iter().take(PACKS_ASKED_MAX).chain([&manifest]) {
+        let lists = match self.manifest_lines(&manifest).await {
+            Ok(lines) => self.file_lists_in(&manifest, &lines)?,
+            Err(error) if error.lacks_key() || error.is_not_found() => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let lists = lists.iter().map(|(name, _)| name).chain([&manifest]);
+        for name in packs.iter().chain(lists).take(OBJECTS_ASKED_MAX) {
             match self.trailer(name).await {
                 Ok(_) => {}
                 Err(error) if error.is_not_found() => return Ok(damaged(name, "it is missing")),
@@ -144,7 +150,7 @@ impl Member {
         let mut numbers = (0..=u32::MAX).map(number);
         let missing = numbers.find(|pack| !packs.contains(pack));
         Ok(match missing {
-            Some(pack) if packs.len() <= PACKS_ASKED_MAX => damaged(&pack, "it is missing"),
+            Some(pack) if packs.len() <= OBJECTS_ASKED_MAX => damaged(&pack, "it is missing"),
             _ => self.lacks_objects(record, found),
         })
     }
@@ -230,7 +236,7 @@ impl Member {
     }
 }
 
-/// The packs and manifests of backups, as the listing of one place shows them.
+/// The packs and manifests of backups, file lists with them, as the listing of one place shows them.
 #[derive(Debug, Default)]
 pub(super) struct StoredBackups {
     /// How many bytes of both each backup has.
@@ -243,7 +249,7 @@ impl StoredBackups {
         let mut stored = Self::default();
         for object in listed {
             let id = match ObjectName::parse(&object.path) {
-                Some(ObjectName::Manifest(id)) => id,
+                Some(ObjectName::Manifest(id) | ObjectName::FileList { backup: id, .. }) => id,
                 Some(ObjectName::Pack { backup, number }) => {
                     stored.packs.insert((backup.clone(), number), object.bytes);
                     backup

@@ -151,7 +151,12 @@ impl Catalog {
                         .or_default()
                         .add(&name);
                 }
-                Some(ObjectName::Pack { .. } | ObjectName::Manifest(_) | ObjectName::Backup(_)) => {
+                Some(
+                    ObjectName::Pack { .. }
+                    | ObjectName::Manifest(_)
+                    | ObjectName::FileList { .. }
+                    | ObjectName::Backup(_),
+                ) => {
                     self.backup_bytes = self.backup_bytes.saturating_add(object.bytes);
                 }
                 Some(ObjectName::Tip(timeline)) => {

@@ -162,6 +162,13 @@ pub enum ObjectName {
     Backup(BackupId),
     /// A backup's list of files and extents.
     Manifest(BackupId),
+    /// Lines of a manifest that are stored by themselves; numbers count from 0.
+    FileList {
+        /// Whose.
+        backup: BackupId,
+        /// Which of its lists.
+        number: u32,
+    },
     /// A pack of extents; its number counts from 0 within the backup that wrote it.
     Pack {
         /// The backup that wrote it.
@@ -187,6 +194,7 @@ impl ObjectName {
             Self::Tip(_) => "tip",
             Self::Backup(_) => "backup",
             Self::Manifest(_) => "manifest",
+            Self::FileList { .. } => "file_list",
             Self::Pack { .. } => "pack",
         }
     }
@@ -212,6 +220,7 @@ impl ObjectName {
             Self::Tip(timeline) => format!("tip/{}", timeline.hex8()),
             Self::Backup(id) => format!("backups/{id}/backup.json"),
             Self::Manifest(id) => format!("backups/{id}/manifest"),
+            Self::FileList { backup, number } => format!("backups/{backup}/files/{number:08}"),
             Self::Pack { backup, number } => format!("packs/{backup}/{number:08}"),
         }
     }
@@ -244,6 +253,10 @@ impl ObjectName {
             ["tip", timeline] => Self::Tip(TimelineId::from_hex8(timeline)?),
             ["backups", id, "backup.json"] => Self::Backup(id.parse().ok()?),
             ["backups", id, "manifest"] => Self::Manifest(id.parse().ok()?),
+            ["backups", id, "files", number] if number.len() == 8 => Self::FileList {
+                backup: id.parse().ok()?,
+                number: number.parse().ok()?,
+            },
             ["packs", id, number] if number.len() == 8 => Self::Pack {
                 backup: id.parse().ok()?,
                 number: number.parse().ok()?,
@@ -334,6 +347,10 @@ mod tests {
             },
             ObjectName::Backup(id.clone()),
             ObjectName::Manifest(id.clone()),
+            ObjectName::FileList {
+                backup: id.clone(),
+                number: 3,
+            },
             ObjectName::Pack {
                 backup: id,
                 number: 7,

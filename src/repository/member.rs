@@ -313,7 +313,9 @@ impl Member {
         for _ in 0..CREATE_TRIES {
             let object = object.clone();
             let created = match name {
-                ObjectName::Manifest(_) => store.create_bulk(&name.path(), object).await?,
+                ObjectName::Manifest(_) | ObjectName::FileList { .. } => {
+                    store.create_bulk(&name.path(), object).await?
+                }
                 _ if is_brief => store.create_brief(&name.path(), object).await?,
                 _ => store.create(&name.path(), object).await?,
             };

@@ -401,6 +401,7 @@ fn lacking(here: &BTreeSet<ObjectName>, there: &BTreeSet<ObjectName>) -> Lacking
             | ObjectName::Mark { .. }
             | ObjectName::Tip(_)
             | ObjectName::Manifest(_)
+            | ObjectName::FileList { .. }
             | ObjectName::Pack { .. } => {}
         }
     }

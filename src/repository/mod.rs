@@ -12,6 +12,7 @@ mod error;
 pub mod forks;
 pub mod keys;
 pub mod layout;
+pub mod manifest;
 mod member;
 mod mending;
 mod place;

@@ -186,6 +186,13 @@ pub enum ManifestLine {
     },
     /// A folder.
     Directory(ManifestEntry),
+    /// Lines of files that are stored by themselves.
+    Files {
+        /// The file list's path in the repository.
+        path: String,
+        /// The digest of its lines.
+        digest: String,
+    },
     /// A file with its extents in order.
     File {
         /// Path, mode and time.
@@ -306,6 +313,10 @@ mod tests {
                     Extent::Stored(0, 100, 10, 8, "ab".repeat(32)),
                     Extent::Zeros { zeros: 4 },
                 ],
+            },
+            ManifestLine::Files {
+                path: "backups/x/files/00000000".to_owned(),
+                digest: "blake3:ab".to_owned(),
             },
             ManifestLine::Link {
                 entry: entry(b"pg_tblspc/16385"),

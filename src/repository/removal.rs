@@ -122,6 +122,9 @@ impl Member {
         ] {
             store.delete(&name.path()).await?;
         }
+        for list in self.list(&format!("backups/{}/files/", record.id)).await? {
+            store.delete(&list.path).await?;
+        }
         let mut removed = RemovedBackup {
             spared,
             ..RemovedBackup::default()

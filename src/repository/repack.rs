@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use container::{DataKey, Encoder, Frame, FrameReader, Header};
 
+use super::keys::Sealing;
 use super::layout::{BackupId, ObjectName};
+use super::manifest::{add_line, file_list};
 use super::member::{Member, Recipe};
 use super::records::{BackupRecord, Extent, ManifestLine};
 use super::sharing::{Intent, SharedPacks, pack_name};
@@ -19,6 +21,9 @@ use super::{RepositoryError, Result, blocking};
 type Place = (u64, u64);
 /// A frame, and how many plain bytes it holds.
 type PlacedFrame = (Frame, u64);
+
+/// From where to where the frames of packs have moved, by the packs' numbers.
+type Moved = BTreeMap<(u32, Place), Place>;
 
 fn place_of(frame: &Frame) -> Place {
     (frame.offset, frame.stored_bytes)
@@ -66,9 +71,12 @@ impl Member {
             let sizes = listed.into_iter().map(|object| (object.path, object.bytes));
             sizes.collect()
         };
-        let folder = format!("packs/{id}/");
-        let here = sizes(self.list(&folder).await?);
-        let there = sizes(target.list(&folder).await?);
+        let folders = [format!("packs/{id}/"), format!("backups/{id}/files/")];
+        let (mut here, mut there) = (BTreeMap::new(), BTreeMap::new());
+        for folder in folders {
+            here.append(&mut sizes(self.list(&folder).await?));
+            there.append(&mut sizes(target.list(&folder).await?));
+        }
         let stored = self.raw(&name).await?;
         let record = self.find_record(&name).await?;
         let record = record.ok_or_else(|| RepositoryError::absent(self.locate(&name)))?;
@@ -81,16 +89,16 @@ impl Member {
         }
         let mut copied: u64 = 0;
         for (path, bytes) in &here {
-            let Some(pack) = ObjectName::parse(path) else {
+            let Some(object) = ObjectName::parse(path) else {
                 continue;
             };
             let is_there = there.get(path) == Some(bytes)
-                && self.lies_alike(target, &pack).await? == Some(true);
+                && self.lies_alike(target, &object).await? == Some(true);
             if is_there {
                 // from an earlier attempt
                 copied = copied.saturating_add(*bytes);
             } else {
-                copied = copied.saturating_add(self.copy_as_it_is(target, &pack).await?);
+                copied = copied.saturating_add(self.copy_as_it_is(target, &object).await?);
             }
         }
         let manifest = ObjectName::Manifest(id.clone());
@@ -150,7 +158,7 @@ impl Member {
         let sealing = target.sealing().await?;
         let mut lines = self.manifest_lines(&name).await?;
         let mut stored_bytes: u64 = 0;
-        let mut moved: BTreeMap<(u32, Place), Place> = BTreeMap::new();
+        let mut moved: Moved = BTreeMap::new();
         let (mut stored, mut shared) = (Vec::new(), BTreeMap::new());
         for (number, path) in packs_of(&lines) {
             let Some(ObjectName::Pack {
@@ -180,27 +188,24 @@ impl Member {
             }
             stored.push((pack, repacked.stored_crc32));
         }
-        for line in &mut lines {
-            move_extents(line, &moved).map_err(|reason| self.bad_manifest(&name, reason))?;
-        }
-        let manifest = text_of(&lines);
-        let Recipe { header, key } = Recipe::new(target.plain_header(&name), sealing.as_ref())?;
-        let level = target.place().settings().backup_level;
-        let encoded = blocking(move || {
-            let facts = serde_json::Map::new();
-            let digest = container::digest(&manifest);
-            container::encode(&header, &manifest, facts, level, key.as_ref())
-                .map(|object| (Bytes::from(object), digest))
-        });
-        let (object, digest) = encoded
-            .await
-            .map_err(|error| target.damaged(&name, &error))?;
         for (pack, ours) in &stored {
             target.check_is_ours(pack, *ours).await?;
         }
-        target.create_object(&name, object, &digest).await?;
-        // an earlier copy may have stored it, with another length
-        let (_, bytes) = target.trailer_and_size(&name).await?;
+        for line in &mut lines {
+            if let ManifestLine::Files { path, digest } = line {
+                let list = file_list(path);
+                let list = list.ok_or_else(|| {
+                    self.bad_manifest(&name, format!("no file list has this path: {path}"))
+                })?;
+                let mut files = self.manifest_lines_of(&list, digest).await?;
+                self.move_all(&list, &mut files, &moved)?;
+                let (new, bytes) = target.store_lines(&list, &files, sealing.as_ref()).await?;
+                *digest = new;
+                stored_bytes = stored_bytes.saturating_add(bytes);
+            }
+        }
+        self.move_all(&name, &mut lines, &moved)?;
+        let (digest, bytes) = target.store_lines(&name, &lines, sealing.as_ref()).await?;
         // what was given up by another copier may land meanwhile
         for (pack, ours) in &stored {
             target.check_is_ours(pack, *ours).await?;
@@ -228,22 +233,36 @@ impl Member {
         })
     }
 
-    async fn manifest_lines(&self, name: &ObjectName) -> Result<Vec<ManifestLine>> {
-        let plain = self.fetch(name).await?.plain;
-        let lines = plain
-            .split(|byte| *byte == b'\n')
-            .filter(|line| !line.is_empty());
-        lines
-            .map(serde_json::from_slice)
-            .collect::<Result<_, _>>()
-            .map_err(|error| self.bad_manifest(name, error.to_string()))
+    fn move_all(&self, name: &ObjectName, lines: &mut [ManifestLine], moved: &Moved) -> Result<()> {
+        let mut lines = lines.iter_mut();
+        let all = lines.try_for_each(|line| move_extents(line, moved));
+        all.map_err(|reason| self.bad_manifest(name, reason))
     }
 
-    fn bad_manifest(&self, name: &ObjectName, reason: String) -> RepositoryError {
-        RepositoryError::Damaged {
-            path: self.locate(name),
-            reason,
+    /// Stores a manifest or a file list. Gives its digest, and how many bytes it has there.
+    async fn store_lines(
+        &self,
+        name: &ObjectName,
+        lines: &[ManifestLine],
+        sealing: Option<&Sealing>,
+    ) -> Result<(String, u64)> {
+        let mut text = Vec::new();
+        for line in lines {
+            add_line(&mut text, line);
         }
+        let Recipe { header, key } = Recipe::new(self.plain_header(name), sealing)?;
+        let level = self.place().settings().backup_level;
+        let encoded = blocking(move || {
+            let facts = serde_json::Map::new();
+            let digest = container::digest(&text);
+            container::encode(&header, &text, facts, level, key.as_ref())
+                .map(|object| (Bytes::from(object), digest))
+        });
+        let (object, digest) = encoded.await.map_err(|error| self.damaged(name, &error))?;
+        self.create_object(name, object, &digest).await?;
+        // an earlier copy may have stored it, with another length
+        let (_, bytes) = self.trailer_and_size(name).await?;
+        Ok((digest, bytes))
     }
 
     /// Makes the target have a pack, with all of its frames: other backups refer to others of them.
@@ -368,10 +387,7 @@ fn packs_of(lines: &[ManifestLine]) -> BTreeMap<u32, String> {
     packs.collect()
 }
 
-fn move_extents(
-    line: &mut ManifestLine,
-    moved: &BTreeMap<(u32, Place), Place>,
-) -> Result<(), String> {
+fn move_extents(line: &mut ManifestLine, moved: &Moved) -> Result<(), String> {
     let ManifestLine::File { extents, .. } = line else {
         return Ok(());
     };
@@ -384,16 +400,6 @@ fn move_extents(
         }
     }
     Ok(())
-}
-
-fn text_of(lines: &[ManifestLine]) -> Vec<u8> {
-    let mut text = Vec::new();
-    for line in lines {
-        let line = serde_json::to_vec(line).expect("our own records are JSON");
-        text.extend_from_slice(&line);
-        text.push(b'\n');
-    }
-    text
 }
 
 #[cfg(test)]
@@ -417,7 +423,11 @@ mod tests {
         for line in &mut lines {
             move_extents(line, &moved).unwrap();
         }
-        let text = String::from_utf8(text_of(&lines)).unwrap();
+        let mut text = Vec::new();
+        for line in &lines {
+            add_line(&mut text, line);
+        }
+        let text = String::from_utf8(text).unwrap();
         assert_eq!(text.matches("[0,40,29,4,\"aa\"]").count(), 2, "{text}");
         assert!(text.contains("[0,69,30,4,\"bb\"]"), "{text}");
         assert!(move_extents(&mut lines[1], &BTreeMap::new()).is_err());

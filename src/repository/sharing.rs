@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::layout::{BackupId, ObjectName};
 use super::member::Member;
 use super::records::{BackupRecord, Extent, FORMAT, ManifestLine};
-use super::{Repository, RepositoryError, Result, blocking};
+use super::{Repository, RepositoryError, Result};
 
 /// A pack: whose it is, and its number there.
 pub(super) type PackId = (BackupId, u32);
@@ -112,17 +112,17 @@ impl BackupRecord {
     }
 }
 
-/// An extent that an earlier backup refers to.
+/// An extent that an earlier backup refers to. There may be millions: 52 bytes each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoredExtent {
-    /// Which of [`EarlierBackup::packs`] it lies in.
-    pub pack: usize,
+    /// Which of the earlier backup's packs it lies in.
+    pub pack: u32,
     /// Where in the pack.
-    pub offset: u64,
+    pub offset: u32,
     /// How many bytes it takes there.
-    pub stored_bytes: u64,
+    pub stored_bytes: u32,
     /// How many bytes it holds.
-    pub plain_bytes: u64,
+    pub plain_bytes: u32,
     /// Their BLAKE3 hash.
     pub hash: [u8; 32],
 }
@@ -132,6 +132,8 @@ pub struct StoredExtent {
 pub struct EarlierBackup {
     id: BackupId,
     packs: Vec<(PackId, u64)>,
+    /// By their numbers in the manifest: which of `packs`, and their bytes.
+    numbers: HashMap<u32, (u32, u64)>,
     /// By path: for each stretch of so many bytes what is stored of it, if anything is.
     files: HashMap<Vec<u8>, Arc<[Option<StoredExtent>]>>,
     closed: BTreeSet<BackupId>,
@@ -155,69 +157,74 @@ impl EarlierBackup {
         self.files.get(path).map(Arc::clone)
     }
 
+    fn pack(&self, pack: u32) -> Option<&(PackId, u64)> {
+        self.packs.get(usize::try_from(pack).ok()?)
+    }
+
     /// The path of a pack in the repository.
-    pub fn pack_path(&self, pack: usize) -> Option<String> {
-        let (pack, _) = self.packs.get(pack)?;
+    pub fn pack_path(&self, pack: u32) -> Option<String> {
+        let (pack, _) = self.pack(pack)?;
         Some(pack_name(pack.clone()).path())
     }
 
     /// What a record says of those of its packs that were referred to.
-    pub fn shared(&self, packs: &BTreeSet<usize>) -> Vec<SharedPacks> {
-        let packs = packs.iter().filter_map(|pack| self.packs.get(*pack));
+    pub fn shared(&self, packs: &BTreeSet<u32>) -> Vec<SharedPacks> {
+        let packs = packs.iter().filter_map(|pack| self.pack(*pack));
         SharedPacks::of(&packs.cloned().collect())
     }
 
-    /// `there` are the packs that can be referred to, with their bytes.
-    fn read(
+    /// One whose manifest begins with these lines. `there` are the packs that can be referred to, with their
+    /// bytes.
+    fn of_packs(
         id: BackupId,
-        manifest: &[u8],
+        lines: &[ManifestLine],
         there: &BTreeMap<PackId, u64>,
         closed: BTreeSet<BackupId>,
-        extent_bytes: u64,
-    ) -> std::result::Result<Self, serde_json::Error> {
+    ) -> Self {
         let (mut packs, mut numbers) = (Vec::new(), HashMap::new());
-        let mut files = HashMap::new();
-        let lines = || {
-            let lines = manifest.split(|byte| *byte == b'\n');
-            lines.filter(|line| !line.is_empty())
-        };
-        for line in lines() {
-            if let ManifestLine::Pack { number, path } = serde_json::from_slice(line)?
+        for line in lines {
+            if let ManifestLine::Pack { number, path } = line
                 && let Some(ObjectName::Pack {
                     backup,
                     number: nth,
-                }) = ObjectName::parse(&path)
+                }) = ObjectName::parse(path)
                 && let Some(bytes) = there.get(&(backup.clone(), nth))
+                && let Ok(place) = u32::try_from(packs.len())
             {
-                numbers.insert(number, (packs.len(), *bytes));
+                numbers.insert(*number, (place, *bytes));
                 packs.push(((backup, nth), *bytes));
             }
         }
-        for line in lines() {
-            let ManifestLine::File { entry, extents, .. } = serde_json::from_slice(line)? else {
+        Self {
+            id,
+            packs,
+            numbers,
+            files: HashMap::new(),
+            closed,
+        }
+    }
+
+    /// Takes the files among these lines.
+    fn take_files(&mut self, lines: Vec<ManifestLine>, extent_bytes: u64) {
+        for line in lines {
+            let ManifestLine::File { entry, extents, .. } = line else {
                 continue;
             };
             let Some(path) = entry.path.to_bytes() else {
                 continue;
             };
-            let stored = stretches(&extents, &numbers, extent_bytes);
+            let stored = stretches(&extents, &self.numbers, extent_bytes);
             if stored.iter().any(Option::is_some) {
-                files.insert(path, stored.into());
+                self.files.insert(path, stored.into());
             }
         }
-        Ok(Self {
-            id,
-            packs,
-            files,
-            closed,
-        })
     }
 }
 
 /// What is stored of each stretch of a file that is as long as the cutter makes them.
 fn stretches(
     extents: &[Extent],
-    numbers: &HashMap<u32, (usize, u64)>,
+    numbers: &HashMap<u32, (u32, u64)>,
     extent_bytes: u64,
 ) -> Vec<Option<StoredExtent>> {
     let mut stored = Vec::new();
@@ -235,16 +242,20 @@ fn stretches(
             numbers.get(pack),
             blake3::Hash::from_hex(hash),
             usize::try_from(nth),
+        ) && let (Ok(offset), Ok(stored_bytes), Ok(plain_bytes)) = (
+            u32::try_from(*offset),
+            u32::try_from(*stored_bytes),
+            u32::try_from(*plain_bytes),
         ) && nth <= extents.len()
-            && offset.saturating_add(*stored_bytes) <= *pack_bytes
+            && u64::from(offset).saturating_add(stored_bytes.into()) <= *pack_bytes
         {
             stored.resize(stored.len().max(nth.saturating_add(1)), None);
             if let Some(place) = stored.get_mut(nth) {
                 *place = Some(StoredExtent {
                     pack: *pack,
-                    offset: *offset,
-                    stored_bytes: *stored_bytes,
-                    plain_bytes: *plain_bytes,
+                    offset,
+                    stored_bytes,
+                    plain_bytes,
                     hash: *hash.as_bytes(),
                 });
             }
@@ -295,18 +306,10 @@ impl Repository {
     ) -> Result<EarlierBackup> {
         let member = self.first();
         let name = ObjectName::Manifest(record.id.clone());
-        let manifest = member.fetch(&name).await?.plain;
-        let damaged = |reason: String| RepositoryError::Damaged {
-            path: member.locate(&name),
-            reason,
-        };
-        let found = container::digest(&manifest);
-        if found != record.manifest_digest {
-            let expected = &record.manifest_digest;
-            return Err(damaged(format!(
-                "it is not the backup's: expected={expected}, found={found}"
-            )));
-        }
+        let head = member
+            .manifest_lines_of(&name, &record.manifest_digest)
+            .await?;
+        let lists = member.file_lists_in(&name, &head)?;
         let mut there = member.sound_packs(record).await?;
         let closed = member.closed_to_some(&there).await?;
         let marked = member.marked().await?;
@@ -319,10 +322,13 @@ impl Repository {
             }
         }
         there.retain(|(owner, _), _| !closed.contains(owner) && !marked.contains_key(owner));
-        let id = record.id.clone();
-        let read =
-            blocking(move || EarlierBackup::read(id, &manifest, &there, closed, extent_bytes));
-        read.await.map_err(|error| damaged(error.to_string()))
+        let mut earlier = EarlierBackup::of_packs(record.id.clone(), &head, &there, closed);
+        earlier.take_files(head, extent_bytes);
+        for (list, digest) in lists {
+            let lines = member.manifest_lines_of(&list, &digest).await?;
+            earlier.take_files(lines, extent_bytes);
+        }
+        Ok(earlier)
     }
 }
 
@@ -343,6 +349,18 @@ impl Member {
         Ok(packs)
     }
 
+    /// How many bytes a backup's manifest and its file lists have as they are stored.
+    async fn manifest_bytes(&self, id: &BackupId) -> Result<u64> {
+        let listed = self.list(&format!("backups/{id}/")).await?;
+        let manifests = listed.iter().filter(|object| {
+            let name = ObjectName::parse(&object.path);
+            let is_of_it =
+                |name| matches!(name, ObjectName::Manifest(_) | ObjectName::FileList { .. });
+            name.is_some_and(is_of_it)
+        });
+        Ok(manifests.fold(0, |sum: u64, object| sum.saturating_add(object.bytes)))
+    }
+
     /// The packs that a backup refers to, with their stored bytes; of its own, and of each stretch of
     /// another's, only where all of them have the bytes that the record says.
     async fn sound_packs(&self, record: &BackupRecord) -> Result<BTreeMap<PackId, u64>> {
@@ -357,8 +375,7 @@ impl Member {
             bytes.fold(0, u64::saturating_add)
         };
         let mut sound = BTreeMap::new();
-        let manifest = ObjectName::Manifest(record.id.clone());
-        let (_, manifest_bytes) = self.trailer_and_size(&manifest).await?;
+        let manifest_bytes = self.manifest_bytes(&record.id).await?;
         let own = stretch(&record.id, 0, u32::MAX);
         if sum(&own).saturating_add(manifest_bytes) == record.stored_bytes {
             sound.extend(own);

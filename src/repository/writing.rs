@@ -498,12 +498,11 @@ impl Repository {
             return Ok(());
         }
         let store = member.store()?;
-        for object in store.list(&format!("packs/{id}/")).await? {
-            store.delete(&object.path).await?;
+        for folder in [format!("packs/{id}/"), format!("backups/{id}/")] {
+            for object in store.list(&folder).await? {
+                store.delete(&object.path).await?;
+            }
         }
-        store
-            .delete(&ObjectName::Manifest(id.clone()).path())
-            .await?;
         store.delete(&ObjectName::Intent(id.clone()).path()).await?;
         Ok(())
     }

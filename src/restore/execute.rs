@@ -126,19 +126,17 @@ pub(super) async fn fetch_manifest(
 ) -> Result<Manifest> {
     let name = ObjectName::Manifest(record.id.clone());
     let place = repository.locate(&name);
-    let plain = repository.fetch(&name).await.map_err(gone)?.plain;
-    let expected = record.manifest_digest.clone();
-    blocking(move || {
-        let found = container::digest(&plain);
-        if found != expected {
-            return Err(Error::damaged(format!(
-                "{place} is not the manifest of its backup: expected={expected}, found={found}"
-            ))
-            .hint("use another backup"));
-        }
-        Manifest::read(plain, place)
-    })
-    .await
+    let text = manifest_text(repository, &name, &record.manifest_digest).await?;
+    blocking(move || Manifest::read(text, place)).await
+}
+
+async fn manifest_text(
+    repository: &Repository,
+    name: &ObjectName,
+    digest: &str,
+) -> Result<Vec<u8>> {
+    let text = repository.manifest_text(name, digest).await;
+    text.map_err(gone)
 }
 
 /// Another repository may have what this one lacks.
@@ -299,33 +297,40 @@ async fn write_files(
     let mut ledger = Ledger::new();
     let (done, total) = (AtomicU64::new(0), plan.backup.bytes);
     let is_wanted = |job: &FileJob| job.path.as_bytes() != CONTROL_FILE.as_bytes();
-    let units = manifest.units(is_wanted).map(|unit| {
-        let listed = Arc::clone(&listed);
-        let writer = UnitWriter::new(footprint.roots().clone(), listed, footprint.given_up());
-        let done = &done;
-        async move {
-            let wrote = |bytes: u64| {
-                let all = done
-                    .fetch_add(bytes, Ordering::Relaxed)
-                    .saturating_add(bytes);
-                progress(all, total);
-            };
-            write_unit(repository, manifest, unit?, writer, &wrote).await
-        }
-    });
-    let mut units = stream::iter(units).buffer_unordered(UNITS_AT_ONCE);
-    while let Some(written) = units.try_next().await? {
-        for (path, sum) in written {
-            if path.as_bytes() == b"tablespace_map" {
-                // recovery would link the tablespaces back to where the live server has them
-                return Err(
-                    Error::damaged("the backup has a tablespace_map").hint("take a new backup")
-                );
+    let write = async |text: &[u8], ledger: &mut Ledger| {
+        let units = manifest.units(text, is_wanted).map(|unit| {
+            let listed = Arc::clone(&listed);
+            let writer = UnitWriter::new(footprint.roots().clone(), listed, footprint.given_up());
+            let done = &done;
+            async move {
+                let wrote = |bytes: u64| {
+                    let all = done
+                        .fetch_add(bytes, Ordering::Relaxed)
+                        .saturating_add(bytes);
+                    progress(all, total);
+                };
+                write_unit(repository, manifest, unit?, writer, &wrote).await
             }
-            ledger.record(path, sum);
+        });
+        let mut units = stream::iter(units).buffer_unordered(UNITS_AT_ONCE);
+        while let Some(written) = units.try_next().await? {
+            for (path, sum) in written {
+                if path.as_bytes() == b"tablespace_map" {
+                    // recovery would link the tablespaces back to where the live server has them
+                    return Err(
+                        Error::damaged("the backup has a tablespace_map").hint("take a new backup")
+                    );
+                }
+                ledger.record(path, sum);
+            }
         }
+        Ok(())
+    };
+    write(manifest.text(), &mut ledger).await?;
+    for (list, digest) in &manifest.lists {
+        let text = manifest_text(repository, list, digest).await?;
+        write(&text, &mut ledger).await?;
     }
-    drop(units);
     Ok(WrittenFiles {
         ledger,
         server_manifest,

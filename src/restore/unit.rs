@@ -14,6 +14,7 @@ use container::FrameReader;
 use super::place::Roots;
 use crate::error::{Error, Result, chain, io};
 use crate::repository::layout::ObjectName;
+use crate::repository::manifest::file_list;
 use crate::repository::records::{Extent, ManifestEntry, ManifestLine, ManifestPath};
 
 /// How much is read from a pack at once, and how much of small files is written in one go.
@@ -23,9 +24,11 @@ const UNIT_FILES: usize = 256;
 /// The largest extent that is decoded; those of today have a quarter of a MiB.
 const EXTENT_BYTES_MAX: u64 = 64 << 20;
 
-/// A backup's manifest, as stored.
+/// A backup's manifest, without the lines of files that are stored by themselves.
 pub(super) struct Manifest {
     plain: Vec<u8>,
+    /// Where those lines are, with their digests.
+    pub(super) lists: Vec<(ObjectName, String)>,
     /// For messages.
     place: String,
     packs: BTreeMap<u32, ObjectName>,
@@ -49,6 +52,7 @@ impl Manifest {
     pub(super) fn read(plain: Vec<u8>, place: String) -> Result<Self> {
         let mut manifest = Self {
             plain: Vec::new(),
+            lists: Vec::new(),
             place,
             packs: BTreeMap::new(),
             directories: Vec::new(),
@@ -61,6 +65,11 @@ impl Manifest {
                         .filter(|name| matches!(name, ObjectName::Pack { .. }))
                         .ok_or_else(|| manifest.bad(&format!("not a pack: {path:?}")))?;
                     manifest.packs.insert(number, name);
+                }
+                ManifestLine::Files { path, digest } => {
+                    let name = file_list(&path)
+                        .ok_or_else(|| manifest.bad(&format!("not a file list: {path:?}")))?;
+                    manifest.lists.push((name, digest));
                 }
                 ManifestLine::Directory(entry) => {
                     let path = manifest.path(&entry)?;
@@ -89,9 +98,14 @@ impl Manifest {
         directories.any(|(path, _)| tablespace_oid(path).is_some())
     }
 
-    /// Every file, in the order in which they lie in packs.
-    pub(super) fn files(&self) -> impl Iterator<Item = Result<FileJob>> {
-        lines(&self.plain).filter_map(|line| match self.parse(line) {
+    /// The lines that stand in the manifest itself.
+    pub(super) fn text(&self) -> &[u8] {
+        &self.plain
+    }
+
+    /// Every file among these lines, in the order in which they lie in packs.
+    fn files<'a>(&'a self, text: &'a [u8]) -> impl Iterator<Item = Result<FileJob>> + 'a {
+        lines(text).filter_map(|line| match self.parse(line) {
             Ok(ManifestLine::File {
                 entry,
                 size,
@@ -102,9 +116,9 @@ impl Manifest {
         })
     }
 
-    /// The file at `path`.
+    /// The file at `path`, if its line stands in the manifest itself.
     pub(super) fn file(&self, path: &str) -> Result<Option<FileJob>> {
-        self.files()
+        self.files(&self.plain)
             .find(|job| {
                 job.as_ref()
                     .map_or(true, |job| job.path.as_bytes() == path.as_bytes())
@@ -112,13 +126,14 @@ impl Manifest {
             .transpose()
     }
 
-    /// The files that `wanted` takes, in units: small ones together.
-    pub(super) fn units(
-        &self,
-        wanted: impl Fn(&FileJob) -> bool,
-    ) -> impl Iterator<Item = Result<Vec<FileJob>>> {
+    /// The files among these lines that `wanted` takes, in units: small ones together.
+    pub(super) fn units<'a>(
+        &'a self,
+        text: &'a [u8],
+        wanted: impl Fn(&FileJob) -> bool + 'a,
+    ) -> impl Iterator<Item = Result<Vec<FileJob>>> + 'a {
         let mut files = self
-            .files()
+            .files(text)
             .filter(move |job| job.as_ref().map_or(true, &wanted));
         let mut waiting: Option<FileJob> = None;
         std::iter::from_fn(move || {
@@ -540,7 +555,10 @@ mod tests {
             file("c", 9, vec![Extent::Zeros { zeros: 4 }, three]),
         ]);
         let manifest = Manifest::read(manifest, "m".to_owned()).unwrap();
-        let units: Vec<_> = manifest.units(|_| true).collect::<Result<_>>().unwrap();
+        let units: Vec<_> = manifest
+            .units(manifest.text(), |_| true)
+            .collect::<Result<_>>()
+            .unwrap();
         assert_eq!(units.len(), 1);
         let mut reads = reads_of(&manifest, units.into_iter().next().unwrap());
         assert_eq!(reads.len(), 1);
@@ -570,7 +588,11 @@ mod tests {
         *stored = u64::try_from(bytes.len()).unwrap();
         let manifest = text(&[pack(), file("a", 6, extents)]);
         let manifest = Manifest::read(manifest, "m".to_owned()).unwrap();
-        let unit = manifest.units(|_| true).next().unwrap().unwrap();
+        let unit = manifest
+            .units(manifest.text(), |_| true)
+            .next()
+            .unwrap()
+            .unwrap();
         let read = reads_of(&manifest, unit).remove(0);
         let folder = tempfile::tempdir().unwrap();
         let footprint = Footprint::begin(&folder.path().join("data"), None).unwrap();
@@ -599,8 +621,8 @@ mod tests {
             assert!(Manifest::read(text(&[line]), "m".to_owned()).is_err());
         }
         let listed = Manifest::read(text(&[file("a/../../b", 0, vec![])]), "m".to_owned()).unwrap();
-        assert!(listed.files().next().unwrap().is_err());
+        assert!(listed.files(listed.text()).next().unwrap().is_err());
         let wrong = Manifest::read(text(&[file("a", 5, vec![])]), "m".to_owned()).unwrap();
-        assert!(wrong.files().next().unwrap().is_err());
+        assert!(wrong.files(wrong.text()).next().unwrap().is_err());
     }
 }

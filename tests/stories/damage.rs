@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 
 use crate::anywhen::Ended;
 use crate::chance::{Chance, rounds};
-use crate::ground::eventually;
+use crate::ground::{eventually, give};
 use crate::judge::{End, restored_moments};
 use crate::objects::{files_below, lsn};
 use crate::record::Record;
 use crate::server::Options;
+use crate::workloads::fill_a_file_list;
 
 /// Two objects of one kind.
 struct Kind {
@@ -248,6 +249,7 @@ fn what_is_lost_of_one_object_hides_no_other_and_is_said_before_a_restore() {
         record.insert(row);
         record.store_all();
     }
+    fill_a_file_list(&record.server);
     record.anywhen.backup(&record.server);
     let second = newest_backup(&record);
     for row in [3, 4] {
@@ -271,7 +273,8 @@ fn what_is_lost_of_one_object_hides_no_other_and_is_said_before_a_restore() {
         let fixed = ["restore", "--dry-run", "-D", target.to_str().unwrap()];
         record.anywhen.run(&[&fixed, arguments].concat())
     };
-    for lost in [of_second("/packs/"), of_second("/manifest")] {
+    let list = of_second("/files/");
+    for lost in [of_second("/packs/"), of_second("/manifest"), list] {
         let whole = fs::read(lost).unwrap();
         put(lost, &whole[..whole.len() - 1]);
         assert_only_second_is_lost(&record, &first, &second);
@@ -285,7 +288,18 @@ fn what_is_lost_of_one_object_hides_no_other_and_is_said_before_a_restore() {
         let warning = format!("backup {second} cannot be read, and was not considered");
         assert!(planned.stdout.contains(&warning), "{planned}");
         fs::write(lost, &whole).unwrap();
+        give(lost);
     }
+    // what is as long as it was is read by nobody before a restore
+    let whole = fs::read(list).unwrap();
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2] ^= 1;
+    put(list, &damaged);
+    let arguments = ["--backup", &second, "--immediate"];
+    let refused = record.anywhen.restore_refused(&target, &arguments, 5);
+    refused.says(&["damaged", list.to_str().unwrap()]);
+    assert_eq!(files_below(&target).len(), 0, "{refused}");
+    fs::write(list, &whole).unwrap();
     assert_eq!(
         record.anywhen.json(&["list"])["backups"]
             .as_array()

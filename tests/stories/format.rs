@@ -19,6 +19,7 @@ use crate::objects::{files_below, stored_segments, system_dir};
 use crate::record::Record;
 use crate::sealed::Identity;
 use crate::server::{Options, value};
+use crate::workloads::fill_a_file_list;
 
 const DOCUMENT: &str = include_str!("../../docs/format.md");
 const READER: &str = include_str!("../../docs/reader/anywhen_reader.py");
@@ -70,6 +71,7 @@ impl Stored {
         record.server.execute(&tablespace);
         let table = "create table far tablespace elsewhere as select repeat('far', n) from generate_series(1, 99) n";
         record.server.execute(table);
+        fill_a_file_list(&record.server);
         record.insert(0);
         let conninfo = record.server.conninfo();
         let of_server = |arguments: &[&str]| {
@@ -420,7 +422,7 @@ fn one_of_each_kind(system_dir: &Path) -> Vec<PathBuf> {
         .into_iter()
         .filter(of_a_new_kind)
         .collect();
-    let expected = ["manifest", "pack", "piece", "segment"].map(str::to_owned);
+    let expected = ["file_list", "manifest", "pack", "piece", "segment"].map(str::to_owned);
     assert_eq!(kinds, BTreeSet::from(expected));
     found
 }
@@ -463,7 +465,7 @@ fn explains_every_field(stored: &Stored) {
             add_fields(&record, &mut fields);
             continue;
         };
-        if header["kind"] == "manifest" {
+        if matches!(header["kind"].as_str(), Some("manifest" | "file_list")) {
             let plain = stored
                 .read("cat", &[&stored.path_of(&object)])
                 .succeeded()

@@ -1,6 +1,9 @@
 //! What servers write besides small transactions, with segments of every usual size: the bytes are the
 //! server's, and a restore has it all.
 
+use std::fs;
+
+use crate::ground::{give, write_as_account};
 use crate::judge::{End, assert_sound, assert_verified, start_restored};
 use crate::objects::{assert_no_gap, assert_wal_of, system_dir};
 use crate::record::Record;
@@ -156,4 +159,16 @@ fn contents(server: &Server) -> Vec<String> {
     ]
     .map(|query| value(&mut sql, query))
     .to_vec()
+}
+
+/// So many small files that their lines do not fit into one manifest, without the minutes that as many
+/// tables take.
+pub(crate) fn fill_a_file_list(server: &Server) {
+    let folder = server.data().join("many");
+    fs::create_dir(&folder).unwrap();
+    give(&folder);
+    for number in 0..6500 {
+        // a tar's paths end at 99 bytes
+        write_as_account(&folder.join(format!("{number:0>94}")), b"", 0o600);
+    }
 }

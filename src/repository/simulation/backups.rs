@@ -17,6 +17,7 @@ use super::steps::{expect_outage, expect_unreadable};
 use super::tally::Seen;
 use super::time::Time;
 use crate::repository::layout::{BackupId, ObjectName};
+use crate::repository::manifest::{self, ManifestText};
 use crate::repository::records::{
     BackupRecord, Extent, FORMAT, ManifestEntry, ManifestLine, ManifestPath,
 };
@@ -308,38 +309,35 @@ async fn store(
                 panic!("{path} is in one extent: {stretches:?}");
             };
             assert_eq!(stored.hash, *blake3::hash(content).as_bytes());
-            let number = 1000 + u32::try_from(stored.pack).unwrap();
+            let number = 1000 + stored.pack;
             if shared.insert(stored.pack) {
                 let path = earlier.pack_path(stored.pack).unwrap();
                 lines.push(ManifestLine::Pack { number, path });
             }
-            bytes += stored.plain_bytes;
+            bytes += u64::from(stored.plain_bytes);
             lines.push(file_line(
                 path.clone(),
                 Extent::Stored(
                     number,
-                    stored.offset,
-                    stored.stored_bytes,
-                    stored.plain_bytes,
+                    stored.offset.into(),
+                    stored.stored_bytes.into(),
+                    stored.plain_bytes.into(),
                     blake3::hash(content).to_string(),
                 ),
             ));
         }
     }
     let shared_packs = earlier.map(|(earlier, _)| earlier.shared(&shared));
-    let name = ObjectName::Manifest(id.clone());
-    let (mut encoder, mut object) = (recipe.encoder(&name)?, Vec::new());
-    let mut text = Vec::new();
+    // some in one text, most in several
+    let mut manifest = ManifestText::new(id, usize::try_from(plan.seed % 4).unwrap() * 150 + 1);
     for line in &lines {
-        text.extend(serde_json::to_vec(line).unwrap());
-        text.push(b'\n');
+        if let Some(list) = manifest.add(line) {
+            stored_bytes += store_text(leader, recipe, &list.name, &list.text).await?;
+        }
     }
-    encoder.frame(&text, &mut object).unwrap();
-    let trailer = encoder.finish(serde_json::Map::new(), &mut object).unwrap();
-    stored_bytes += u64::try_from(object.len()).unwrap();
-    leader
-        .create_object(&name, object.into(), &trailer.digest)
-        .await?;
+    let manifest = manifest.finish();
+    let name = ObjectName::Manifest(id.clone());
+    stored_bytes += store_text(leader, recipe, &name, &manifest).await?;
     Ok(BackupRecord {
         format: FORMAT,
         id: id.clone(),
@@ -359,11 +357,28 @@ async fn store(
         stored_bytes,
         shared_packs: shared_packs.unwrap_or_default(),
         tablespaces: Vec::new(),
-        manifest_digest: trailer.digest,
+        manifest_digest: container::digest(&manifest),
         from_standby: false,
         sealed: None,
         digest: None,
     })
+}
+
+/// Stores a manifest or a file list; how many bytes it takes.
+async fn store_text(
+    leader: &Repository,
+    recipe: &BackupRecipe,
+    name: &ObjectName,
+    text: &[u8],
+) -> Result<u64> {
+    let (mut encoder, mut object) = (recipe.encoder(name)?, Vec::new());
+    encoder.frame(text, &mut object).unwrap();
+    let trailer = encoder.finish(serde_json::Map::new(), &mut object).unwrap();
+    let bytes = u64::try_from(object.len()).unwrap();
+    leader
+        .create_object(name, object.into(), &trailer.digest)
+        .await?;
+    Ok(bytes)
 }
 
 fn file_line(path: String, extent: Extent) -> ManifestLine {
@@ -404,26 +419,36 @@ pub(super) async fn read(
 ) -> Result<()> {
     assert_eq!(record.label, kept.label);
     let name = ObjectName::Manifest(record.id.clone());
-    let manifest = repository.fetch(&name).await?.plain;
-    assert_eq!(container::digest(&manifest), record.manifest_digest);
-    let lines = manifest.split(|byte| *byte == b'\n');
-    let lines = lines.filter(|line| !line.is_empty());
-    let (mut files, mut packs) = (Vec::new(), BTreeMap::new());
-    for line in lines {
-        let line = serde_json::from_slice(line).unwrap();
-        if let ManifestLine::Pack { number, path } = &line {
-            packs.insert(*number, ObjectName::parse(path).unwrap());
-        }
-        if let ManifestLine::File { entry, extents, .. } = line {
-            let ManifestPath::Text(path) = entry.path else {
-                panic!("{:?}", entry.path)
-            };
-            let mut content = Vec::new();
-            for extent in &extents {
-                content.extend(read_extent(repository, &packs, extent).await?);
+    let text = repository
+        .manifest_text(&name, &record.manifest_digest)
+        .await?;
+    let (mut packs, mut texts) = (BTreeMap::new(), Vec::new());
+    for line in manifest::lines(&text).map(std::result::Result::unwrap) {
+        match line {
+            ManifestLine::Pack { number, path } => {
+                packs.insert(number, ObjectName::parse(&path).unwrap());
             }
-            files.push((path, Bytes::from(content)));
+            ManifestLine::Files { path, digest } => {
+                let list = manifest::file_list(&path).unwrap();
+                texts.push(repository.manifest_text(&list, &digest).await?);
+            }
+            _ => {}
         }
+    }
+    texts.push(text);
+    let mut files = Vec::new();
+    for line in texts.iter().flat_map(|text| manifest::lines(text)) {
+        let ManifestLine::File { entry, extents, .. } = line.unwrap() else {
+            continue;
+        };
+        let ManifestPath::Text(path) = entry.path else {
+            panic!("{:?}", entry.path)
+        };
+        let mut content = Vec::new();
+        for extent in &extents {
+            content.extend(read_extent(repository, &packs, extent).await?);
+        }
+        files.push((path, Bytes::from(content)));
     }
     assert_eq!(files, kept.files);
     Ok(())
