@@ -461,7 +461,8 @@ class Repository:
             plain = self.decode(path, base64.b64decode(record["sealed"], validate=True))[1]
             clear = {field: value for field, value in record.items() if field != "sealed"}
             record = parse_json(plain, path)
-            need(clear == {**record, "label": "", "tablespaces": []}, f"{path} says other than was sealed")
+            whole = {field: value for field, value in record.items() if field != "damaged_pages"}
+            need(clear == {**whole, "label": "", "tablespaces": []}, f"{path} says other than was sealed")
         return record
 
     def manifest(self, system, backup):

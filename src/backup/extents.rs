@@ -7,6 +7,7 @@ use container::CompressedFrame;
 use tokio::runtime::Handle;
 use tokio::task::{JoinError, JoinHandle};
 
+use super::pages::Pages;
 use crate::error::{Error, Result, chain};
 use crate::repository::BackupRecipe;
 use crate::repository::records::ManifestEntry;
@@ -32,8 +33,8 @@ pub(super) enum Made {
 
 /// What comes next of the files, in their order.
 pub(super) enum Next {
-    /// A stretch of so many plain bytes of the file at hand.
-    Extent(u64, Made),
+    /// A stretch of so many plain bytes of the file at hand, and its pages that look damaged.
+    Extent(u64, Made, Vec<u32>),
     /// The file at hand ends; its size.
     FileEnds(ManifestEntry, u64),
 }
@@ -79,10 +80,16 @@ impl Extents {
         self.spare.push(room);
     }
 
-    /// The next stretch of the file at hand; `earlier` is what an earlier backup has in its place.
-    pub(super) fn push(&mut self, plain: Vec<u8>, earlier: Option<StoredExtent>) {
+    /// The next stretch of the file at hand; `earlier` is what an earlier backup has in its place, `pages` are
+    /// those to be checked.
+    pub(super) fn push(
+        &mut self,
+        plain: Vec<u8>,
+        earlier: Option<StoredExtent>,
+        pages: Option<Pages>,
+    ) {
         let recipe = self.recipe.clone();
-        let work = move || work(plain, earlier, &recipe);
+        let work = move || work(plain, earlier, pages, &recipe);
         self.steps
             .push_back(Step::Extent(self.threads.spawn_blocking(work)));
         self.under_way += 1;
@@ -118,7 +125,7 @@ impl Extents {
                 };
                 let plain_bytes = u64::try_from(worked.plain.len()).unwrap_or(u64::MAX);
                 self.give_back(worked.plain);
-                Ok(Some(Next::Extent(plain_bytes, worked.made?)))
+                Ok(Some(Next::Extent(plain_bytes, worked.made?, worked.bad)))
             }
         }
     }
@@ -127,11 +134,18 @@ impl Extents {
 struct Worked {
     plain: Vec<u8>,
     made: Result<Made>,
+    bad: Vec<u32>,
 }
 
-fn work(plain: Vec<u8>, earlier: Option<StoredExtent>, recipe: &BackupRecipe) -> Worked {
+fn work(
+    plain: Vec<u8>,
+    earlier: Option<StoredExtent>,
+    pages: Option<Pages>,
+    recipe: &BackupRecipe,
+) -> Worked {
     let made = make(&plain, earlier, recipe);
-    Worked { plain, made }
+    let bad = pages.map_or_else(Vec::new, |pages| pages.bad_of(&plain));
+    Worked { plain, made, bad }
 }
 
 fn make(plain: &[u8], earlier: Option<StoredExtent>, recipe: &BackupRecipe) -> Result<Made> {
@@ -167,12 +181,12 @@ mod tests {
             let mut take = |extents: &mut Extents, all: bool| {
                 while let Some(next) = extents.next(all).unwrap() {
                     came.push(match next {
-                        Next::Extent(bytes, Made::Zeros) => format!("{bytes} zeros"),
-                        Next::Extent(bytes, Made::Frame(frame)) => {
+                        Next::Extent(bytes, Made::Zeros, _) => format!("{bytes} zeros"),
+                        Next::Extent(bytes, Made::Frame(frame), _) => {
                             assert_eq!(frame.plain_bytes(), bytes);
                             blake3::Hash::from_bytes(*frame.hash()).to_string()
                         }
-                        Next::Extent(_, Made::Stored(stored)) => {
+                        Next::Extent(_, Made::Stored(stored), _) => {
                             format!("stored at {}", stored.offset)
                         }
                         Next::FileEnds(entry, size) => format!("{:?} {size}", entry.path),
@@ -202,7 +216,7 @@ mod tests {
                 } else {
                     blake3::hash(&plain).to_string()
                 });
-                extents.push(plain, earlier);
+                extents.push(plain, earlier, None);
                 if number % 3 == 0 {
                     let path = ManifestPath::from_bytes(number.to_string().as_bytes());
                     pushed.push(format!("{path:?} {length}"));

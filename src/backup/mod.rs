@@ -4,6 +4,7 @@
 mod extents;
 mod needed_wal;
 mod outside;
+mod pages;
 mod tries;
 mod writer;
 
@@ -17,12 +18,14 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
+pub use replication::base_backup::CheckpointMode;
 use replication::base_backup::{
     BackupForm, BackupMessage, BaseBackupError, BaseBackupOptions, BaseBackupStream,
-    CheckpointMode, ManifestChecksums,
+    ManifestChecksums,
 };
 use replication::connection::Connection;
 use replication::conninfo::ConnectionSettings;
+use replication::server_error::ServerError;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use wal::{Lsn, TimelineId};
@@ -39,8 +42,9 @@ use crate::retry::Backoff;
 use crate::server::{self, ServerFacts};
 use extents::EXTENT_BYTES;
 use needed_wal::{NeededWal, Places};
+use pages::PageChecks;
 use tries::Tries;
-use writer::{Message, Object, Written};
+use writer::{Message, Object, Writer, Written};
 
 /// How many messages of up to 128 KiB wait for the writer at most.
 const QUEUED_MESSAGES: usize = 64;
@@ -59,10 +63,13 @@ const REPLAY_WAIT: Duration = Duration::from_mins(1);
 pub struct BackupOptions {
     /// A text to find it by.
     pub label: String,
-    /// Begin with a checkpoint at full speed.
-    pub fast_checkpoint: bool,
+    /// How it begins.
+    pub checkpoint: CheckpointMode,
     /// The most that the server may send, in KiB a second.
     pub max_rate_kib: Option<u32>,
+    /// Let the server check its pages, and fail the backup where one's checksum is wrong. Else they are
+    /// checked here, and named in the backup's record.
+    pub verify_checksums: bool,
     /// Store everything anew, also what an earlier backup has stored.
     pub full: bool,
     /// Take the cluster's name for a system that is new under it.
@@ -212,6 +219,11 @@ impl BackupTaker {
             Some(newest) => earlier_backup(repository, &newest).await?,
             None => None,
         };
+        let layout = if self.options.verify_checksums {
+            None
+        } else {
+            pages::page_layout(&self.settings).await?
+        };
         let needed = NeededWal::reserve(&self.settings, facts, id, &*self.clock).await?;
         let started_at = self.start_moment().await?;
         tracing::info!("waiting for a checkpoint");
@@ -223,11 +235,18 @@ impl BackupTaker {
         let tablespaces = tablespace_records(&stream);
         tracing::info!("backup {id} begins at {start_lsn} on timeline {timeline}");
 
+        let checks = layout.map(|layout| PageChecks::new(layout, start_lsn));
+        let form = match stream.form() {
+            BackupForm::Typed => Form::Typed,
+            BackupForm::PerTablespace => Form::PerArchive,
+        };
+        let (recipe, earlier) = (recipe.clone(), earlier.map(Arc::new));
+        let writer = Writer::new(form, announced(&stream), recipe, id, earlier, checks)?;
         let received = self
-            .receive(stream, repository, (recipe, earlier), id, progress)
+            .receive(stream, repository, writer, id, progress)
             .await?;
         let Received {
-            written,
+            mut written,
             stop_lsn,
             stop_timeline,
         } = received;
@@ -240,6 +259,12 @@ impl BackupTaker {
                 written.bytes
             );
         }
+        let suspects = std::mem::take(&mut written.suspects);
+        let (damaged_page_count, damaged_pages) = match checks {
+            Some(checks) => suspects.looked_at_again(&self.settings, checks).await?,
+            None => (0, Vec::new()),
+        };
+        pages::say(damaged_page_count, &damaged_pages);
         let from_standby = written.label_origin() == Origin::Standby;
         let end = self.end(facts, &written, stop_lsn).await?;
         needed.receive(places, timeline, start_lsn, end.lsn).await?;
@@ -266,6 +291,8 @@ impl BackupTaker {
             tablespaces,
             manifest_digest: written.manifest_digest,
             from_standby,
+            damaged_page_count,
+            damaged_pages,
             sealed: None,
             digest: None,
         };
@@ -297,13 +324,10 @@ impl BackupTaker {
 
     fn server_options(&self) -> BaseBackupOptions {
         let mut options = BaseBackupOptions::new(self.backup_label());
-        options.checkpoint = if self.options.fast_checkpoint {
-            CheckpointMode::Fast
-        } else {
-            CheckpointMode::Spread
-        };
+        options.checkpoint = self.options.checkpoint;
         options.max_rate_kib = self.options.max_rate_kib;
         options.manifest_checksums = ManifestChecksums::Crc32c;
+        options.verify_checksums = self.options.verify_checksums;
         options.progress = true;
         options
     }
@@ -396,34 +420,21 @@ impl BackupTaker {
         &self,
         mut stream: BaseBackupStream,
         repository: &Repository,
-        (recipe, earlier): (&BackupRecipe, Option<EarlierBackup>),
+        writer: Writer,
         id: &BackupId,
         progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<Received> {
-        let form = match stream.form() {
-            BackupForm::Typed => Form::Typed,
-            BackupForm::PerTablespace => Form::PerArchive,
-        };
-        let announced: Vec<_> = stream
-            .tablespaces()
-            .iter()
-            .map(|row| basebackup::stream::Tablespace {
-                oid: row.oid,
-                location: row.location.clone(),
-                size_kib: row.size_kib,
-            })
-            .collect();
-        let total: i64 = announced.iter().filter_map(|row| row.size_kib).sum();
+        let sizes = stream.tablespaces().iter().filter_map(|row| row.size_kib);
+        let total: i64 = sizes.sum();
         let total = u64::try_from(total).unwrap_or(0).saturating_mul(1024);
         let (messages, to_write) = mpsc::channel::<Message>(QUEUED_MESSAGES);
         let (objects, to_upload) = mpsc::channel::<Object>(1);
-        let earlier = earlier.map(Arc::new);
-        let writer = writer::Writer::new(form, announced, recipe.clone(), id, earlier)?;
         let writing = blocking(move || writer.run(to_write, &objects));
         let reading = async move {
             let mut done: u64 = 0;
             loop {
-                let message = within(SILENCE_MAX, stream.next()).await?;
+                let message = within(SILENCE_MAX, stream.next()).await;
+                let message = message.map_err(|error| with_warnings(error, stream.warnings()))?;
                 let message = match message {
                     BackupMessage::CopyOutBegins => Message::CopyBegins,
                     BackupMessage::CopyOutEnds => Message::CopyEnds,
@@ -692,6 +703,30 @@ async fn upload(repository: Repository, mut objects: mpsc::Receiver<Object>) -> 
     Ok(())
 }
 
+/// An error that comes at the end of a backup says how many pages are damaged, and warnings before it which.
+fn with_warnings(error: Error, warnings: &[ServerError]) -> Error {
+    const SHOWN_MAX: usize = 20;
+    if error.kind() != Kind::Damaged || warnings.is_empty() {
+        return error;
+    }
+    let shown: Vec<&str> = warnings
+        .iter()
+        .take(SHOWN_MAX)
+        .map(|warning| warning.message.as_str())
+        .collect();
+    error.context(format!("the server found: {}", shown.join("; ")))
+}
+
+fn announced(stream: &BaseBackupStream) -> Vec<basebackup::stream::Tablespace> {
+    let rows = stream.tablespaces().iter();
+    rows.map(|row| basebackup::stream::Tablespace {
+        oid: row.oid,
+        location: row.location.clone(),
+        size_kib: row.size_kib,
+    })
+    .collect()
+}
+
 fn tablespace_records(stream: &BaseBackupStream) -> Vec<TablespaceRecord> {
     let rows = stream.tablespaces().iter();
     rows.filter_map(|row| {
@@ -707,8 +742,8 @@ fn base_backup_error(error: &BaseBackupError) -> Error {
     let message = format!("the server did not complete the backup: {}", chain(error));
     match error.sqlstate() {
         Some("XX001") => Error::damaged(message).hint(
-            "the server's data files are damaged: see the pages named in its log; an older backup \
-             and the WAL since can restore them",
+            "the server's data files are damaged; an older backup and the WAL since can restore them. \
+             --no-verify-checksums takes a backup all the same, which names the damaged pages",
         ),
         Some("42501") => {
             Error::usage(message).hint("as a superuser: ALTER ROLE <role> REPLICATION;")

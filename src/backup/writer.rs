@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use wal::Lsn;
 
 use super::extents::{EXTENT_BYTES, Extents, Made, Next};
+use super::pages::{PageChecks, Pages, Suspects};
 use crate::error::{Error, Result, chain};
 use crate::repository::layout::{BackupId, ObjectName};
 use crate::repository::manifest::{FILE_LIST_BYTES, FileList, ManifestText};
@@ -56,6 +57,8 @@ pub(super) struct Written {
     /// The encoded manifest object.
     pub(super) manifest: Vec<u8>,
     pub(super) manifest_digest: String,
+    /// Pages that looked damaged.
+    pub(super) suspects: Suspects,
     label: BackupLabel,
     control: ControlFile,
 }
@@ -103,6 +106,8 @@ struct OpenFile {
     nth: usize,
     /// What an earlier backup has stored of it.
     earlier: Option<Arc<[Option<StoredExtent>]>>,
+    /// Its pages, where they are checked.
+    pages: Option<Pages>,
     /// The content, of those files that are read too.
     kept: Option<Vec<u8>>,
 }
@@ -117,6 +122,12 @@ struct OpenPack {
 }
 
 impl OpenFile {
+    /// The pages of the next extent, where they are checked.
+    fn next_pages(&self) -> Option<Pages> {
+        let before = self.nth.checked_mul(EXTENT_BYTES)?;
+        self.pages?.behind(u64::try_from(before).ok()?)
+    }
+
     /// What an earlier backup has in the place of the next extent.
     fn next_earlier(&mut self) -> Option<StoredExtent> {
         let nth = self.nth;
@@ -147,6 +158,10 @@ pub(super) struct Writer {
     shared: BTreeMap<u32, u32>,
     shared_bytes: u64,
     manifest: ManifestText,
+    checks: Option<PageChecks>,
+    /// The pages that look damaged of the first file that has not ended on its way to the packs.
+    bad: Vec<u32>,
+    suspects: Suspects,
     files: u64,
     bytes: u64,
     stored_bytes: u64,
@@ -161,6 +176,7 @@ impl Writer {
         recipe: BackupRecipe,
         id: &BackupId,
         earlier: Option<Arc<EarlierBackup>>,
+        checks: Option<PageChecks>,
     ) -> Result<Self> {
         Ok(Self {
             events: Events::new(form, announced).map_err(|error| refused(&error))?,
@@ -180,6 +196,9 @@ impl Writer {
             shared: BTreeMap::new(),
             shared_bytes: 0,
             manifest: ManifestText::new(id, FILE_LIST_BYTES),
+            checks,
+            bad: Vec::new(),
+            suspects: Suspects::default(),
             files: 0,
             bytes: 0,
             stored_bytes: 0,
@@ -300,11 +319,12 @@ impl Writer {
             nth: 0,
             earlier: earlier.and_then(|earlier| earlier.file(path.as_bytes())),
             entry: entry(&path, mode, mtime),
-            path,
             size,
+            pages: self.checks.and_then(|checks| checks.of_file(&path)),
             checker: FileChecker::new(FILE_CHECKSUM),
             pending: self.extents.room(),
             kept: is_read.then(Vec::new),
+            path,
         });
     }
 
@@ -326,7 +346,8 @@ impl Writer {
             if file.pending.len() == EXTENT_BYTES {
                 let next = self.extents.room();
                 let plain = std::mem::replace(&mut file.pending, next);
-                self.extents.push(plain, file.next_earlier());
+                let pages = file.next_pages();
+                self.extents.push(plain, file.next_earlier(), pages);
                 self.pack(false, objects)?;
             }
         }
@@ -340,6 +361,7 @@ impl Writer {
                 "the backup's archive ends a file that did not begin",
             ));
         };
+        let pages = file.next_pages();
         let earlier = file.next_earlier();
         let OpenFile {
             path,
@@ -353,7 +375,7 @@ impl Writer {
         if pending.is_empty() {
             self.extents.give_back(pending);
         } else {
-            self.extents.push(pending, earlier);
+            self.extents.push(pending, earlier, pages);
         }
         self.extents.end_file(entry, size);
         self.files = self.files.saturating_add(1);
@@ -372,12 +394,16 @@ impl Writer {
     fn pack(&mut self, all: bool, objects: &mpsc::Sender<Object>) -> Result<()> {
         while let Some(next) = self.extents.next(all)? {
             match next {
-                Next::Extent(plain_bytes, Made::Zeros) => {
-                    self.packed.push(Extent::Zeros { zeros: plain_bytes });
+                Next::Extent(plain_bytes, made, mut bad) => {
+                    self.bad.append(&mut bad);
+                    match made {
+                        Made::Zeros => self.packed.push(Extent::Zeros { zeros: plain_bytes }),
+                        Made::Frame(frame) => self.pack_frame(&frame, objects)?,
+                        Made::Stored(stored) => self.refer_to(&stored)?,
+                    }
                 }
-                Next::Extent(_, Made::Frame(frame)) => self.pack_frame(&frame, objects)?,
-                Next::Extent(_, Made::Stored(stored)) => self.refer_to(&stored)?,
                 Next::FileEnds(entry, size) => {
+                    self.suspect(&entry);
                     let extents = std::mem::take(&mut self.packed);
                     let line = ManifestLine::File {
                         entry,
@@ -389,6 +415,15 @@ impl Writer {
             }
         }
         Ok(())
+    }
+
+    /// Notes the pages of the file that ends which look damaged.
+    fn suspect(&mut self, file: &ManifestEntry) {
+        let bad = std::mem::take(&mut self.bad);
+        let path = file.path.to_bytes();
+        if let Some(Ok(path)) = path.map(|path| RelativePath::parse(&path)) {
+            self.suspects.add(&path, &bad);
+        }
     }
 
     fn pack_frame(
@@ -536,6 +571,7 @@ impl Writer {
             shared_bytes,
             earlier,
             shared,
+            suspects,
             ..
         } = self;
         let shared = shared.into_keys().collect();
@@ -550,6 +586,7 @@ impl Writer {
             shared_bytes,
             shared_packs: shared_packs.unwrap_or_default(),
             manifest: object,
+            suspects,
             manifest_digest: container::digest(&manifest),
             label: BackupLabel::parse(&label).map_err(|error| refused(&error))?,
             control: ControlFile::parse(&control).map_err(|error| refused(&error))?,

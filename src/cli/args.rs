@@ -239,6 +239,9 @@ pub(super) struct BackupArgs {
     /// The most that the server may send in a second: 32k to 1G
     #[arg(long, env = "ANYWHEN_MAX_RATE", value_parser = parse_rate, value_name = "RATE")]
     pub(super) max_rate: Option<u32>,
+    /// Take the backup also where the checksums of pages are wrong, and name those pages in it
+    #[arg(long, env = "ANYWHEN_NO_VERIFY_CHECKSUMS")]
+    pub(super) no_verify_checksums: bool,
     /// Store everything anew, also what an earlier backup has stored
     #[arg(long, env = "ANYWHEN_FULL")]
     pub(super) full: bool,

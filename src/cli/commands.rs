@@ -16,7 +16,7 @@ use super::args::{
 use super::destination::{destination, impatient_destination, spool, spool_dir};
 use super::output;
 use super::progress::Progress;
-use crate::backup::{BackupOptions, BackupTaker};
+use crate::backup::{BackupOptions, BackupTaker, CheckpointMode};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{ClusterSettings, GivenSettings, RepositorySettings, Settings, handed_over};
 use crate::error::{Error, Kind, Result, io};
@@ -86,8 +86,12 @@ pub(super) async fn backup(global: &Global, args: BackupArgs, stop: Stop) -> Res
     let cluster = settings.cluster()?;
     let options = BackupOptions {
         label: args.label,
-        fast_checkpoint: args.checkpoint == CheckpointArg::Fast,
+        checkpoint: match args.checkpoint {
+            CheckpointArg::Fast => CheckpointMode::Fast,
+            CheckpointArg::Spread => CheckpointMode::Spread,
+        },
         max_rate_kib: args.max_rate,
+        verify_checksums: !args.no_verify_checksums,
         full: args.full,
         new_system: args.new_system,
     };

@@ -292,6 +292,7 @@ fn without_names(record: BackupRecord) -> BackupRecord {
     BackupRecord {
         label: String::new(),
         tablespaces: Vec::new(),
+        damaged_pages: Vec::new(),
         ..record
     }
 }

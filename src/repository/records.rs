@@ -163,14 +163,50 @@ pub struct BackupRecord {
     /// Whether it was taken from a standby.
     #[serde(default)]
     pub from_standby: bool,
-    /// Where the repository is encrypted, the whole record as a sealed object in base64; label and
-    /// tablespaces stand only there then.
+    /// How many of its pages have a wrong checksum, as far as anybody looked.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub damaged_page_count: u64,
+    /// Which those are, at most the first thousand.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged_pages: Vec<DamagedPages>,
+    /// Where the repository is encrypted, the whole record as a sealed object in base64; label,
+    /// tablespaces and damaged pages stand only there then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealed: Option<String>,
     /// The digest of the record's other fields as JSON, keys sorted, without spaces. Stands in every
     /// stored record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// Pages of a file whose checksum is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedPages {
+    /// The file, below the data directory.
+    pub path: String,
+    /// Their numbers in the file, from 0.
+    pub blocks: Vec<u32>,
+}
+
+impl DamagedPages {
+    /// The first of them, for people.
+    pub fn shown(pages: &[Self]) -> String {
+        const SHOWN_MAX: usize = 10;
+        let all = pages.iter().flat_map(|file| {
+            let blocks = file.blocks.iter();
+            blocks.map(|block| format!("{} block {block}", file.path))
+        });
+        let mut shown: Vec<String> = all.clone().take(SHOWN_MAX).collect();
+        if all.count() > SHOWN_MAX {
+            shown.push("…".to_owned());
+        }
+        shown.join(", ")
+    }
 }
 
 /// One line of a backup's manifest.

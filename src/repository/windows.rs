@@ -353,6 +353,8 @@ mod tests {
             tablespaces: Vec::new(),
             manifest_digest: String::new(),
             from_standby: false,
+            damaged_page_count: 0,
+            damaged_pages: Vec::new(),
             sealed: None,
             digest: None,
         }

@@ -22,7 +22,7 @@ use crate::repository::Repository;
 use crate::repository::catalog::{BranchEnd, Catalog};
 use crate::repository::forks::left_behind;
 use crate::repository::layout::{BackupId, ObjectName};
-use crate::repository::records::{BackupRecord, Hole};
+use crate::repository::records::{BackupRecord, DamagedPages, Hole};
 use crate::repository::walk::{Damage, Ended, Stretch, segment_timeline};
 use crate::repository::windows::{
     Candidate, candidates, hole_after, is_left_under_way, untrusted_at,
@@ -79,6 +79,15 @@ pub async fn plan(
     let tablespaces = plan_tablespaces(&backup.tablespaces, &options.tablespaces, &target_dir)?;
     let made_later = made_later(&chosen, &tablespaces)?;
     let mut warnings = chooser.warnings(&chosen);
+    if backup.damaged_page_count > 0 {
+        warnings.push(format!(
+            "backup {} has pages whose checksum was wrong on the server: {}, {}; what lies in them is \
+             damaged, unless WAL has it. --backup with an earlier one may have it whole",
+            backup.id,
+            backup.damaged_page_count,
+            DamagedPages::shown(&backup.damaged_pages)
+        ));
+    }
     let mut options = options.clone();
     for left_out in &catalog.left_out {
         warnings.push(format!(

@@ -15,7 +15,7 @@ use crate::error::{Error, Kind, Result, chain};
 use crate::repository::catalog::{BranchEnd, Catalog, LeftOut};
 use crate::repository::destination::Destination;
 use crate::repository::forks::{LeftBehind, left_behind};
-use crate::repository::records::BackupRecord;
+use crate::repository::records::{BackupRecord, DamagedPages};
 use crate::repository::walk::Damage;
 use crate::repository::windows::{Candidate, Reached, latest_moment};
 use crate::repository::{PlaceState, Repository, SpoolContents};
@@ -308,6 +308,10 @@ pub struct BackupRow {
     pub bytes: u64,
     /// What it took in the repository.
     pub stored_bytes: u64,
+    /// How many of its pages have a wrong checksum.
+    pub damaged_page_count: u64,
+    /// Which, as far as they are known and may be seen.
+    pub damaged_pages: Vec<DamagedPages>,
 }
 
 impl From<&BackupRecord> for BackupRow {
@@ -326,6 +330,8 @@ impl From<&BackupRecord> for BackupRow {
             files: record.files,
             bytes: record.bytes,
             stored_bytes: record.stored_bytes,
+            damaged_page_count: record.damaged_page_count,
+            damaged_pages: record.damaged_pages.clone(),
         }
     }
 }

@@ -11,6 +11,7 @@ use jiff::tz::TimeZone;
 use super::{
     BackupRow, Branch, ClusterStatus, List, RepositoryStatus, SpoolStatus, UnreadableBackup,
 };
+use crate::repository::records::DamagedPages;
 
 /// What can be restored of one cluster.
 pub fn status_text(status: &ClusterStatus, with_timelines: bool) -> String {
@@ -218,12 +219,29 @@ pub fn list_text(list: &List) -> String {
         ([], _) => String::new(),
         (rows, _) => list_table(rows) + "\n",
     };
+    for row in list.backups.iter().filter(|row| row.damaged_page_count > 0) {
+        add(
+            &mut text,
+            format_args!("DAMAGED {}: {}\n", row.id, damaged_sentence(row)),
+        );
+    }
     for backup in &list.unreadable_backups {
         let UnreadableBackup { id, reason, .. } = backup;
         add(&mut text, format_args!("UNREADABLE {id}: {reason}"));
         add_hint(&mut text, backup);
     }
     text.trim_end().to_owned()
+}
+
+fn damaged_sentence(row: &BackupRow) -> String {
+    let count = row.damaged_page_count;
+    let shown = DamagedPages::shown(&row.damaged_pages);
+    let named = if shown.is_empty() {
+        shown
+    } else {
+        format!(": {shown}")
+    };
+    format!("the server's pages with a wrong checksum: {count}{named}")
 }
 
 fn list_table(rows: &[BackupRow]) -> String {

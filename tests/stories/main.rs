@@ -41,6 +41,7 @@ mod meetings;
 mod metrics;
 mod networks;
 mod outages;
+mod pages;
 mod places;
 mod power_cuts;
 mod sharing;

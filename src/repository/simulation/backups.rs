@@ -359,6 +359,8 @@ async fn store(
         tablespaces: Vec::new(),
         manifest_digest: container::digest(&manifest),
         from_standby: false,
+        damaged_page_count: 0,
+        damaged_pages: Vec::new(),
         sealed: None,
         digest: None,
     })
