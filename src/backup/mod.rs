@@ -34,6 +34,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Kind, Result, chain};
 use crate::receive::comparison::refuse_another_history;
 use crate::repository::destination::{Destination, OpenDestination};
+use crate::repository::kept_manifests::KeptManifests;
 use crate::repository::layout::{BackupId, ObjectName};
 use crate::repository::records::{BackupRecord, FORMAT, TablespaceRecord};
 use crate::repository::sharing::EarlierBackup;
@@ -136,6 +137,7 @@ impl BackupTaker {
                 return Err(Error::new(Kind::Failure, "stopped before the backup had begun"));
             }
         };
+        let kept = repository.kept_manifests()?;
         let now = self.clock.now();
         let id = repository.announce_backup(now, newest.as_ref()).await?;
         let recipe = repository.backup_recipe().await?;
@@ -147,6 +149,7 @@ impl BackupTaker {
             recipe: &recipe,
             id: &id,
             newest,
+            kept: kept.clone(),
         };
         let taking = Box::pin(self.take(base, &facts, places, to, progress));
         let taken = tokio::select! {
@@ -158,10 +161,18 @@ impl BackupTaker {
         };
         let outcome = match taken {
             Ok(record) => match commit(&repository, &record, &recipe).await {
-                Ok(()) => spread(&everywhere, &record, stop).await.map(|()| record),
+                Ok(()) => {
+                    if let Some(kept) = kept {
+                        kept.forget_before(&id);
+                    }
+                    spread(&everywhere, &record, stop).await.map(|()| record)
+                }
                 Err(error) => Err(error),
             },
             Err(error) => {
+                if let Some(kept) = kept {
+                    kept.forget(&id);
+                }
                 if let Err(error) = repository.discard_backup(&id).await {
                     tracing::warn!("what the failed backup had stored stays: {}", chain(&error));
                 }
@@ -211,7 +222,12 @@ impl BackupTaker {
         base: Connection,
         facts: &ServerFacts,
         places: Places<'_>,
-        Target { recipe, id, newest }: Target<'_>,
+        Target {
+            recipe,
+            id,
+            newest,
+            kept,
+        }: Target<'_>,
         progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<BackupRecord> {
         let repository = places.first;
@@ -241,7 +257,8 @@ impl BackupTaker {
             BackupForm::PerTablespace => Form::PerArchive,
         };
         let (recipe, earlier) = (recipe.clone(), earlier.map(Arc::new));
-        let writer = Writer::new(form, announced(&stream), recipe, id, earlier, checks)?;
+        let announced = announced(&stream);
+        let writer = Writer::new(form, announced, recipe, id, earlier, checks, kept)?;
         let received = self
             .receive(stream, repository, writer, id, progress)
             .await?;
@@ -481,6 +498,8 @@ struct Target<'a> {
     id: &'a BackupId,
     /// The backup that it may refer to, which was announced.
     newest: Option<BackupRecord>,
+    /// Where its manifest is kept too.
+    kept: Option<KeptManifests>,
 }
 
 /// What the newest backup has stored; nothing, said, where that cannot be told.
@@ -505,7 +524,8 @@ async fn earlier_backup(
         };
         if error.lacks_key() {
             tracing::info!(
-                "everything is stored anew: without an identity nobody can tell what backup {} has stored",
+                "everything is stored anew: without an identity, and with nothing of it in state_dir, nobody \
+                 can tell what backup {} has stored",
                 newest.id
             );
             return Ok(None);

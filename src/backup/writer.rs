@@ -19,6 +19,7 @@ use wal::Lsn;
 use super::extents::{EXTENT_BYTES, Extents, Made, Next};
 use super::pages::{PageChecks, Pages, Suspects};
 use crate::error::{Error, Result, chain};
+use crate::repository::kept_manifests::KeptManifests;
 use crate::repository::layout::{BackupId, ObjectName};
 use crate::repository::manifest::{FILE_LIST_BYTES, FileList, ManifestText};
 use crate::repository::records::{Extent, ManifestEntry, ManifestLine, ManifestPath};
@@ -158,6 +159,8 @@ pub(super) struct Writer {
     shared: BTreeMap<u32, u32>,
     shared_bytes: u64,
     manifest: ManifestText,
+    /// Where the manifest is kept too.
+    kept: Option<KeptManifests>,
     checks: Option<PageChecks>,
     /// The pages that look damaged of the first file that has not ended on its way to the packs.
     bad: Vec<u32>,
@@ -177,6 +180,7 @@ impl Writer {
         id: &BackupId,
         earlier: Option<Arc<EarlierBackup>>,
         checks: Option<PageChecks>,
+        kept: Option<KeptManifests>,
     ) -> Result<Self> {
         Ok(Self {
             events: Events::new(form, announced).map_err(|error| refused(&error))?,
@@ -196,6 +200,7 @@ impl Writer {
             shared: BTreeMap::new(),
             shared_bytes: 0,
             manifest: ManifestText::new(id, FILE_LIST_BYTES),
+            kept,
             checks,
             bad: Vec::new(),
             suspects: Suspects::default(),
@@ -543,9 +548,23 @@ impl Writer {
             return Ok(());
         };
         check_readable("the lines of a file", length(&text))?;
+        self.keep(&digest, &text);
         let object = encoded(&self.recipe, &name, &text)?;
         self.stored_bytes = self.stored_bytes.saturating_add(length(&object));
         send(objects, name, object, digest)
+    }
+
+    /// Keeps lines to compare the next backup with, where they cannot be read again. A backup is worth more.
+    fn keep(&mut self, digest: &str, text: &[u8]) {
+        if let Some(kept) = &self.kept
+            && let Err(error) = kept.keep(&self.backup, digest, text)
+        {
+            tracing::warn!(
+                "the next backup will store everything anew: its manifest cannot be kept in {}: {error}",
+                kept.folder().display()
+            );
+            self.kept = None;
+        }
     }
 
     fn finish(mut self, objects: &mpsc::Sender<Object>) -> Result<Written> {
@@ -557,12 +576,15 @@ impl Writer {
         if let Some(pack) = self.pack.take() {
             self.close_pack(pack, objects)?;
         }
+        let manifest = std::mem::replace(&mut self.manifest, ManifestText::new(&self.backup, 0));
+        let manifest = manifest.finish();
+        let manifest_digest = container::digest(&manifest);
+        self.keep(&manifest_digest, &manifest);
         let missing = |what| Error::damaged(format!("the backup has no {what}"));
         let label = label.ok_or_else(|| missing("backup_label"))?;
         let control = control.ok_or_else(|| missing("global/pg_control"))?;
         let Self {
             events,
-            manifest,
             recipe,
             backup,
             files,
@@ -577,7 +599,6 @@ impl Writer {
         let shared = shared.into_keys().collect();
         let shared_packs = earlier.map(|earlier| earlier.shared(&shared));
         events.finish().map_err(|error| refused(&error))?;
-        let manifest = manifest.finish();
         let object = encoded(&recipe, &ObjectName::Manifest(backup), &manifest)?;
         Ok(Written {
             files,
@@ -587,7 +608,7 @@ impl Writer {
             shared_packs: shared_packs.unwrap_or_default(),
             manifest: object,
             suspects,
-            manifest_digest: container::digest(&manifest),
+            manifest_digest,
             label: BackupLabel::parse(&label).map_err(|error| refused(&error))?,
             control: ControlFile::parse(&control).map_err(|error| refused(&error))?,
         })

@@ -119,9 +119,16 @@ impl Repository {
 }
 
 impl Member {
-    /// The text of a manifest or a file list; damage where its digest is another one.
+    /// The text of a manifest or a file list, as it is stored or kept; damage where its digest is another one.
     pub(super) async fn manifest_text(&self, name: &ObjectName, digest: &str) -> Result<Vec<u8>> {
-        let text = self.fetch(name).await?.plain;
+        let text = match self.fetch(name).await {
+            Ok(fetched) => fetched.plain,
+            Err(error) if error.lacks_key() => match self.kept_manifest(name, digest)? {
+                Some(text) => return Ok(text),
+                None => return Err(error),
+            },
+            Err(error) => return Err(error),
+        };
         let (text, found) = blocking(move || {
             let found = container::digest(&text);
             (text, found)

@@ -297,7 +297,8 @@ fn what_is_lost_of_one_object_hides_no_other_and_is_said_before_a_restore() {
     put(list, &damaged);
     let arguments = ["--backup", &second, "--immediate"];
     let refused = record.anywhen.restore_refused(&target, &arguments, 5);
-    refused.says(&["damaged", list.to_str().unwrap()]);
+    let named = format!("backups/{second}/files/{}", name_of(list));
+    refused.says(&["damaged", &named]);
     assert_eq!(files_below(&target).len(), 0, "{refused}");
     fs::write(list, &whole).unwrap();
     assert_eq!(

@@ -13,6 +13,7 @@ use crate::objects::{files_below, system_dir};
 use crate::record::Record;
 use crate::sealed::{Identity, is_sealed};
 use crate::server::Options;
+use crate::workloads::fill_a_file_list;
 
 /// A server with a table of 20,000 rows that do not compress to nothing.
 fn with_rows() -> Record {
@@ -191,6 +192,73 @@ fn without_an_identity_everything_is_stored_anew_and_that_is_said() {
         stored_bytes(&seeing) * 10 < stored_bytes(&first),
         "{seeing}\n{first}"
     );
+}
+
+/// An archiver that cannot read what it has written, as one should be, has no need to store it twice.
+#[test]
+fn an_archiver_with_recipients_alone_compares_with_what_it_keeps_in_its_state_dir() {
+    let record = with_rows_on(Ground::on_disk());
+    let state = record.ground.make_dir("archiver", 0o700);
+    let take = || {
+        let mut command = record
+            .anywhen
+            .command(&["backup", "--checkpoint", "fast", "--json"]);
+        command.args(["-d", &record.server.conninfo()]);
+        command.env("ANYWHEN_RECIPIENTS", &Identity::get().recipient);
+        command.env_remove("ANYWHEN_IDENTITY_FILE");
+        command.env("ANYWHEN_STATE_DIR", &state);
+        let ended = record.anywhen.run_command(command).succeeded();
+        let said = ended.stderr.contains("everything is stored anew");
+        // with the day its key goes
+        fs::remove_dir_all(state.join("keys")).unwrap();
+        (ended.document(), said)
+    };
+    fill_a_file_list(&record.server);
+    let (first, _) = take();
+    let kept = || {
+        let kept = files_below(&state.join("manifests"));
+        let count = kept.len();
+        let of = |path: &std::path::PathBuf| path.parent().unwrap().file_name().unwrap().to_owned();
+        let ids: std::collections::BTreeSet<_> = kept.iter().map(of).collect();
+        (
+            count,
+            ids.into_iter()
+                .map(|id| id.into_string().unwrap())
+                .collect::<Vec<_>>(),
+        )
+    };
+    assert_eq!(kept(), (2, vec![id(&first).to_owned()]));
+    let (second, said) = take();
+    assert!(!said);
+    assert!(
+        stored_bytes(&second) * 10 < stored_bytes(&first),
+        "{second}\n{first}"
+    );
+    assert_eq!(kept(), (2, vec![id(&second).to_owned()]));
+    for path in files_below(&state.join("manifests")) {
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[100] ^= 1;
+        fs::write(path, bytes).unwrap();
+    }
+    let (third, said) = take();
+    assert!(said, "what was changed was believed");
+    assert!(
+        stored_bytes(&third) * 10 > stored_bytes(&first) * 9,
+        "{third}\n{first}"
+    );
+    // whoever has the identity restores what was shared
+    let target = record.target("restored");
+    let mut restore = record
+        .anywhen
+        .command(&["restore", "--backup", id(&second), "--immediate"]);
+    restore.arg("-D").arg(&target);
+    restore.env("ANYWHEN_IDENTITY_FILE", &Identity::get().file);
+    record.anywhen.run_command(restore).succeeded();
+    assert_verified(&target);
 }
 
 /// What was to be encrypted is never left plain because it lay there plain before.

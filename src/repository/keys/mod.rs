@@ -186,6 +186,17 @@ impl Encryption {
         !self.inner.recipients.is_empty()
     }
 
+    /// The folder in `state_dir` for the manifests of backups, where this archiver cannot read what it writes.
+    pub fn manifests_folder(&self) -> Option<PathBuf> {
+        let inner = &*self.inner;
+        let is_blind = self.is_configured() && inner.identities.is_empty();
+        inner
+            .state
+            .as_ref()
+            .filter(|_| is_blind)?
+            .folder("manifests")
+    }
+
     /// Whether whoever reads what is written here reads what the other writes, and nobody else.
     pub fn reads_like(&self, other: &Self) -> bool {
         let texts = |one: &Self| -> BTreeSet<String> {

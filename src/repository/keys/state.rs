@@ -81,6 +81,12 @@ impl StateFile {
         }
     }
 
+    /// A folder in `state_dir` for what else is kept of this repository.
+    pub(super) fn folder(&self, of: &str) -> Option<PathBuf> {
+        let state_dir = self.path.parent()?.parent()?;
+        Some(state_dir.join(of).join(self.path.file_stem()?))
+    }
+
     /// The key that is kept; `None` where there is none, or none that can be used: then another
     /// is made, and nothing is lost, since the wraps of the old one are in the repository.
     pub(super) fn read(&self) -> Result<Option<EpochKey>, KeyError> {
