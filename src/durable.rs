@@ -33,8 +33,27 @@ pub fn sync_data(file: &File) -> io::Result<()> {
 /// Syncs everything on the file system that holds `path`: cheaper than one sync per file where a
 /// whole tree was written.
 pub fn sync_file_system(path: &Path) -> io::Result<()> {
-    let directory = File::open(path)?;
-    Ok(rustix::fs::syncfs(&directory)?)
+    FileSystem::of(path)?.sync()
+}
+
+/// A file system, to be opened before it is written to: Linux tells whoever syncs of what could not be written
+/// since then, and of nothing before (`fs/open.c`, `do_dentry_open`; `fs/sync.c`, `syncfs`).
+#[derive(Debug)]
+pub struct FileSystem {
+    directory: File,
+}
+
+impl FileSystem {
+    /// The one that holds the directory `path`.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        let directory = File::open(path)?;
+        Ok(Self { directory })
+    }
+
+    /// Syncs everything on it.
+    pub fn sync(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(&self.directory)?)
+    }
 }
 
 /// Creates a folder, mode 0700, and syncs it into its parent, which must be there.

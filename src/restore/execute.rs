@@ -13,6 +13,7 @@ use basebackup::{Algorithm, ControlFile, Ledger, RelativePath};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::process::Command;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use wal::SegmentName;
 
 use super::place::{Footprint, Root};
@@ -21,7 +22,7 @@ use super::replay;
 use super::settings::{self, StopAt};
 use super::target::TargetAction;
 use super::unit::{FileJob, Manifest, Read, StoredStretch, UnitWriter, decode_all, reads_of};
-use crate::durable;
+use crate::durable::{self, FileSystem};
 use crate::error::{Error, Kind, Result, io};
 use crate::repository::layout::ObjectName;
 use crate::repository::records::BackupRecord;
@@ -29,6 +30,8 @@ use crate::repository::{Repository, RepositoryError, blocking};
 
 /// How many units of files are under way at once.
 const UNITS_AT_ONCE: usize = 4;
+/// After so many bytes more they are put on disk, while others are written.
+const SETTLED_BYTES: u64 = 128 << 20;
 /// How long one try of `restore_command` may take; it has retries of its own.
 const TRIAL_LIMIT: Duration = Duration::from_mins(2);
 const CONTROL_FILE: &str = "global/pg_control";
@@ -92,15 +95,17 @@ async fn carry_out(
     };
     let manifest = fetch_manifest(&repository, &record).await?;
     make_directories(&manifest, plan, &mut footprint)?;
+    let disks = Disks::open(&footprint)?;
 
-    let written = write_files(&repository, plan, &manifest, &footprint, progress).await?;
+    let settling = Settling::new(&disks);
+    let written = write_files(&repository, plan, &manifest, &footprint, settling, progress).await?;
     report.phases.push(Phase::new("files", began.elapsed()));
 
     let began = Instant::now();
     let control = write_settings(plan, &manifest, &footprint, &written.control)?;
     report.notes = notes(plan, &footprint)?;
     footprint.give_contents()?;
-    sync(&footprint).await?;
+    disks.sync().await?;
     write_control(&repository, &manifest, &footprint, written).await?;
     footprint.hand_over()?;
     report.phases.push(Phase::new("sync", began.elapsed()));
@@ -280,6 +285,7 @@ async fn write_files(
     plan: &RestorePlan,
     manifest: &Manifest,
     footprint: &Footprint,
+    mut settling: Settling,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<WrittenFiles> {
     let text = file_bytes(repository, manifest, BACKUP_MANIFEST).await?;
@@ -297,7 +303,7 @@ async fn write_files(
     let mut ledger = Ledger::new();
     let (done, total) = (AtomicU64::new(0), plan.backup.bytes);
     let is_wanted = |job: &FileJob| job.path.as_bytes() != CONTROL_FILE.as_bytes();
-    let write = async |text: &[u8], ledger: &mut Ledger| {
+    let mut write = async |text: &[u8], ledger: &mut Ledger| {
         let units = manifest.units(text, is_wanted).map(|unit| {
             let listed = Arc::clone(&listed);
             let writer = UnitWriter::new(footprint.roots().clone(), listed, footprint.given_up());
@@ -323,6 +329,7 @@ async fn write_files(
                 }
                 ledger.record(path, sum);
             }
+            settling.wrote(done.load(Ordering::Relaxed)).await?;
         }
         Ok(())
     };
@@ -331,6 +338,7 @@ async fn write_files(
         let text = manifest_text(repository, list, digest).await?;
         write(&text, &mut ledger).await?;
     }
+    settling.end().await?;
     Ok(WrittenFiles {
         ledger,
         server_manifest,
@@ -439,16 +447,70 @@ fn raised(plan: &RestorePlan, control: &ControlFile) -> Vec<(&'static str, i32)>
         .collect()
 }
 
-/// What all the writing came to is put on disk, a file system at a time.
-async fn sync(footprint: &Footprint) -> Result<()> {
-    let places = footprint.file_systems()?;
-    blocking(move || {
-        for place in &places {
-            durable::sync_file_system(place).map_err(|error| io("sync", place, &error))?;
+/// The file systems that are written to, a directory of each. What could not be written to one is told once,
+/// to whoever syncs next.
+struct Disks(Vec<(PathBuf, FileSystem)>);
+
+impl Disks {
+    fn open(footprint: &Footprint) -> Result<Arc<Self>> {
+        let places = footprint.file_systems()?.into_iter();
+        let opened = places.map(|place| match FileSystem::of(&place) {
+            Ok(opened) => Ok((place, opened)),
+            Err(error) => Err(io("open", &place, &error)),
+        });
+        Ok(Arc::new(Self(opened.collect::<Result<_>>()?)))
+    }
+
+    /// Puts on disk what was written so far.
+    async fn sync(self: Arc<Self>) -> Result<()> {
+        blocking(move || {
+            for (place, disk) in &self.0 {
+                disk.sync().map_err(|error| io("sync", place, &error))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Puts on disk what is written while more is: at the end less is waited for.
+struct Settling {
+    disks: Arc<Disks>,
+    /// After so many bytes.
+    next_at: u64,
+    under_way: Option<JoinHandle<Result<()>>>,
+}
+
+impl Settling {
+    fn new(disks: &Arc<Disks>) -> Self {
+        Self {
+            disks: Arc::clone(disks),
+            next_at: SETTLED_BYTES,
+            under_way: None,
         }
+    }
+
+    /// So many bytes are written.
+    async fn wrote(&mut self, bytes: u64) -> Result<()> {
+        let is_free = self.under_way.as_ref().is_none_or(JoinHandle::is_finished);
+        if bytes < self.next_at || !is_free {
+            return Ok(());
+        }
+        self.end().await?;
+        self.next_at = bytes.saturating_add(SETTLED_BYTES);
+        self.under_way = Some(tokio::spawn(Arc::clone(&self.disks).sync()));
         Ok(())
-    })
-    .await
+    }
+
+    /// Waits for what is under way: an error that it was told is told to nobody else.
+    async fn end(&mut self) -> Result<()> {
+        match self.under_way.take() {
+            None => Ok(()),
+            Some(settled) => settled
+                .await
+                .map_err(|_cancelled| Error::failure("stopped"))?,
+        }
+    }
 }
 
 /// Compares all that was written with the server's list, and only then writes `pg_control`.
