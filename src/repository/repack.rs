@@ -71,10 +71,11 @@ impl Member {
             let sizes = listed.into_iter().map(|object| (object.path, object.bytes));
             sizes.collect()
         };
+        // lists name places in packs: like the manifest they come once all packs are there in this form
         let folders = [format!("packs/{id}/"), format!("backups/{id}/files/")];
-        let (mut here, mut there) = (BTreeMap::new(), BTreeMap::new());
+        let (mut here, mut there) = (Vec::new(), BTreeMap::new());
         for folder in folders {
-            here.append(&mut sizes(self.list(&folder).await?));
+            here.extend(sizes(self.list(&folder).await?));
             there.append(&mut sizes(target.list(&folder).await?));
         }
         let stored = self.raw(&name).await?;
@@ -156,7 +157,9 @@ impl Member {
         let name = ObjectName::Manifest(record.id.clone());
         // one key for all of a backup, however long it takes
         let sealing = target.sealing().await?;
-        let mut lines = self.manifest_lines(&name).await?;
+        let mut lines = self
+            .manifest_lines_of(&name, &record.manifest_digest)
+            .await?;
         let mut stored_bytes: u64 = 0;
         let mut moved: Moved = BTreeMap::new();
         let (mut stored, mut shared) = (Vec::new(), BTreeMap::new());

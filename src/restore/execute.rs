@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use basebackup::{Algorithm, ControlFile, Ledger, RelativePath};
+use futures_util::future::try_join_all;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::process::Command;
 use tokio::sync::watch;
@@ -30,6 +31,8 @@ use crate::repository::{Repository, RepositoryError, blocking};
 
 /// How many units of files are under way at once.
 const UNITS_AT_ONCE: usize = 4;
+/// How many file lists are looked at at once.
+const LISTS_AT_ONCE: usize = 8;
 /// After so many bytes more they are put on disk, while others are written.
 const SETTLED_BYTES: u64 = 128 << 20;
 /// How long one try of `restore_command` may take; it has retries of its own.
@@ -124,7 +127,7 @@ async fn carry_out(
     Ok(())
 }
 
-/// The manifest of a backup, once it was found to be that.
+/// The manifest of a backup, once it and its file lists were found to be that.
 pub(super) async fn fetch_manifest(
     repository: &Repository,
     record: &BackupRecord,
@@ -132,7 +135,24 @@ pub(super) async fn fetch_manifest(
     let name = ObjectName::Manifest(record.id.clone());
     let place = repository.locate(&name);
     let text = manifest_text(repository, &name, &record.manifest_digest).await?;
-    blocking(move || Manifest::read(text, place)).await
+    let manifest = blocking(move || Manifest::read(text, place)).await?;
+    // what is damaged is found before anything is written
+    for lists in manifest.lists.chunks(LISTS_AT_ONCE) {
+        let checks = lists
+            .iter()
+            .map(|(list, digest)| check_list(repository, &manifest, list, digest));
+        try_join_all(checks).await?;
+    }
+    Ok(manifest)
+}
+
+async fn check_list(
+    repository: &Repository,
+    manifest: &Manifest,
+    list: &ObjectName,
+    digest: &str,
+) -> Result<()> {
+    manifest.check(&manifest_text(repository, list, digest).await?)
 }
 
 async fn manifest_text(

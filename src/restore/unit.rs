@@ -116,6 +116,11 @@ impl Manifest {
         })
     }
 
+    /// Refuses lines that make no sense.
+    pub(super) fn check(&self, text: &[u8]) -> Result<()> {
+        self.files(text).try_for_each(|file| file.map(drop))
+    }
+
     /// The file at `path`, if its line stands in the manifest itself.
     pub(super) fn file(&self, path: &str) -> Result<Option<FileJob>> {
         self.files(&self.plain)

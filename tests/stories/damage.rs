@@ -296,9 +296,12 @@ fn what_is_lost_of_one_object_hides_no_other_and_is_said_before_a_restore() {
     damaged[whole.len() / 2] ^= 1;
     put(list, &damaged);
     let arguments = ["--backup", &second, "--immediate"];
+    let planned = plan(&arguments);
+    planned.failed_with(5);
     let refused = record.anywhen.restore_refused(&target, &arguments, 5);
     let named = format!("backups/{second}/files/{}", name_of(list));
     refused.says(&["damaged", &named]);
+    planned.says(&["damaged", &named]);
     assert_eq!(files_below(&target).len(), 0, "{refused}");
     fs::write(list, &whole).unwrap();
     assert_eq!(

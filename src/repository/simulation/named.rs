@@ -204,6 +204,37 @@ async fn a_copy_of_a_backup_that_was_broken_off_is_finished_in_its_form() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_copy_that_was_broken_off_in_another_form_is_finished_though_it_could_be_copied_as_it_is_now()
+ {
+    // lists that name places of one form beside packs of another would be refused for ever
+    let places = Places::new();
+    let first = places.repository([&[0], &[0, 1]]).await;
+    let (record, kept) = backups::of_seed(&first.leader(), "20261120T100000.000Z").await;
+    assert!(first.mend(true).await);
+    let store = first.members[1].store().unwrap();
+    let mut lists = 0;
+    for path in places.stores[1].paths() {
+        let path = path.to_string();
+        let below = path.split_once("/7/").map(|(_, below)| below);
+        let Some(name) = below.and_then(ObjectName::parse) else {
+            continue;
+        };
+        let is_list = matches!(name, ObjectName::FileList { .. });
+        if is_list || matches!(name, ObjectName::Backup(_) | ObjectName::Manifest(_)) {
+            lists += u32::from(is_list);
+            store.delete(&name.path()).await.unwrap();
+        }
+    }
+    assert!(lists > 0);
+    let later = places.repository([&[0], &[0]]).await;
+    assert!(later.mend(true).await);
+    assert!(later.has_everywhere(&record.id).await.unwrap());
+    let second = later.only(&later.members[1]);
+    let (holder, record) = second.holding(&record.id).await.unwrap().unwrap();
+    backups::read(&holder, &record, &kept).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_backup_that_lacks_a_pack_is_not_copied_as_if_it_were_whole() {
     // a listing that is late, or a pack that somebody removed: the copy would look complete
     let places = Places::new();
