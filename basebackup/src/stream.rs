@@ -216,7 +216,7 @@ impl Events {
     ///
     /// Whether the server found damage while it read is said by the command's own success only: a
     /// failed page checksum is an error after all the data.
-    pub fn finish(self) -> Result<Totals, StreamError> {
+    pub fn finish(&self) -> Result<Totals, StreamError> {
         match self.state {
             State::After => Ok(self.totals),
             State::Outside if self.begun == self.tablespaces.len() => Ok(self.totals),

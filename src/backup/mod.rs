@@ -1,6 +1,7 @@
 //! Taking a base backup: `BASE_BACKUP`'s stream into extents, packs and a manifest, with the WAL
 //! that it needs, and `backup.json` last.
 
+mod earlier;
 mod extents;
 mod needed_wal;
 mod outside;
@@ -37,15 +38,14 @@ use crate::repository::destination::{Destination, OpenDestination};
 use crate::repository::kept_manifests::KeptManifests;
 use crate::repository::layout::{BackupId, ObjectName};
 use crate::repository::records::{BackupRecord, FORMAT, TablespaceRecord};
-use crate::repository::sharing::EarlierBackup;
 use crate::repository::{Acknowledge, BackupRecipe, Repository, ServerIdentity, blocking};
 use crate::retry::Backoff;
 use crate::server::{self, ServerFacts};
-use extents::EXTENT_BYTES;
+use earlier::EarlierRecords;
 use needed_wal::{NeededWal, Places};
 use pages::PageChecks;
 use tries::Tries;
-use writer::{Message, Object, Writer, Written};
+use writer::{Message, Object, Outcome, Packed, Writer, Written};
 
 /// How many messages of up to 128 KiB wait for the writer at most.
 const QUEUED_MESSAGES: usize = 64;
@@ -131,15 +131,15 @@ impl BackupTaker {
             everywhere,
             repository,
         } = prepared;
-        let newest = tokio::select! {
-            newest = self.newest_backup(&repository) => newest?,
+        let earlier = tokio::select! {
+            earlier = self.earlier_records(&repository) => earlier?,
             _ = stop.wait_for(|asked| *asked) => {
                 return Err(Error::new(Kind::Failure, "stopped before the backup had begun"));
             }
         };
         let kept = repository.kept_manifests()?;
         let now = self.clock.now();
-        let id = repository.announce_backup(now, newest.as_ref()).await?;
+        let id = repository.announce_backup(now, earlier.each()).await?;
         let recipe = repository.backup_recipe().await?;
         let places = Places {
             everywhere: &everywhere,
@@ -148,7 +148,7 @@ impl BackupTaker {
         let to = Target {
             recipe: &recipe,
             id: &id,
-            newest,
+            earlier,
             kept: kept.clone(),
         };
         let taking = Box::pin(self.take(base, &facts, places, to, progress));
@@ -165,16 +165,22 @@ impl BackupTaker {
                     if let Some(kept) = kept {
                         kept.forget_before(&id);
                     }
-                    spread(&everywhere, &record, stop).await.map(|()| record)
+                    let spread = spread(&everywhere, &record, stop.clone()).await;
+                    self.clean_up_before(&repository, &id, stop).await;
+                    spread.map(|()| record)
                 }
                 Err(error) => Err(error),
             },
             Err(error) => {
-                if let Some(kept) = kept {
-                    kept.forget(&id);
-                }
-                if let Err(error) = repository.discard_backup(&id).await {
-                    tracing::warn!("what the failed backup had stored stays: {}", chain(&error));
+                match (repository.discard_backup(&id).await, kept) {
+                    (Ok(true), Some(kept)) => kept.forget(&id),
+                    (Ok(_), _) => {}
+                    (Err(error), _) => {
+                        tracing::warn!(
+                            "what the failed backup had stored stays: {}",
+                            chain(&error)
+                        );
+                    }
                 }
                 Err(error)
             }
@@ -225,16 +231,13 @@ impl BackupTaker {
         Target {
             recipe,
             id,
-            newest,
+            earlier,
             kept,
         }: Target<'_>,
         progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<BackupRecord> {
         let repository = places.first;
-        let earlier = match newest {
-            Some(newest) => earlier_backup(repository, &newest).await?,
-            None => None,
-        };
+        let earlier = earlier.read(repository).await?;
         let layout = if self.options.verify_checksums {
             None
         } else {
@@ -259,21 +262,50 @@ impl BackupTaker {
         let (recipe, earlier) = (recipe.clone(), earlier.map(Arc::new));
         let announced = announced(&stream);
         let writer = Writer::new(form, announced, recipe, id, earlier, checks, kept)?;
-        let received = self
-            .receive(stream, repository, writer, id, progress)
-            .await?;
+        let begun = Begun {
+            facts,
+            repository,
+            id,
+            timeline,
+            start_lsn,
+            started_at,
+            tablespaces,
+        };
+        let received = match self.receive(stream, repository, writer, progress).await {
+            Ok(received) => received,
+            Err(Broken {
+                error,
+                packed: None,
+            }) => return Err(error),
+            Err(Broken {
+                error,
+                packed: Some(mut packed),
+            }) => {
+                let manifest = std::mem::take(&mut packed.manifest);
+                let record = self.record(begun, packed, start_lsn, started_at);
+                if self.is_worth_keeping(&error, repository) {
+                    keep_unfinished(repository, &record, manifest).await;
+                }
+                return Err(error);
+            }
+        };
         let Received {
             mut written,
             stop_lsn,
             stop_timeline,
         } = received;
+        let manifest = Bytes::from(std::mem::take(&mut written.packed.manifest));
+        store_manifest(repository, id, manifest, &written.packed.manifest_digest).await?;
         check_timeline(timeline, stop_timeline)?;
         written.check_identity(facts.system_id, start_lsn)?;
-        if written.shared_bytes > 0 {
+        if written.packed.shared_bytes > 0 {
             tracing::info!(
                 "stored anew: {} bytes of {}; the rest is shared with earlier backups",
-                written.bytes.saturating_sub(written.shared_bytes),
-                written.bytes
+                written
+                    .packed
+                    .bytes
+                    .saturating_sub(written.packed.shared_bytes),
+                written.packed.bytes
             );
         }
         let suspects = std::mem::take(&mut written.suspects);
@@ -288,30 +320,10 @@ impl BackupTaker {
         needed.release().await;
 
         let record = BackupRecord {
-            format: FORMAT,
-            id: id.clone(),
-            cluster: repository.cluster().to_string(),
-            system_id: facts.system_id.to_string(),
-            timeline,
-            start_lsn,
-            stop_lsn,
-            started_at,
-            finished_at: end.time,
-            label: self.options.label.clone(),
-            postgres_version: facts.version.clone(),
-            major: facts.major,
-            segment_bytes: facts.segment_size.bytes(),
-            files: written.files,
-            bytes: written.bytes,
-            stored_bytes: written.stored_bytes,
-            shared_packs: written.shared_packs,
-            tablespaces,
-            manifest_digest: written.manifest_digest,
             from_standby,
             damaged_page_count,
             damaged_pages,
-            sealed: None,
-            digest: None,
+            ..self.record(begun, written.packed, stop_lsn, end.time)
         };
         let mut tries = Tries::new();
         while let Err(error) = repository.check_stays(&record).await {
@@ -325,15 +337,76 @@ impl BackupTaker {
         Ok(record)
     }
 
-    /// The backup that the next one may refer to.
-    async fn newest_backup(&self, repository: &Repository) -> Result<Option<BackupRecord>> {
+    /// Whether the next backup uses what this one has stored: it could not go on, and the next one may.
+    fn is_worth_keeping(&self, error: &Error, repository: &Repository) -> bool {
+        let is_cut = error.kind() == Kind::Unreachable;
+        is_cut && !self.options.full && matches!(repository.can_read_back(), Ok(true))
+    }
+
+    /// Removes what failed backups have stored that nobody refers to, unless it is stopped: then the next
+    /// backup does.
+    async fn clean_up_before(
+        &self,
+        repository: &Repository,
+        id: &BackupId,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let removed = tokio::select! {
+            removed = repository.remove_unfinished(id, self.clock.now()) => removed,
+            Ok(_) = stop.wait_for(|asked| *asked) => return,
+        };
+        if let Err(error) = removed {
+            tracing::warn!("what failed backups have stored stays: {}", chain(&error));
+        }
+    }
+
+    fn record(
+        &self,
+        begun: Begun<'_>,
+        packed: Packed,
+        stop_lsn: Lsn,
+        finished_at: Timestamp,
+    ) -> BackupRecord {
+        let Begun {
+            facts, repository, ..
+        } = begun;
+        BackupRecord {
+            format: FORMAT,
+            id: begun.id.clone(),
+            cluster: repository.cluster().to_string(),
+            system_id: facts.system_id.to_string(),
+            timeline: begun.timeline,
+            start_lsn: begun.start_lsn,
+            stop_lsn,
+            started_at: begun.started_at,
+            finished_at,
+            label: self.options.label.clone(),
+            postgres_version: facts.version.clone(),
+            major: facts.major,
+            segment_bytes: facts.segment_size.bytes(),
+            files: packed.files,
+            bytes: packed.bytes,
+            stored_bytes: packed.stored_bytes,
+            shared_packs: packed.shared_packs,
+            tablespaces: begun.tablespaces,
+            manifest_digest: packed.manifest_digest,
+            from_standby: false,
+            damaged_page_count: 0,
+            damaged_pages: Vec::new(),
+            sealed: None,
+            digest: None,
+        }
+    }
+
+    /// The backups that the next one may refer to.
+    async fn earlier_records(&self, repository: &Repository) -> Result<EarlierRecords> {
         if self.options.full {
-            return Ok(None);
+            return Ok(EarlierRecords::default());
         }
         let mut tries = Tries::new();
         loop {
-            match repository.newest_backup().await {
-                Ok(newest) => return Ok(newest),
+            match EarlierRecords::find(repository).await {
+                Ok(found) => return Ok(found),
                 Err(error) => tries.again_after(error.into()).await?,
             }
         }
@@ -438,9 +511,8 @@ impl BackupTaker {
         mut stream: BaseBackupStream,
         repository: &Repository,
         writer: Writer,
-        id: &BackupId,
         progress: &(dyn Fn(u64, u64) + Sync),
-    ) -> Result<Received> {
+    ) -> Result<Received, Broken> {
         let sizes = stream.tablespaces().iter().filter_map(|row| row.size_kib);
         let total: i64 = sizes.sum();
         let total = u64::try_from(total).unwrap_or(0).saturating_mul(1024);
@@ -461,7 +533,8 @@ impl BackupTaker {
                         Message::Data(bytes)
                     }
                     BackupMessage::Finished { end, timeline } => {
-                        return Ok::<_, Error>(Some((end, timeline)));
+                        let told = messages.send(Message::End).await;
+                        return Ok::<_, Error>(told.ok().map(|()| (end, timeline)));
                     }
                 };
                 if messages.send(message).await.is_err() {
@@ -473,22 +546,90 @@ impl BackupTaker {
         let (read, written, uploaded) =
             tokio::join!(reading, writing, upload(repository.clone(), to_upload));
         // the cause first: what fails stops the others, and they only say that they were stopped
-        uploaded?;
-        let end: Option<(Lsn, TimelineId)> = read?;
-        let mut written = written?;
-        let Some((stop_lsn, stop_timeline)) = end else {
-            return Err(Error::failure("the backup's writer stopped before its end"));
+        if let Err(error) = uploaded {
+            let Err(cause) = read else {
+                return Err(error.into());
+            };
+            // of what was left when the server was gone
+            tracing::warn!("what was received last is not stored: {error}");
+            return Err(cause.into());
+        }
+        match (read, written) {
+            (Ok(Some((stop_lsn, stop_timeline))), Ok(Outcome::Whole(written))) => Ok(Received {
+                written: *written,
+                stop_lsn,
+                stop_timeline,
+            }),
+            (Err(error), Ok(Outcome::Broken(packed))) => Err(Broken {
+                error,
+                packed: Some(packed),
+            }),
+            (Err(error), _) | (Ok(_), Err(error)) => Err(error.into()),
+            (Ok(_), Ok(_)) => {
+                Err(Error::failure("the backup's writer stopped before its end").into())
+            }
+        }
+    }
+}
+
+/// A backup that has begun.
+struct Begun<'a> {
+    facts: &'a ServerFacts,
+    repository: &'a Repository,
+    id: &'a BackupId,
+    timeline: TimelineId,
+    start_lsn: Lsn,
+    started_at: Timestamp,
+    tablespaces: Vec<TablespaceRecord>,
+}
+
+/// A backup that broke off, and what was stored of it where the next one can use that.
+struct Broken {
+    error: Error,
+    packed: Option<Packed>,
+}
+
+impl From<Error> for Broken {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            packed: None,
+        }
+    }
+}
+
+async fn store_manifest(
+    repository: &Repository,
+    id: &BackupId,
+    manifest: Bytes,
+    digest: &str,
+) -> Result<()> {
+    let name = ObjectName::Manifest(id.clone());
+    Ok(repository.create_object(&name, manifest, digest).await?)
+}
+
+/// Lets the next backup use what this one has stored.
+async fn keep_unfinished(repository: &Repository, record: &BackupRecord, manifest: Vec<u8>) {
+    if record.bytes == 0 {
+        return;
+    }
+    let manifest = Bytes::from(manifest);
+    let mut tries = Tries::new();
+    loop {
+        let kept = async {
+            let digest = &record.manifest_digest;
+            store_manifest(repository, &record.id, manifest.clone(), digest).await?;
+            Ok::<_, Error>(repository.keep_unfinished(record).await?)
         };
-        let name = ObjectName::Manifest(id.clone());
-        let manifest = Bytes::from(std::mem::take(&mut written.manifest));
-        repository
-            .create_object(&name, manifest, &written.manifest_digest)
-            .await?;
-        Ok(Received {
-            written,
-            stop_lsn,
-            stop_timeline,
-        })
+        let Err(error) = kept.await else {
+            return tracing::info!(
+                "what was stored of it, {} files, is not stored again by the next backup",
+                record.files
+            );
+        };
+        if let Err(error) = tries.again_after(error).await {
+            return tracing::warn!("the next backup cannot use what was stored: {error}");
+        }
     }
 }
 
@@ -496,61 +637,10 @@ impl BackupTaker {
 struct Target<'a> {
     recipe: &'a BackupRecipe,
     id: &'a BackupId,
-    /// The backup that it may refer to, which was announced.
-    newest: Option<BackupRecord>,
+    /// The backups that it may refer to, which were announced.
+    earlier: EarlierRecords,
     /// Where its manifest is kept too.
     kept: Option<KeptManifests>,
-}
-
-/// What the newest backup has stored; nothing, said, where that cannot be told.
-async fn earlier_backup(
-    repository: &Repository,
-    newest: &BackupRecord,
-) -> Result<Option<EarlierBackup>> {
-    let mut tries = Tries::new();
-    let extent_bytes = u64::try_from(EXTENT_BYTES).unwrap_or(u64::MAX);
-    loop {
-        let earlier = repository.earlier_backup(newest, extent_bytes);
-        let error = match earlier.await {
-            Ok(earlier) => {
-                say_what_is_closed(&earlier);
-                tracing::info!(
-                    "what backup {} has stored is not stored again",
-                    earlier.id()
-                );
-                return Ok(Some(earlier));
-            }
-            Err(error) => error,
-        };
-        if error.lacks_key() {
-            tracing::info!(
-                "everything is stored anew: without an identity, and with nothing of it in state_dir, nobody \
-                 can tell what backup {} has stored",
-                newest.id
-            );
-            return Ok(None);
-        }
-        if !error.is_unreachable() {
-            tracing::warn!(
-                "everything is stored anew: what backup {} has stored cannot be read: {}",
-                newest.id,
-                chain(&error)
-            );
-            return Ok(None);
-        }
-        tries.again_after(error.into()).await?;
-    }
-}
-
-fn say_what_is_closed(earlier: &EarlierBackup) {
-    let closed: Vec<&str> = earlier.closed().iter().map(BackupId::as_str).collect();
-    if !closed.is_empty() {
-        tracing::info!(
-            "what these backups have stored is stored anew, since it is not encrypted to every recipient of \
-             now: {}. hint: `anywhen keys rotate` opens it to all of them, if it is encrypted",
-            closed.join(", ")
-        );
-    }
 }
 
 /// A backup whose files are stored, and which the server called good.

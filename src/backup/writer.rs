@@ -38,6 +38,16 @@ pub(super) enum Message {
     CopyBegins,
     Data(Bytes),
     CopyEnds,
+    /// All of it has come.
+    End,
+}
+
+/// What the writer has come to.
+pub(super) enum Outcome {
+    /// Everything came.
+    Whole(Box<Written>),
+    /// It broke off; this was stored of it.
+    Broken(Packed),
 }
 
 /// An object that is ready to be stored.
@@ -47,8 +57,8 @@ pub(super) struct Object {
     pub(super) digest: String,
 }
 
-/// What was written, when all of it has come.
-pub(super) struct Written {
+/// What was stored.
+pub(super) struct Packed {
     pub(super) files: u64,
     pub(super) bytes: u64,
     pub(super) stored_bytes: u64,
@@ -58,6 +68,11 @@ pub(super) struct Written {
     /// The encoded manifest object.
     pub(super) manifest: Vec<u8>,
     pub(super) manifest_digest: String,
+}
+
+/// What was written, when all of it has come.
+pub(super) struct Written {
+    pub(super) packed: Packed,
     /// Pages that looked damaged.
     pub(super) suspects: Suspects,
     label: BackupLabel,
@@ -217,7 +232,8 @@ impl Writer {
         mut self,
         mut messages: mpsc::Receiver<Message>,
         objects: &mpsc::Sender<Object>,
-    ) -> Result<Written> {
+    ) -> Result<Outcome> {
+        let mut is_whole = false;
         while let Some(message) = messages.blocking_recv() {
             match message {
                 Message::CopyBegins => {
@@ -243,9 +259,31 @@ impl Writer {
                         .map_err(|error| refused(&error))?;
                     event.map_or(Ok(()), |event| self.event(event, objects))?;
                 }
+                Message::End => is_whole = true,
             }
         }
-        self.finish(objects)
+        if is_whole {
+            let written = self.finish(objects)?;
+            return Ok(Outcome::Whole(Box::new(written)));
+        }
+        self.break_off(objects)?;
+        self.store_the_rest(objects).map(Outcome::Broken)
+    }
+
+    /// Of the file at hand, what has come in whole extents can be referred to.
+    fn break_off(&mut self, objects: &mpsc::Sender<Object>) -> Result<()> {
+        self.pack(true, objects)?;
+        let extents = std::mem::take(&mut self.packed);
+        let Some(OpenFile { entry, .. }) = self.file.take().filter(|_| !extents.is_empty()) else {
+            return Ok(());
+        };
+        let lengths = extents.iter().map(Extent::plain_bytes);
+        let line = ManifestLine::File {
+            entry,
+            size: lengths.fold(0, u64::saturating_add),
+            extents,
+        };
+        self.file_line(&line, objects)
     }
 
     fn event(&mut self, event: Event<'_>, objects: &mpsc::Sender<Object>) -> Result<()> {
@@ -548,10 +586,12 @@ impl Writer {
             return Ok(());
         };
         check_readable("the lines of a file", length(&text))?;
-        self.keep(&digest, &text);
         let object = encoded(&self.recipe, &name, &text)?;
         self.stored_bytes = self.stored_bytes.saturating_add(length(&object));
-        send(objects, name, object, digest)
+        send(objects, name, object, digest.clone())?;
+        // not of a backup that was stopped, and is forgotten already
+        self.keep(&digest, &text);
+        Ok(())
     }
 
     /// Keeps lines to compare the next backup with, where they cannot be read again. A backup is worth more.
@@ -572,45 +612,42 @@ impl Writer {
         let control = self.control.take();
         self.check_backup_manifest()?;
         self.store_backup_manifest(objects)?;
+        let missing = |what| Error::damaged(format!("the backup has no {what}"));
+        let packed = self.store_the_rest(objects)?;
+        self.events.finish().map_err(|error| refused(&error))?;
+        let label = label.ok_or_else(|| missing("backup_label"))?;
+        let control = control.ok_or_else(|| missing("global/pg_control"))?;
+        Ok(Written {
+            packed,
+            suspects: self.suspects,
+            label: BackupLabel::parse(&label).map_err(|error| refused(&error))?,
+            control: ControlFile::parse(&control).map_err(|error| refused(&error))?,
+        })
+    }
+
+    /// Stores what is on its way to the packs, and encodes the manifest of all that is stored.
+    fn store_the_rest(&mut self, objects: &mpsc::Sender<Object>) -> Result<Packed> {
         self.pack(true, objects)?;
         if let Some(pack) = self.pack.take() {
             self.close_pack(pack, objects)?;
         }
-        let manifest = std::mem::replace(&mut self.manifest, ManifestText::new(&self.backup, 0));
-        let manifest = manifest.finish();
-        let manifest_digest = container::digest(&manifest);
-        self.keep(&manifest_digest, &manifest);
-        let missing = |what| Error::damaged(format!("the backup has no {what}"));
-        let label = label.ok_or_else(|| missing("backup_label"))?;
-        let control = control.ok_or_else(|| missing("global/pg_control"))?;
-        let Self {
-            events,
-            recipe,
-            backup,
-            files,
-            bytes,
-            stored_bytes,
-            shared_bytes,
-            earlier,
-            shared,
-            suspects,
-            ..
-        } = self;
-        let shared = shared.into_keys().collect();
+        let shared = std::mem::take(&mut self.shared).into_keys().collect();
+        let earlier = self.earlier.as_ref();
         let shared_packs = earlier.map(|earlier| earlier.shared(&shared));
-        events.finish().map_err(|error| refused(&error))?;
-        let object = encoded(&recipe, &ObjectName::Manifest(backup), &manifest)?;
-        Ok(Written {
-            files,
-            bytes,
-            stored_bytes: stored_bytes.saturating_add(length(&object)),
-            shared_bytes,
+        let manifest = std::mem::replace(&mut self.manifest, ManifestText::new(&self.backup, 0));
+        let text = manifest.finish();
+        let manifest_digest = container::digest(&text);
+        self.keep(&manifest_digest, &text);
+        let name = ObjectName::Manifest(self.backup.clone());
+        let manifest = encoded(&self.recipe, &name, &text)?;
+        Ok(Packed {
+            files: self.files,
+            bytes: self.bytes,
+            stored_bytes: self.stored_bytes.saturating_add(length(&manifest)),
+            shared_bytes: self.shared_bytes,
             shared_packs: shared_packs.unwrap_or_default(),
-            manifest: object,
-            suspects,
+            manifest,
             manifest_digest,
-            label: BackupLabel::parse(&label).map_err(|error| refused(&error))?,
-            control: ControlFile::parse(&control).map_err(|error| refused(&error))?,
         })
     }
 

@@ -38,7 +38,7 @@ impl Member {
         }
         self.check_stays(record).await?;
         let sealed = self.seal_record(&name, record, sealing)?;
-        self.create_json(&name, &with_digest(sealed)).await?;
+        self.create_json(&name, &sealed.with_digest()).await?;
         self.forget_intent(&record.id).await
     }
 
@@ -64,7 +64,7 @@ impl Member {
             .map_err(|error| self.damaged(name, &error))?;
         Ok(BackupRecord {
             sealed: Some(BASE64.encode(object)),
-            ..without_names(record.clone())
+            ..record.without_names()
         })
     }
 
@@ -176,7 +176,7 @@ impl Member {
             digest: None,
             ..record
         };
-        let expected = with_digest(record.clone()).digest;
+        let expected = record.clone().with_digest().digest;
         if found != expected {
             return Err(RepositoryError::Damaged {
                 path: self.locate(name),
@@ -229,7 +229,7 @@ impl Member {
             sealed: None,
             ..record
         };
-        if without_names(whole.clone()) != clear {
+        if whole.without_names() != clear {
             return Err(damaged("it says other things than were sealed".to_owned()));
         }
         Ok(whole)
@@ -278,22 +278,24 @@ impl StoredBackups {
     }
 }
 
-/// The record as it is stored: a flipped bit must not pass for another time or position.
-fn with_digest(record: BackupRecord) -> BackupRecord {
-    let content = serde_json::to_vec(&super::to_value(&record)).expect("a value is always JSON");
-    BackupRecord {
-        digest: Some(container::digest(&content)),
-        ..record
+impl BackupRecord {
+    /// The record as it is stored: a flipped bit must not pass for another time or position.
+    pub(super) fn with_digest(self) -> Self {
+        let content = serde_json::to_vec(&super::to_value(&self)).expect("a value is always JSON");
+        Self {
+            digest: Some(container::digest(&content)),
+            ..self
+        }
     }
-}
 
-/// What of a record is everybody's.
-fn without_names(record: BackupRecord) -> BackupRecord {
-    BackupRecord {
-        label: String::new(),
-        tablespaces: Vec::new(),
-        damaged_pages: Vec::new(),
-        ..record
+    /// What of a record is everybody's.
+    pub(super) fn without_names(&self) -> Self {
+        Self {
+            label: String::new(),
+            tablespaces: Vec::new(),
+            damaged_pages: Vec::new(),
+            ..self.clone()
+        }
     }
 }
 

@@ -87,7 +87,7 @@ impl Repository {
 }
 
 impl Member {
-    fn kept_manifests(&self) -> super::Result<Option<KeptManifests>> {
+    pub(super) fn kept_manifests(&self) -> super::Result<Option<KeptManifests>> {
         let folder = self.opened()?.encryption.manifests_folder();
         Ok(folder.map(|folder| KeptManifests {
             folder: folder

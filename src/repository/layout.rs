@@ -160,6 +160,8 @@ pub enum ObjectName {
     Tip(TimelineId),
     /// The commit point of a backup.
     Backup(BackupId),
+    /// What a backup that failed has stored, for the next one to use.
+    Unfinished(BackupId),
     /// A backup's list of files and extents.
     Manifest(BackupId),
     /// Lines of a manifest that are stored by themselves; numbers count from 0.
@@ -193,6 +195,7 @@ impl ObjectName {
             Self::Mark { .. } => "mark",
             Self::Tip(_) => "tip",
             Self::Backup(_) => "backup",
+            Self::Unfinished(_) => "unfinished",
             Self::Manifest(_) => "manifest",
             Self::FileList { .. } => "file_list",
             Self::Pack { .. } => "pack",
@@ -219,6 +222,7 @@ impl ObjectName {
             Self::Mark { backup, at } => format!("marks/{backup}/{at}"),
             Self::Tip(timeline) => format!("tip/{}", timeline.hex8()),
             Self::Backup(id) => format!("backups/{id}/backup.json"),
+            Self::Unfinished(id) => format!("backups/{id}/unfinished.json"),
             Self::Manifest(id) => format!("backups/{id}/manifest"),
             Self::FileList { backup, number } => format!("backups/{backup}/files/{number:08}"),
             Self::Pack { backup, number } => format!("packs/{backup}/{number:08}"),
@@ -252,6 +256,7 @@ impl ObjectName {
             },
             ["tip", timeline] => Self::Tip(TimelineId::from_hex8(timeline)?),
             ["backups", id, "backup.json"] => Self::Backup(id.parse().ok()?),
+            ["backups", id, "unfinished.json"] => Self::Unfinished(id.parse().ok()?),
             ["backups", id, "manifest"] => Self::Manifest(id.parse().ok()?),
             ["backups", id, "files", number] if number.len() == 8 => Self::FileList {
                 backup: id.parse().ok()?,
@@ -346,6 +351,7 @@ mod tests {
                 at: BackupId::at(jiff::Timestamp::UNIX_EPOCH),
             },
             ObjectName::Backup(id.clone()),
+            ObjectName::Unfinished(id.clone()),
             ObjectName::Manifest(id.clone()),
             ObjectName::FileList {
                 backup: id.clone(),

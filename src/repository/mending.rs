@@ -398,6 +398,7 @@ fn lacking(here: &BTreeSet<ObjectName>, there: &BTreeSet<ObjectName>) -> Lacking
             | ObjectName::Hole { .. } => lacking.objects.push(name.clone()),
             ObjectName::Cluster
             | ObjectName::Intent(_)
+            | ObjectName::Unfinished(_)
             | ObjectName::Mark { .. }
             | ObjectName::Tip(_)
             | ObjectName::Manifest(_)

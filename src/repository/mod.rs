@@ -27,6 +27,7 @@ pub(crate) mod simulation;
 mod spool;
 mod standing;
 pub mod store;
+mod unfinished;
 pub mod walk;
 pub mod windows;
 mod writing;

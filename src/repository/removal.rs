@@ -55,18 +55,61 @@ impl Repository {
         let marks = member.mark(&owners, id, now).await?;
         let removed = match member.what_stays(id, &owners).await {
             // where this fails, the marks stay: what was asked for may still happen
-            Ok(stays) => Ok(member.remove_marked(&record, &owners, stays).await?),
+            Ok(stays) => Ok(member.remove_marked(id, &owners, stays).await?),
             // nothing was asked for
             Err(error) => Err(error),
         };
-        for mark in marks {
-            member.store()?.delete(&mark.path()).await?;
-        }
+        member.unmark(marks).await?;
         removed
     }
 }
 
 impl Member {
+    /// Removes what a backup that failed has stored, but for what others refer to. Where one that is under way
+    /// may refer to it, all of it stays.
+    pub(super) async fn remove_unfinished(&self, id: &BackupId, now: Timestamp) -> Result<()> {
+        let name = ObjectName::Unfinished(id.clone());
+        let store = self.store()?;
+        // nobody writes both: whoever put this there must not have that removed
+        if self.backup_fields(id).await?.is_some() {
+            return Ok(store.delete(&name.path()).await?);
+        }
+        // its own packs alone: it refers to those of others as they do themselves
+        let owners = BTreeSet::from([id.clone()]);
+        // a mark fails a backup that refers to it
+        if self.under_way(id, &owners).await?.contains_key(id) {
+            return Ok(());
+        }
+        let marks = self.mark(&owners, id, now).await?;
+        let (spared, needed) = match self.what_stays(id, &owners).await {
+            Ok(stays) => stays,
+            // nothing was asked for
+            Err(error) => {
+                self.unmark(marks).await?;
+                return Err(error);
+            }
+        };
+        if !spared.contains_key(id) {
+            // without the manifest nobody refers to it
+            store
+                .delete(&ObjectName::Manifest(id.clone()).path())
+                .await?;
+            self.remove_lists(id).await?;
+            self.remove_packs(&owners, &needed, &spared).await?;
+            self.forget_intent(id).await?;
+            // last: what was broken off is found by it
+            store.delete(&name.path()).await?;
+        }
+        self.unmark(marks).await
+    }
+
+    async fn unmark(&self, marks: Vec<ObjectName>) -> Result<()> {
+        for mark in marks {
+            self.store()?.delete(&mark.path()).await?;
+        }
+        Ok(())
+    }
+
     async fn mark(
         &self,
         owners: &BTreeSet<BackupId>,
@@ -102,7 +145,7 @@ impl Member {
     /// What must stay of these backups' packs, which are marked, once one of them is removed.
     async fn what_stays(&self, removed: &BackupId, owners: &BTreeSet<BackupId>) -> Result<Stays> {
         // in this order: a backup loses its intent once it exists
-        let spared = self.under_way(owners).await?;
+        let spared = self.under_way(removed, owners).await?;
         let needed = self.needed_without(removed).await?;
         Ok((spared, needed))
     }
@@ -110,38 +153,61 @@ impl Member {
     /// Removes a backup whose packs, and those of others that it refers to, are marked.
     async fn remove_marked(
         &self,
-        record: &BackupRecord,
+        id: &BackupId,
         owners: &BTreeSet<BackupId>,
         (spared, needed): Stays,
     ) -> Result<RemovedBackup> {
         let store = self.store()?;
         // from here on it does not exist, and half of it is never listed
         for name in [
-            ObjectName::Backup(record.id.clone()),
-            ObjectName::Manifest(record.id.clone()),
+            ObjectName::Backup(id.clone()),
+            ObjectName::Manifest(id.clone()),
         ] {
             store.delete(&name.path()).await?;
         }
-        for list in self.list(&format!("backups/{}/files/", record.id)).await? {
-            store.delete(&list.path).await?;
-        }
-        let mut removed = RemovedBackup {
+        self.remove_lists(id).await?;
+        let (packs, bytes) = self.remove_packs(owners, &needed, &spared).await?;
+        // it may have been killed before it could
+        self.forget_intent(id).await?;
+        Ok(RemovedBackup {
+            packs,
+            bytes,
             spared,
-            ..RemovedBackup::default()
-        };
-        for (pack, bytes) in self.packs_of(owners).await? {
-            if removed.spared.contains_key(&pack.0) || needed.has(&pack) {
-                continue;
-            }
-            store.delete(&pack_name(pack).path()).await?;
-            removed.packs = removed.packs.saturating_add(1);
-            removed.bytes = removed.bytes.saturating_add(bytes);
-        }
-        Ok(removed)
+        })
     }
 
-    /// Of these backups, those that one under way may refer to, or is, with that one.
-    async fn under_way(&self, owners: &BTreeSet<BackupId>) -> Result<BTreeMap<BackupId, BackupId>> {
+    async fn remove_lists(&self, id: &BackupId) -> Result<()> {
+        for list in self.list(&format!("backups/{id}/files/")).await? {
+            self.store()?.delete(&list.path).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes the packs of these backups that nobody needs: how many, and their bytes.
+    async fn remove_packs(
+        &self,
+        owners: &BTreeSet<BackupId>,
+        needed: &Needed,
+        spared: &BTreeMap<BackupId, BackupId>,
+    ) -> Result<(u64, u64)> {
+        let (mut count, mut sum) = (0_u64, 0_u64);
+        for (pack, bytes) in self.packs_of(owners).await? {
+            if spared.contains_key(&pack.0) || needed.has(&pack) {
+                continue;
+            }
+            self.store()?.delete(&pack_name(pack).path()).await?;
+            count = count.saturating_add(1);
+            sum = sum.saturating_add(bytes);
+        }
+        Ok((count, sum))
+    }
+
+    /// Of these backups, those that another one than the `removed` may refer to, or is, with that one.
+    async fn under_way(
+        &self,
+        removed: &BackupId,
+        owners: &BTreeSet<BackupId>,
+    ) -> Result<BTreeMap<BackupId, BackupId>> {
         let mut named = BTreeMap::new();
         for object in self.list("intents/").await? {
             let Some(name @ ObjectName::Intent(_)) = ObjectName::parse(&object.path) else {
@@ -151,6 +217,10 @@ impl Member {
             let Some(intent) = self.find::<Intent>(&name).await? else {
                 continue;
             };
+            if intent.id() == removed {
+                // it exists, or has failed
+                continue;
+            }
             for owner in intent.names().filter(|owner| owners.contains(*owner)) {
                 named.insert(owner.clone(), intent.id().clone());
             }

@@ -161,6 +161,39 @@ impl EarlierBackup {
         self.packs.get(usize::try_from(pack).ok()?)
     }
 
+    /// With what a later backup that failed has stored too, and rather that.
+    #[must_use]
+    pub fn with(mut self, later: Self) -> Self {
+        let known = self.packs.iter().map(|(pack, _)| pack.clone());
+        let mut places: HashMap<PackId, u32> = known.zip(0..).collect();
+        let mut moved = Vec::new();
+        for (pack, bytes) in later.packs {
+            let place = u32::try_from(self.packs.len()).unwrap_or(u32::MAX);
+            let place = *places.entry(pack.clone()).or_insert_with(|| {
+                self.packs.push((pack, bytes));
+                place
+            });
+            moved.push(place);
+        }
+        for (path, stretches) in later.files {
+            let before = self.files.remove(&path);
+            let count = stretches
+                .len()
+                .max(before.as_ref().map_or(0, |before| before.len()));
+            let of_both = (0..count).map(|nth| {
+                let of_later = stretches.get(nth).copied().flatten().and_then(|stored| {
+                    let pack = *moved.get(usize::try_from(stored.pack).ok()?)?;
+                    Some(StoredExtent { pack, ..stored })
+                });
+                of_later.or_else(|| before.as_ref()?.get(nth).copied().flatten())
+            });
+            let of_both: Arc<[Option<StoredExtent>]> = of_both.collect();
+            self.files.insert(path, of_both);
+        }
+        self.closed.extend(later.closed);
+        self
+    }
+
     /// The path of a pack in the repository.
     pub fn pack_path(&self, pack: u32) -> Option<String> {
         let (pack, _) = self.pack(pack)?;
@@ -310,9 +343,10 @@ impl Repository {
             .manifest_lines_of(&name, &record.manifest_digest)
             .await?;
         let lists = member.file_lists_in(&name, &head)?;
+        // first: what is marked no more was removed before it was looked for
+        let marked = member.marked().await?;
         let mut there = member.sound_packs(record).await?;
         let closed = member.closed_to_some(&there).await?;
-        let marked = member.marked().await?;
         for (owner, mark) in &marked {
             if there.keys().any(|(backup, _)| backup == owner) {
                 tracing::info!(

@@ -3,6 +3,7 @@
 //! Writes go to every place. One that is away falls behind, and is filled up by
 //! [`Repository::mend`]; at least one must take what is written.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -461,13 +462,14 @@ impl Repository {
     }
 
     /// Takes an id for a backup that begins at `time`, or the first moment after it that is free. Whoever
-    /// removes things finds that it may refer to what `earlier` has stored or refers to.
-    pub async fn announce_backup(
+    /// removes things finds that it may refer to what any of `earlier` has stored or refers to.
+    pub async fn announce_backup<'a>(
         &self,
         time: Timestamp,
-        earlier: Option<&BackupRecord>,
+        earlier: impl IntoIterator<Item = &'a BackupRecord>,
     ) -> Result<BackupId> {
-        let refers_to = earlier.map(BackupRecord::with_owners).unwrap_or_default();
+        let earlier = earlier.into_iter();
+        let refers_to: BTreeSet<BackupId> = earlier.flat_map(BackupRecord::with_owners).collect();
         let store = self.first().store()?;
         let mut at = time;
         loop {
@@ -490,12 +492,15 @@ impl Repository {
         self.first().commit_backup(record, sealing).await
     }
 
-    /// Removes what a backup that did not come to its end has stored.
-    pub async fn discard_backup(&self, id: &BackupId) -> Result<()> {
+    /// Removes what a backup that did not come to its end has stored, unless the next one is to use it;
+    /// whether it did.
+    pub async fn discard_backup(&self, id: &BackupId) -> Result<bool> {
         let member = self.first();
         let name = ObjectName::Backup(id.clone());
-        if member.find::<serde_json::Value>(&name).await?.is_some() {
-            return Ok(());
+        if member.find::<serde_json::Value>(&name).await?.is_some()
+            || member.is_unfinished(id).await?
+        {
+            return Ok(false);
         }
         let store = member.store()?;
         for folder in [format!("packs/{id}/"), format!("backups/{id}/")] {
@@ -504,7 +509,7 @@ impl Repository {
             }
         }
         store.delete(&ObjectName::Intent(id.clone()).path()).await?;
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -7,12 +7,13 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::anywhen::Anywhen;
-use crate::ground::Ground;
+use crate::ground::{Ground, eventually};
 use crate::judge::{End, assert_verified};
 use crate::objects::{files_below, system_dir};
+use crate::proxy::Proxy;
 use crate::record::Record;
 use crate::sealed::{Identity, is_sealed};
-use crate::server::Options;
+use crate::server::{Options, value};
 use crate::workloads::fill_a_file_list;
 
 /// A server with a table of 20,000 rows that do not compress to nothing.
@@ -192,6 +193,138 @@ fn without_an_identity_everything_is_stored_anew_and_that_is_said() {
         stored_bytes(&seeing) * 10 < stored_bytes(&first),
         "{seeing}\n{first}"
     );
+}
+
+/// Hours of copying are not lost with a connection.
+#[test]
+fn what_a_backup_has_stored_before_its_connection_was_cut_is_used_by_the_next_one() {
+    let options = Options {
+        tcp: true,
+        hba: "host all postgres 127.0.0.1/32 trust\nhost replication postgres 127.0.0.1/32 trust"
+            .to_owned(),
+        ..Options::default()
+    };
+    let record = Record::of_server(&options);
+    record.insert(0);
+    let fill = "create table filled as select n as id, md5(n::text) || md5((n + 1)::text) as words
+         from generate_series(1, 300000) n; checkpoint";
+    record.server.execute(fill);
+    let system_dir = system_dir(&record.anywhen, &record.server);
+    let unfinished = || {
+        let files = files_below(&system_dir);
+        let all = files
+            .into_iter()
+            .filter(|path| path.ends_with("unfinished.json"));
+        all.count()
+    };
+    let intents = || fs::read_dir(system_dir.join("intents")).map_or(0, Iterator::count);
+
+    cut_off(&record);
+    assert_eq!((unfinished(), intents()), (1, 1));
+    let list = record.anywhen.json(&["list"]);
+    assert_eq!(list["backups"].as_array().unwrap().len(), 0, "{list}");
+    let first = taken(&record, "is used");
+    assert_eq!((unfinished(), intents()), (0, 0));
+    let full = record.anywhen.run_on(
+        &record.server,
+        &["backup", "--checkpoint", "fast", "--full", "--json"],
+    );
+    let full = full.succeeded().document();
+    assert!(
+        stored_bytes(&first) * 3 < stored_bytes(&full) * 2,
+        "{first}\n{full}"
+    );
+
+    // twice, and behind a backup that has what neither had changed
+    record
+        .server
+        .execute("update filled set words = md5(words) || 'x'; checkpoint");
+    cut_off(&record);
+    record.insert(1);
+    cut_off(&record);
+    assert_eq!((unfinished(), intents()), (2, 2));
+    let second = taken(&record, "is used");
+    assert_eq!((unfinished(), intents()), (0, 0));
+    assert!(
+        stored_bytes(&second) * 3 < stored_bytes(&full) * 2,
+        "{second}\n{full}"
+    );
+    let third = record.anywhen.backup(&record.server);
+    assert!(
+        stored_bytes(&third) * 10 < stored_bytes(&full),
+        "{third}\n{full}"
+    );
+    restores(&record, &first, "0");
+    restores(&record, &second, "0,1");
+    restores(&record, &third, "0,1");
+    let latest = record.target("latest");
+    record.anywhen.restore(&latest, &["--immediate"]);
+    assert_verified(&latest);
+    // nothing is left of what nobody needs
+    let needed: std::collections::BTreeSet<String> = record.anywhen.json(&["list"])["backups"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|backup| {
+            let path = system_dir
+                .join("backups")
+                .join(id(backup))
+                .join("backup.json");
+            let backup: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+            let shared = backup["shared_packs"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
+            let owners = shared
+                .iter()
+                .map(|packs| packs["backup"].as_str().unwrap().to_owned());
+            owners.chain([id(&backup).to_owned()]).collect::<Vec<_>>()
+        })
+        .collect();
+    for folder in fs::read_dir(system_dir.join("packs")).unwrap() {
+        let folder = folder.unwrap();
+        let is_empty = files_below(&folder.path()).is_empty();
+        let name = folder.file_name().into_string().unwrap();
+        assert!(
+            is_empty || needed.contains(&name),
+            "{name} is needed by nobody"
+        );
+    }
+}
+
+/// A backup whose connection is cut when most of it has come.
+fn cut_off(record: &Record) {
+    let proxy = Proxy::to(record.server.port());
+    let mut command =
+        record
+            .anywhen
+            .command(&["backup", "--checkpoint", "fast", "--max-rate", "8M"]);
+    command.args(["-d", &proxy.conninfo()]);
+    let mut sql = record.server.sql();
+    let under_way = "select count(*) from pg_stat_progress_basebackup";
+    eventually("the server has noticed the last cut", || {
+        value(&mut sql, under_way) == "0"
+    });
+    let mut backup = record.anywhen.launch(command);
+    let most = "select count(*) from pg_stat_progress_basebackup
+         where backup_streamed > backup_total * 0.7";
+    eventually("most of it has come", || value(&mut sql, most) == "1");
+    assert!(proxy.cut() > 0);
+    let status = backup.end("a backup that was cut off");
+    let said = backup.stderr();
+    assert_eq!(status.code(), Some(4), "{said}");
+    assert!(
+        said.contains("is not stored again by the next backup"),
+        "{said}"
+    );
+}
+
+/// A backup that says this.
+fn taken(record: &Record, words: &str) -> Value {
+    let command = ["backup", "--checkpoint", "fast", "--json"];
+    let taken = record.anywhen.run_on(&record.server, &command).succeeded();
+    taken.says(&[words]);
+    taken.document()
 }
 
 /// An archiver that cannot read what it has written, as one should be, has no need to store it twice.

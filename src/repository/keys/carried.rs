@@ -121,6 +121,7 @@ async fn header_of(store: &Store, name: ObjectName, object: Listed) -> Result<(S
         | ObjectName::Hole { .. }
         | ObjectName::Intent(_)
         | ObjectName::Mark { .. }
+        | ObjectName::Unfinished(_)
         | ObjectName::Tip(_) => Ok(Said::Nothing),
         ObjectName::Backup(_) => sealed_in_record(store, &object).await,
         _ => at_the_beginning(store, &object).await,

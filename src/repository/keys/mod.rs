@@ -188,13 +188,13 @@ impl Encryption {
 
     /// The folder in `state_dir` for the manifests of backups, where this archiver cannot read what it writes.
     pub fn manifests_folder(&self) -> Option<PathBuf> {
-        let inner = &*self.inner;
-        let is_blind = self.is_configured() && inner.identities.is_empty();
-        inner
-            .state
-            .as_ref()
-            .filter(|_| is_blind)?
-            .folder("manifests")
+        let state = self.inner.state.as_ref().filter(|_| self.is_blind());
+        state?.folder("manifests")
+    }
+
+    /// Whether what is written here cannot be read here, once the key of the day is gone.
+    pub fn is_blind(&self) -> bool {
+        self.is_configured() && self.inner.identities.is_empty()
     }
 
     /// Whether whoever reads what is written here reads what the other writes, and nobody else.

@@ -100,7 +100,7 @@ async fn take(world: &World, plan: &Plan) {
         Err(error) => return expect_outage(world, &error),
     };
     let now = world.time.now_by_the_clock();
-    let id = match leader.announce_backup(now, newest.as_ref()).await {
+    let id = match leader.announce_backup(now, &newest).await {
         Ok(id) => id,
         Err(error) => return expect_outage(world, &error),
     };
@@ -181,45 +181,75 @@ pub(super) async fn after(
     (record, kept)
 }
 
-/// Takes a backup as the command does, with the files of the newest one too where it can refer to them.
-/// What it has is `known` before it exists.
+/// What came of a backup that was taken.
+pub(super) enum Taken {
+    /// It exists.
+    Whole {
+        record: Box<BackupRecord>,
+        /// It has what one that failed had stored.
+        uses_unfinished: bool,
+    },
+    /// It broke off, and the next one is to use what it has stored.
+    Unfinished,
+}
+
+/// Takes a backup as the command does, with the files of the newest one too where it can refer to them, and of
+/// one that failed since. What it has is `known` before it exists.
 pub(super) async fn take_beside(
     leader: &Repository,
     time: &Time,
     seed: u64,
     known: &RefCell<BTreeMap<BackupId, KeptBackup>>,
-) -> Result<BackupRecord> {
+) -> Result<Taken> {
     let plan = Plan {
         seed,
         shares: true,
         ends: None,
     };
     let newest = leader.newest_backup().await?;
+    let unfinished = leader.unfinished_since(newest.as_ref()).await?;
     let now = time.now_by_the_clock();
-    let id = leader.announce_backup(now, newest.as_ref()).await?;
+    let before = || newest.iter().chain(&unfinished);
+    let id = leader.announce_backup(now, before()).await?;
     let recipe = leader.backup_recipe().await?;
+    let breaks_off = seed.is_multiple_of(4);
     let taken = async {
-        let mut earlier = None;
-        if let Some(newest) = &newest {
-            match leader.earlier_backup(newest, EXTENT_BYTES).await {
+        let mut earlier: Option<Earlier> = None;
+        for record in before() {
+            match leader.earlier_backup(record, EXTENT_BYTES).await {
                 Ok(found) => {
-                    let files = known.borrow()[&newest.id].files.clone();
-                    let is_stored =
-                        |(path, _): &(String, Bytes)| found.file(path.as_bytes()).is_some();
-                    let files = files.into_iter().filter(is_stored).collect();
-                    earlier = Some((found, files));
+                    let files = known.borrow()[&record.id].files.clone();
+                    earlier = Some(match earlier.take() {
+                        None => (found, files),
+                        Some((before, mut all)) => {
+                            let is_new = |(path, _): &(String, Bytes)| {
+                                all.iter().all(|(known, _)| known != path)
+                            };
+                            let new: Vec<_> = files.into_iter().filter(is_new).collect();
+                            all.extend(new);
+                            (before.with(found), all)
+                        }
+                    });
                 }
                 Err(error) if error.is_unreachable() => return Err(error),
                 Err(_) => {}
             }
         }
+        if let Some((found, files)) = &mut earlier {
+            files.retain(|(path, _)| found.file(path.as_bytes()).is_some());
+        }
         let record = store(now, leader, &recipe, &id, &plan, earlier.as_ref()).await?;
-        leader.check_stays(&record).await?;
         let kept = plan.kept(only_place(leader), &record, earlier.as_ref());
         known.borrow_mut().insert(id.clone(), kept);
+        if breaks_off {
+            leader.keep_unfinished(&record).await?;
+        } else {
+            leader.check_stays(&record).await?;
+        }
         Ok(record)
     };
     let record = match taken.await {
+        Ok(_) if breaks_off => return Ok(Taken::Unfinished),
         Ok(record) => record,
         Err(error) => {
             // what cannot be discarded stays, and harms nobody
@@ -228,7 +258,13 @@ pub(super) async fn take_beside(
         }
     };
     leader.commit_backup(&record, &recipe).await?;
-    Ok(record)
+    // what cannot be removed stays for the next one
+    drop(leader.remove_unfinished(&id, time.now_by_the_clock()).await);
+    let owners = record.owners();
+    Ok(Taken::Whole {
+        uses_unfinished: unfinished.iter().any(|one| owners.contains(&one.id)),
+        record: Box::new(record),
+    })
 }
 
 /// What the newest backup has, where all of it can be referred to.

@@ -377,6 +377,7 @@ fn is_container(name: &ObjectName) -> bool {
             | ObjectName::Mark { .. }
             | ObjectName::Tip(_)
             | ObjectName::Backup(_)
+            | ObjectName::Unfinished(_)
     )
 }
 

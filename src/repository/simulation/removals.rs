@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::{LocalBoxFuture, join_all};
 use tokio::time::timeout;
 
-use super::backups;
+use super::backups::{self, Taken};
 use super::faults::wait;
 use super::lots::Lots;
 use super::model::KeptBackup;
@@ -34,6 +34,8 @@ struct Seen {
     refused: Cell<u32>,
     failed: Cell<u32>,
     killed: Cell<u32>,
+    unfinished: Cell<u32>,
+    used: Cell<u32>,
 }
 
 fn count(cell: &Cell<u32>) {
@@ -58,6 +60,8 @@ async fn in_whatever_order_backups_are_taken_and_removed_those_that_exist_are_wh
         &seen.refused,
         &seen.failed,
         &seen.killed,
+        &seen.unfinished,
+        &seen.used,
     ];
     assert!(counts.iter().all(|count| count.get() > 0), "{seen:?}");
 }
@@ -118,8 +122,18 @@ async fn take(
     seen: &Seen,
 ) {
     match backups::take_beside(leader, &places.time, lot, known).await {
-        Ok(record) if record.shared_packs.is_empty() => {}
-        Ok(_) => count(&seen.shared),
+        Ok(Taken::Unfinished) => count(&seen.unfinished),
+        Ok(Taken::Whole {
+            record,
+            uses_unfinished,
+        }) => {
+            if !record.shared_packs.is_empty() {
+                count(&seen.shared);
+            }
+            if uses_unfinished {
+                count(&seen.used);
+            }
+        }
         Err(error) if error.is_damage() => count(&seen.refused),
         Err(error) if error.is_unreachable() => count(&seen.failed),
         // it existed, and was removed before its first answer came
