@@ -27,6 +27,7 @@ pub(crate) mod simulation;
 mod spool;
 mod standing;
 pub mod store;
+mod taking;
 mod unfinished;
 pub mod walk;
 pub mod windows;
@@ -52,7 +53,8 @@ pub use mending::PlaceState;
 pub use place::PlaceSettings;
 pub use removal::RemovedBackup;
 pub use spool::{Drained, SPOOL_BYTES_MAX, Spool, SpoolContents, SpoolPut, SpoolSettings};
-pub use writing::{BackupRecipe, Stored};
+pub use taking::BackupRecipe;
+pub use writing::Stored;
 
 /// The largest plain object that is held in memory at once: a segment of 1 GiB.
 pub const PLAIN_BYTES_MAX: u64 = 1 << 30;
