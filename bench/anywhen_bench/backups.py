@@ -1,6 +1,7 @@
 """How long each tool takes to back up a database and to restore it, and what that costs."""
 
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -128,6 +129,9 @@ pg1-user=postgres
 
 def add_arguments(group):
     group.add_argument("--database-mb", type=int, default=2000, metavar="MB", help="size of the database [2000]")
+    group.add_argument("--small-files", type=int, default=0, metavar="N",
+                       help="so many files of 0 to 8 KB besides, in a folder of the data directory [0]")
+    group.add_argument("--empty-tables", type=int, default=0, metavar="N", help="so many tables besides [0]")
 
 
 def run_command(command, folder):
@@ -152,8 +156,11 @@ def run(options, programs, folder):
     tools = chosen([tool for tool in all_tools() if usable(tool, programs)], options.only)
     with Server(programs, folder / "database", settings=SETTINGS) as server:
         fill(server, options.database_mb)
+        add_tables(server, options.empty_tables)
         raw = int(server.sql("select sum(pg_database_size(oid)) from pg_database"))
-        print(f"{raw / 1e6:.0f} MB of databases, zstd level {LEVEL} for all")
+        raw += add_files(server, options.small_files)
+        files = sum(len(files) for _, _, files in os.walk(server.data))
+        print(f"{raw / 1e6:.0f} MB in {files} files, zstd level {LEVEL} for all")
         runs = []
         for round_ in range(options.rounds):
             # who comes first changes
@@ -203,6 +210,35 @@ def fill(server, megabytes):
         first += 200_000
     server.sql("vacuum (freeze, analyze)")
     server.sql("checkpoint")
+
+
+def add_tables(server, count):
+    """Each is a file of no bytes, one for what does not fit into its rows, and the index of that."""
+    # a transaction has no more locks than that
+    for first in range(0, count, 500):
+        server.sql(f"""
+            do $$ begin
+                for number in {first}..{min(first + 500, count) - 1} loop
+                    execute format('create table empty_%s (id bigint, words text)', number);
+                end loop;
+            end $$""")
+    server.sql("checkpoint")
+
+
+def add_files(server, count):
+    """Files that no server has, but as many as one with many tables; their bytes."""
+    folder = server.data / "small_files"
+    folder.mkdir()
+    lots = random.Random(1)
+    written = 0
+    for number in range(count):
+        content = lots.randbytes(200) * (number % 41)
+        (folder / f"{number:08d}").write_bytes(content)
+        written += len(content)
+    give_away(folder)
+    for path in folder.iterdir():
+        give_away(path)
+    return written
 
 
 def change(server, number):
