@@ -8,8 +8,8 @@ use super::member::Member;
 use super::records::{ManifestLine, ManifestPath};
 use super::{Repository, RepositoryError, Result, blocking};
 
-/// A file list is closed once its lines have so many bytes, as they do after some 4 GB of large files.
-pub const FILE_LIST_BYTES: usize = 1 << 20;
+/// A file list is closed once its lines have so many bytes, as they do after some 1 GB of large files.
+pub const FILE_LIST_BYTES: usize = 256 << 10;
 
 /// Files that a restore reads before all others: their lines stand in the manifest itself.
 const READ_FIRST: [&str; 2] = ["backup_manifest", "global/pg_control"];
