@@ -4,7 +4,6 @@ use std::fs;
 use std::os::unix::fs::FileExt as _;
 
 use crate::anywhen::Ended;
-use crate::ground::{Programs, command};
 use crate::judge::{End, assert_verified};
 use crate::record::Record;
 use crate::server::{Options, Shutdown};
@@ -16,6 +15,7 @@ const PAGE: u64 = 8192;
 fn with_damaged_pages() -> (Record, String) {
     let mut record = Record::of_server(&Options {
         hba: "local postgres,replication archiver trust".to_owned(),
+        own_system: true,
         ..Options::default()
     });
     record.insert(0);
@@ -23,14 +23,7 @@ fn with_damaged_pages() -> (Record, String) {
         "create table filled as select n as id, md5(n::text) as words from generate_series(1, 20000) n",
     );
     let file = record.server.value("select pg_relation_filepath('filled')");
-    let has_checksums = record.server.value("show data_checksums") == "on";
     record.server.stop(Shutdown::Fast);
-    if !has_checksums {
-        let mut enable = command(Programs::get().program("pg_checksums"));
-        enable.args(["--enable", "-D"]).arg(record.server.data());
-        let enabled = enable.output().unwrap();
-        assert!(enabled.status.success(), "{enabled:?}");
-    }
     let path = record.server.data().join(&file);
     let pages = fs::File::options()
         .read(true)

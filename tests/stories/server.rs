@@ -45,7 +45,7 @@ pub(crate) struct Options {
     pub(crate) hba: String,
     /// Whether it listens on a port of 127.0.0.1 too.
     pub(crate) tcp: bool,
-    /// A system identifier that no other story has.
+    /// A system identifier that no other story has, and page checksums on every major.
     pub(crate) own_system: bool,
 }
 
@@ -90,7 +90,7 @@ impl Server {
     pub(crate) fn init(ground: &Ground, name: &str, options: &Options) -> Self {
         let data = ground.path(name);
         if options.own_system {
-            initdb(&data, options.wal_segment_mib);
+            initdb(&data, options.wal_segment_mib, &["--data-checksums"]);
         } else {
             copy_dir(&template(options.wal_segment_mib), &data);
         }
@@ -385,13 +385,13 @@ fn template(wal_segment_mib: u32) -> PathBuf {
         .entry(wal_segment_mib)
         .or_insert_with(|| {
             let data = shared_folder().join(format!("template-{wal_segment_mib}"));
-            initdb(&data, wal_segment_mib);
+            initdb(&data, wal_segment_mib, &[]);
             data
         })
         .clone()
 }
 
-fn initdb(data: &Path, wal_segment_mib: u32) {
+fn initdb(data: &Path, wal_segment_mib: u32, flags: &[&str]) {
     let mut initdb = command(Programs::get().program("initdb"));
     initdb
         .args([
@@ -405,7 +405,8 @@ fn initdb(data: &Path, wal_segment_mib: u32) {
             &format!("--wal-segsize={wal_segment_mib}"),
             "-D",
         ])
-        .arg(data);
+        .arg(data)
+        .args(flags);
     let output = initdb.output().unwrap();
     assert!(
         output.status.success(),
