@@ -267,7 +267,7 @@ pub(super) enum CheckpointArg {
                         anywhen restore --repo file:///backups -D /srv/restored --to '2026-11-20 14:03:00' --replay"
 )]
 pub(super) struct RestoreArgs {
-    /// The folder to restore into; absent or empty
+    /// The folder to restore into; absent or empty, unless --resume is given
     #[arg(short = 'D', long, visible_aliases = ["target-dir"], env = "ANYWHEN_TARGET_DIR", value_name = "DIR")]
     pub(super) pgdata: PathBuf,
     #[command(flatten)]
@@ -313,6 +313,9 @@ pub(super) struct RestoreArgs {
     /// Where the server's programs are, for --replay
     #[arg(long, env = "ANYWHEN_PG_BIN", value_name = "DIR")]
     pub(super) pg_bin: Option<PathBuf>,
+    /// Go on with a restore into this folder that was killed: keep what is right there, and replace the rest
+    #[arg(long, env = "ANYWHEN_RESUME")]
+    pub(super) resume: bool,
     /// Print the plan, and do nothing
     #[arg(long, env = "ANYWHEN_DRY_RUN")]
     pub(super) dry_run: bool,

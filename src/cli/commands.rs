@@ -190,6 +190,7 @@ fn restore_options(
         .collect::<Result<_, _>>();
     Ok(RestoreOptions {
         target_dir: args.pgdata,
+        resume: args.resume,
         target: target(args.target)?,
         exclusive: args.exclusive,
         backup,

@@ -44,8 +44,8 @@ pub async fn plan(
     check_options(options)?;
     let target_dir = std::path::absolute(&options.target_dir)
         .map_err(|error| io("find", &options.target_dir, &error))?;
-    check_target(&target_dir)?;
-    let owner = Owner::of_restore(options.owner.as_deref(), &target_dir)?;
+    check_target(&target_dir, options.resume.then(|| repository.system_id()))?;
+    let owner = Owner::of_restore(options.owner.as_deref(), &target_dir, options.resume)?;
     if repository.cluster_record().await?.is_none() {
         // wal-fetch would take the repository for one that went away
         return Err(Error::damaged(format!(
@@ -76,7 +76,12 @@ pub async fn plan(
         // whoever plans wants to know that it can be carried out
         fetch_manifest(&holder, &backup).await?;
     }
-    let tablespaces = plan_tablespaces(&backup.tablespaces, &options.tablespaces, &target_dir)?;
+    let tablespaces = plan_tablespaces(
+        &backup.tablespaces,
+        &options.tablespaces,
+        &target_dir,
+        options.resume,
+    )?;
     let made_later = made_later(&chosen, &tablespaces)?;
     let mut warnings = chooser.warnings(&chosen);
     if backup.damaged_page_count > 0 {
@@ -132,6 +137,7 @@ pub async fn plan(
         parameters: chosen.resolved.findings.parameters,
         warnings,
         backup,
+        decided_at: clock.now(),
         took: began.elapsed(),
     })
 }

@@ -1,15 +1,16 @@
 //! Carries a plan out: directories, files, settings, and `global/pg_control` last, so that nothing
 //! that was left half done looks like a cluster.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::{Read as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use basebackup::{Algorithm, ControlFile, Ledger, RelativePath};
+use basebackup::{Algorithm, ControlFile, FileChecker, Ledger, RelativePath};
 use futures_util::future::try_join_all;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::process::Command;
@@ -17,7 +18,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use wal::SegmentName;
 
-use super::place::{Footprint, Root};
+use super::place::{CONTROL_FILE, Footprint, Root, Roots, Stays};
 use super::plan::{Phase, RestorePlan, RestoreReport};
 use super::replay;
 use super::settings::{self, StopAt};
@@ -37,7 +38,6 @@ const LISTS_AT_ONCE: usize = 8;
 const SETTLED_BYTES: u64 = 128 << 20;
 /// How long one try of `restore_command` may take; it has retries of its own.
 const TRIAL_LIMIT: Duration = Duration::from_mins(2);
-const CONTROL_FILE: &str = "global/pg_control";
 const BACKUP_MANIFEST: &str = "backup_manifest";
 
 /// Carries out a plan. `progress` hears how many bytes of how many are written.
@@ -68,8 +68,12 @@ pub async fn execute(
                 Error::failure(format!("stopped while the server replayed: {dir} is whole, and stays"))
                     .hint(format!("{}, or remove it", replay::start_command(plan)))
             } else {
-                Error::failure("stopped before the restore was complete")
-                    .hint("what was written is removed again; nothing is left to clean up")
+                let stopped = Error::failure("stopped before the restore was complete");
+                if plan.options.resume {
+                    stopped.hint("the same command goes on with what is there")
+                } else {
+                    stopped.hint("what was written is removed again; nothing is left to clean up")
+                }
             });
         }
     }
@@ -89,20 +93,35 @@ async fn carry_out(
     } else {
         None
     };
-    let mut footprint = Footprint::begin(&plan.target_dir, plan.owner)?;
-    try_restore_command(plan, &footprint).await?;
+    let (system_id, resumes) = (plan.system_id, plan.options.resume);
+    if resumes {
+        // the directory itself is not empty
+        let name = format!("anywhen-trial-{}", plan.decided_at.as_nanosecond());
+        let folder = std::env::temp_dir().join(name);
+        let mut trial = Footprint::begin(&folder, plan.owner, system_id, false)?;
+        try_restore_command(plan, &mut trial).await?;
+    }
+    let mut footprint = Footprint::begin(&plan.target_dir, plan.owner, system_id, resumes)?;
+    if !resumes {
+        try_restore_command(plan, &mut footprint).await?;
+    }
     let id = &plan.backup.id;
     let held = repository.holding(id).await?;
     let Some((repository, record)) = held else {
         return Err(Error::damaged(format!("backup {id} is gone")).hint("use another backup"));
     };
     let manifest = fetch_manifest(&repository, &record).await?;
+    take_tablespaces(plan, &mut footprint)?;
+    if footprint.resumes() {
+        clear(&repository, &manifest, &footprint).await?;
+    }
     make_directories(&manifest, plan, &mut footprint)?;
     let disks = Disks::open(&footprint)?;
 
     let settling = Settling::new(&disks);
     let written = write_files(&repository, plan, &manifest, &footprint, settling, progress).await?;
     report.phases.push(Phase::new("files", began.elapsed()));
+    report.kept_bytes = written.kept_bytes;
 
     let began = Instant::now();
     let control = write_settings(plan, &manifest, &footprint, &written.control)?;
@@ -185,6 +204,39 @@ fn gone(error: RepositoryError) -> Error {
     error.into()
 }
 
+/// Makes the places of the backup's tablespaces, or takes those that are there.
+fn take_tablespaces(plan: &RestorePlan, footprint: &mut Footprint) -> Result<()> {
+    for planned in &plan.tablespaces {
+        if let Some(to) = &planned.to {
+            footprint.make_tablespace(planned.oid, to)?;
+        }
+    }
+    Ok(())
+}
+
+/// Clears away what the backup does not have.
+async fn clear(repository: &Repository, manifest: &Manifest, footprint: &Footprint) -> Result<()> {
+    let mut files: HashSet<Vec<u8>> = manifest.paths(manifest.text())?;
+    for (list, digest) in &manifest.lists {
+        let text = manifest_text(repository, list, digest).await?;
+        files.extend(manifest.paths(&text)?);
+    }
+    let directories = manifest.directories.iter();
+    let directories: HashSet<&[u8]> = directories.map(|(path, _)| path.as_bytes()).collect();
+    let stays = |path: &Path| {
+        let path = path.as_os_str().as_bytes();
+        if files.contains(path) {
+            Some(Stays::File)
+        } else {
+            directories.contains(path).then_some(Stays::Directory)
+        }
+    };
+    let removed = footprint.sweep(&stays)?;
+    let target = footprint.target().path().display();
+    tracing::debug!("removed what the backup does not have from {target}: {removed}");
+    Ok(())
+}
+
 fn make_directories(
     manifest: &Manifest,
     plan: &RestorePlan,
@@ -195,10 +247,7 @@ fn make_directories(
     for planned in &plan.tablespaces {
         let link = PathBuf::from(format!("pg_tblspc/{}", planned.oid));
         match &planned.to {
-            Some(to) => {
-                footprint.make_tablespace(planned.oid, to)?;
-                footprint.make_link(&link, to)?;
-            }
+            Some(to) => footprint.make_link(&link, to)?,
             None => footprint.make_dir(&link)?,
         }
     }
@@ -240,7 +289,7 @@ fn make_directories(
 /// Runs `restore_command` as the server will, with nothing in its environment: what is missing is
 /// said now and not by a server at start. The directory is lent to the server's user meanwhile, and
 /// empty again behind it.
-async fn try_restore_command(plan: &RestorePlan, footprint: &Footprint) -> Result<()> {
+async fn try_restore_command(plan: &RestorePlan, footprint: &mut Footprint) -> Result<()> {
     const FETCHED: &str = "pg_wal/RECOVERYXLOG";
     let start = plan.backup.start_lsn;
     let segment = SegmentName::of(plan.backup.timeline, start, plan.segment_size);
@@ -255,7 +304,7 @@ async fn try_restore_command(plan: &RestorePlan, footprint: &Footprint) -> Resul
         .arg(&line)
         .env_clear()
         .envs(settings.restore_command.environment.0.iter().cloned())
-        .current_dir(&plan.target_dir);
+        .current_dir(footprint.target().path());
     shell
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -298,6 +347,8 @@ struct WrittenFiles {
     listed: Arc<BTreeMap<RelativePath, Algorithm>>,
     /// `pg_control`, not written yet.
     control: Vec<u8>,
+    /// How many bytes were there already.
+    kept_bytes: u64,
 }
 
 async fn write_files(
@@ -322,14 +373,18 @@ async fn write_files(
 
     let mut ledger = Ledger::new();
     let (done, total) = (AtomicU64::new(0), plan.backup.bytes);
+    let kept = AtomicU64::new(0);
+    let changes = footprint.resumes();
     let is_wanted = |job: &FileJob| job.path.as_bytes() != CONTROL_FILE.as_bytes();
     let mut write = async |text: &[u8], ledger: &mut Ledger| {
         let units = manifest.units(text, is_wanted).map(|unit| {
             let listed = Arc::clone(&listed);
-            let writer = UnitWriter::new(footprint.roots().clone(), listed, footprint.given_up());
-            let done = &done;
+            let (roots, given_up) = (footprint.roots().clone(), footprint.given_up());
+            let writer = UnitWriter::new(roots, listed, given_up, changes);
+            let (done, kept) = (&done, &kept);
             async move {
-                let wrote = |bytes: u64| {
+                let wrote = |bytes: u64, kept_bytes: u64| {
+                    kept.fetch_add(kept_bytes, Ordering::Relaxed);
                     let all = done
                         .fetch_add(bytes, Ordering::Relaxed)
                         .saturating_add(bytes);
@@ -364,6 +419,7 @@ async fn write_files(
         server_manifest,
         listed,
         control,
+        kept_bytes: kept.load(Ordering::Relaxed),
     })
 }
 
@@ -372,15 +428,30 @@ async fn write_unit(
     manifest: &Manifest,
     unit: Vec<FileJob>,
     mut writer: UnitWriter,
-    wrote: &(dyn Fn(u64) + Sync),
+    wrote: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Vec<(RelativePath, basebackup::FileSum)>> {
+    let unit = if writer.changes() {
+        let roots = writer.roots().clone();
+        blocking(move || compare(unit, &roots)).await?
+    } else {
+        unit
+    };
     for read in reads_of(manifest, unit) {
         let stored = fetch_stretch(repository, &read).await?;
-        let before = writer.bytes;
+        let before = (writer.bytes, writer.kept_bytes);
         writer = blocking(move || writer.apply(read, stored).map(|()| writer)).await?;
-        wrote(writer.bytes.saturating_sub(before));
+        wrote(
+            writer.bytes.saturating_sub(before.0),
+            writer.kept_bytes.saturating_sub(before.1),
+        );
     }
     Ok(std::mem::take(&mut writer.done))
+}
+
+/// Looks what of these files is there already.
+fn compare(mut unit: Vec<FileJob>, roots: &Roots) -> Result<Vec<FileJob>> {
+    unit.iter_mut().try_for_each(|job| job.compare(roots))?;
+    Ok(unit)
 }
 
 async fn fetch_stretch(repository: &Repository, read: &Read) -> Result<Option<StoredStretch>> {
@@ -533,7 +604,7 @@ impl Settling {
     }
 }
 
-/// Compares all that was written with the server's list, and only then writes `pg_control`.
+/// Compares all that was written, and `pg_control`, with the server's list, and only then writes that.
 async fn write_control(
     repository: &Repository,
     manifest: &Manifest,
@@ -544,15 +615,16 @@ async fn write_control(
         mut ledger,
         server_manifest,
         listed,
-        control: _,
+        control,
+        kept_bytes: _,
     } = written;
     let Some(job) = manifest.file(CONTROL_FILE)? else {
         return Ok(());
     };
-    let writer = UnitWriter::new(footprint.roots().clone(), listed, footprint.given_up());
-    for (path, sum) in write_unit(repository, manifest, vec![job], writer, &|_| ()).await? {
-        ledger.record(path, sum);
-    }
+    let algorithm = listed.get(&job.path).copied();
+    let mut checker = FileChecker::new(algorithm.unwrap_or(Algorithm::None));
+    checker.update(&control);
+    ledger.record(job.path.clone(), checker.finish());
     let compared = blocking(move || ledger.compare(&server_manifest)).await;
     if let Err(mismatches) = compared {
         let shown: Vec<String> = mismatches.iter().take(5).map(ToString::to_string).collect();
@@ -563,6 +635,10 @@ async fn write_control(
         ))
         .hint("use another backup"));
     }
+    let (roots, given_up) = (footprint.roots().clone(), footprint.given_up());
+    let writer = UnitWriter::new(roots, listed, given_up, false);
+    // the extents that it was read from a moment ago
+    write_unit(repository, manifest, vec![job], writer, &|_, _| ()).await?;
     let target = footprint.target();
     target.give_one(Path::new(CONTROL_FILE))?;
     for path in [CONTROL_FILE, "global"] {

@@ -39,8 +39,10 @@ use crate::repository::layout::BackupId;
     reason = "each is a flag of the command line of its own"
 )]
 pub struct RestoreOptions {
-    /// The directory to restore into: absent or empty.
+    /// The directory to restore into: absent or empty, unless a restore is resumed.
     pub target_dir: PathBuf,
+    /// Go on with a restore that was broken off there: keep what is right, and replace the rest.
+    pub resume: bool,
     /// Where to end.
     pub target: Target,
     /// Leave out what the target names.

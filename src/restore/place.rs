@@ -4,7 +4,8 @@
 mod root;
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File, TryLockError};
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,8 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::{Pid, geteuid, test_kill_process};
 
-use root::Made;
-pub(super) use root::{Root, Roots};
+use root::{Made, MayBe};
+pub(super) use root::{Root, Roots, Stays};
 
 use super::target::TablespaceMapping;
 use crate::error::{Error, Result, io};
@@ -23,6 +24,8 @@ use crate::repository::records::TablespaceRecord;
 /// Stands in a directory while it is being restored, so that no second restore writes there, and so
 /// that what a killed one left says what it is.
 const MARKER: &str = "anywhen-restore-unfinished";
+/// Without it no server starts in a directory.
+pub(super) const CONTROL_FILE: &str = "global/pg_control";
 
 /// Whom the restored files are given to; none where they belong to whoever restores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,8 +38,12 @@ pub struct Owner {
 
 impl Owner {
     /// Who must own a restore into `target`: as root the user called `name`, or the owner of the
-    /// folder; never root, as whom PostgreSQL refuses to run.
-    pub(super) fn of_restore(name: Option<&str>, target: &Path) -> Result<Option<Self>> {
+    /// folder, or whom a restore that is resumed was for; never root, as whom PostgreSQL refuses to run.
+    pub(super) fn of_restore(
+        name: Option<&str>,
+        target: &Path,
+        resumes: bool,
+    ) -> Result<Option<Self>> {
         if !geteuid().is_root() {
             let Some(name) = name else { return Ok(None) };
             if Self::named(name)?.uid == geteuid().as_raw() {
@@ -49,7 +56,12 @@ impl Owner {
         }
         let owner = match name {
             Some(name) => Self::named(name)?,
-            None => Self::of_folder(target)?,
+            None => match Unfinished::read(target)? {
+                Some(Unfinished {
+                    owner: Some(owner), ..
+                }) if resumes => owner,
+                _ => Self::of_folder(target)?,
+            },
         };
         if owner.uid == 0 {
             return Err(Error::usage(format!(
@@ -93,8 +105,9 @@ fn id_of(flag: &str, user: &str) -> Option<u32> {
     text.trim().parse().ok()
 }
 
-/// Refuses a directory to restore into that is not absent or empty.
-pub(super) fn check_target(path: &Path) -> Result<()> {
+/// Refuses a directory to restore into that is not absent or empty; or, where a restore of the cluster with this
+/// system identifier is `resumed`, does not hold one that was broken off.
+pub(super) fn check_target(path: &Path, resumed: Option<u64>) -> Result<()> {
     if let Some(pid) = running_server(path) {
         return Err(Error::usage(format!(
             "a running server holds {}: pid={pid}",
@@ -102,18 +115,84 @@ pub(super) fn check_target(path: &Path) -> Result<()> {
         ))
         .hint("restore into another directory, or stop that server and move its directory away"));
     }
+    if let Some(system_id) = resumed {
+        return check_unfinished(path, system_id);
+    }
     if is_absent_or_empty(path)? {
         return Ok(());
     }
-    let what = if path.join(MARKER).exists() {
-        "holds a restore that did not come to its end, or is still under way"
-    } else if path.join("PG_VERSION").exists() {
+    let refused = |what| Error::usage(format!("{} {what}", path.display()));
+    let elsewhere = "restore into a directory that is empty or not there";
+    if path.join(MARKER).exists() {
+        let what = "holds a restore that did not come to its end, or is still under way";
+        let hint = format!("{elsewhere}; or go on with that one, with --resume");
+        return Err(refused(what).hint(hint));
+    }
+    let what = if path.join("PG_VERSION").exists() {
         "holds a PostgreSQL cluster already"
     } else {
         "is not an empty directory"
     };
-    Err(Error::usage(format!("{} {what}", path.display()))
-        .hint("restore into a directory that is empty or not there"))
+    Err(refused(what).hint(elsewhere))
+}
+
+/// Refuses what is not a restore of this cluster that was broken off before it could be started.
+fn check_unfinished(path: &Path, system_id: u64) -> Result<()> {
+    let shown = path.display();
+    let Some(unfinished) = Unfinished::read(path)? else {
+        return Err(Error::usage(format!(
+            "{shown} does not hold a restore that was broken off"
+        ))
+        .hint("leave --resume out, and restore into a directory that is empty or not there"));
+    };
+    if unfinished.system_id != system_id {
+        return Err(Error::usage(format!(
+            "{shown} holds a restore of another cluster: expected system identifier {system_id}, found={}",
+            unfinished.system_id
+        )));
+    }
+    // somebody may have started it
+    if path.join(CONTROL_FILE).exists() {
+        return Err(Error::usage(format!(
+            "all files of the restore into {shown} were there when it was broken off"
+        ))
+        .hint("remove that directory, and restore again"));
+    }
+    Ok(())
+}
+
+/// What the marker of a restore says.
+struct Unfinished {
+    system_id: u64,
+    /// Whom its files are for.
+    owner: Option<Owner>,
+}
+
+impl Unfinished {
+    /// `None` where there is none, or one that says nothing.
+    fn read(target: &Path) -> Result<Option<Self>> {
+        let path = target.join(MARKER);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io("read", &path, &error)),
+        };
+        let mut words = text.split_whitespace();
+        let system_id = words.next().and_then(|word| word.parse().ok());
+        let mut id = || words.next()?.parse().ok();
+        let owner = match (id(), id()) {
+            (Some(uid), Some(gid)) => Some(Owner { uid, gid }),
+            _ => None,
+        };
+        Ok(system_id.map(|system_id| Self { system_id, owner }))
+    }
+
+    fn text(&self) -> String {
+        let owner = self
+            .owner
+            .map(|owner| format!(" {} {}", owner.uid, owner.gid));
+        format!("{}{}\n", self.system_id, owner.unwrap_or_default())
+    }
 }
 
 /// The server whose lock file names a process that lives.
@@ -152,6 +231,7 @@ pub(super) fn plan_tablespaces(
     records: &[TablespaceRecord],
     mappings: &[TablespaceMapping],
     target: &Path,
+    resumes: bool,
 ) -> Result<Vec<TablespacePlan>> {
     if let Some(stray) = mappings
         .iter()
@@ -191,7 +271,10 @@ pub(super) fn plan_tablespaces(
             None => Some(PathBuf::from(&record.location)).filter(|path| path.is_absolute()),
         };
         if let Some(to) = &to {
-            check_tablespace(record, to, mapping.is_some())?;
+            let is_own = resumes && is_own_tablespace(target, record.oid, to);
+            if !is_own {
+                check_tablespace(record, to, mapping.is_some())?;
+            }
             let nested =
                 |one: &Path, other: &Path| one.starts_with(other) || other.starts_with(one);
             let taken = plans.iter().filter_map(|plan| plan.to.as_deref());
@@ -211,6 +294,12 @@ pub(super) fn plan_tablespaces(
         });
     }
     Ok(plans)
+}
+
+/// Whether the restore that was broken off has taken this place.
+fn is_own_tablespace(target: &Path, oid: u32, place: &Path) -> bool {
+    let link = fs::read_link(target.join(format!("pg_tblspc/{oid}")));
+    link.is_ok_and(|to| to == place)
 }
 
 fn check_tablespace(record: &TablespaceRecord, to: &Path, is_mapped: bool) -> Result<()> {
@@ -259,6 +348,12 @@ pub(super) struct Footprint {
     /// Folders above them that were not there before.
     parents: Vec<Made>,
     keep: bool,
+    /// Whether the places may hold what is right already, of a restore that was broken off.
+    resumes: bool,
+    /// Of the cluster that is restored.
+    system_id: u64,
+    /// Locked: nobody else restores here.
+    marker: Option<File>,
     /// The permissions of the server's directories.
     mode: u32,
     /// Set once writers must stop.
@@ -266,45 +361,121 @@ pub(super) struct Footprint {
 }
 
 impl Footprint {
-    /// Takes the directory for this restore.
-    pub(super) fn begin(target: &Path, owner: Option<Owner>) -> Result<Self> {
-        check_target(target)?;
+    /// Takes the directory for this restore, or with what is in it where it `resumes` one.
+    pub(super) fn begin(
+        target: &Path,
+        owner: Option<Owner>,
+        system_id: u64,
+        resumes: bool,
+    ) -> Result<Self> {
+        check_target(target, resumes.then_some(system_id))?;
+        let may_be = if resumes { MayBe::Filled } else { MayBe::Empty };
         let mut parents = Vec::new();
-        let root = Root::take(target, owner, false, &mut parents).inspect_err(|_| {
+        let root = Root::take(target, owner, may_be, &mut parents).inspect_err(|_| {
             parents.iter().rev().for_each(Made::remove);
         })?;
         let root = Arc::new(root);
-        let footprint = Self {
+        let mut footprint = Self {
             owner,
             roots: Roots::new(Arc::clone(&root)),
-            all: vec![root],
+            all: vec![Arc::clone(&root)],
             parents,
-            keep: false,
+            // until it is known to be ours
+            keep: resumes,
+            resumes,
+            system_id,
+            marker: None,
             mode: 0o700,
             given_up: Arc::default(),
         };
         footprint.mark()?;
+        if resumes {
+            // once nobody else is at it
+            check_target(target, Some(system_id))?;
+            footprint.keep = false;
+            root.seize()?;
+        }
         Ok(footprint)
     }
 
-    fn mark(&self) -> Result<()> {
-        self.target().create(Path::new(MARKER)).map(drop)
+    fn mark(&mut self) -> Result<()> {
+        let (target, path) = (self.target(), Path::new(MARKER));
+        let mut marker = if self.resumes {
+            target.reopen(path)?
+        } else {
+            target.create(path)?
+        };
+        let failed = |doing, error| io(doing, &target.path().join(path), &error);
+        match marker.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::Error(error)) if self.resumes => return Err(failed("lock", error)),
+            // a file system without locks
+            Err(TryLockError::Error(error)) => tracing::debug!("no lock on {MARKER}: {error}"),
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::usage(format!(
+                    "another restore into {} is under way",
+                    target.path().display()
+                )));
+            }
+        }
+        let unfinished = Unfinished {
+            system_id: self.system_id,
+            owner: self.owner,
+        };
+        let written = marker
+            .set_len(0)
+            .and_then(|()| marker.write_all(unfinished.text().as_bytes()));
+        written.map_err(|error| failed("write", error))?;
+        self.marker = Some(marker);
+        Ok(())
+    }
+
+    /// Whether the places may hold what is right already.
+    pub(super) fn resumes(&self) -> bool {
+        self.resumes
+    }
+
+    /// Removes what the backup does not have, once all tablespaces are made; how much that was.
+    pub(super) fn sweep(&self, stays: &dyn Fn(&Path) -> Option<Stays>) -> Result<u64> {
+        let of_target = |path: &Path| match path.to_str() {
+            Some(MARKER) => Some(Stays::Whatever),
+            Some("pg_wal" | "pg_wal/archive_status" | "pg_tblspc") => Some(Stays::Directory),
+            _ if self.roots.is_tablespace(path) => Some(Stays::Whatever),
+            _ => stays(path),
+        };
+        let mut removed = self.target().sweep(Path::new(""), &of_target)?;
+        for (oid, root) in self.roots.tablespaces() {
+            let prefix = PathBuf::from(format!("pg_tblspc/{oid}"));
+            // clusters of other versions may have theirs beside ours
+            let of_tablespace = |path: &Path| {
+                let is_beside = path.parent() == Some(prefix.as_path());
+                stays(path).or_else(|| is_beside.then_some(Stays::Whatever))
+            };
+            removed = removed.saturating_add(root.sweep(&prefix, &of_tablespace)?);
+        }
+        Ok(removed)
     }
 
     /// Makes the place of a tablespace of the backup, or takes over an empty one.
     pub(super) fn make_tablespace(&mut self, oid: u32, path: &Path) -> Result<()> {
-        let root = self.make_root(path, false)?;
+        let link = PathBuf::from(format!("pg_tblspc/{oid}"));
+        let is_own = self.resumes && self.target().link_at(&link).is_some_and(|to| to == path);
+        let may_be = if is_own { MayBe::Filled } else { MayBe::Empty };
+        let root = self.make_root(path, may_be)?;
+        if is_own {
+            root.seize()?;
+        }
         self.roots.add_tablespace(oid, root);
         Ok(())
     }
 
     /// Makes the place of a tablespace that replay makes.
     pub(super) fn make_place(&mut self, path: &Path) -> Result<()> {
-        self.make_root(path, true).map(drop)
+        self.make_root(path, MayBe::Absent).map(drop)
     }
 
-    fn make_root(&mut self, path: &Path, must_be_absent: bool) -> Result<Arc<Root>> {
-        let root = Root::take(path, self.owner, must_be_absent, &mut self.parents)?;
+    fn make_root(&mut self, path: &Path, may_be: MayBe) -> Result<Arc<Root>> {
+        let root = Root::take(path, self.owner, may_be, &mut self.parents)?;
         let root = Arc::new(root);
         self.all.push(Arc::clone(&root));
         Ok(root)
@@ -335,7 +506,14 @@ impl Footprint {
 
     /// Makes a symbolic link, by its path in the backup.
     pub(super) fn make_link(&self, path: &Path, to: &Path) -> Result<()> {
-        self.target().make_link(path, to)
+        let target = self.target();
+        if self.resumes {
+            match target.link_at(path) {
+                Some(known) if known == to => return Ok(()),
+                _ => target.remove(path).map(drop)?,
+            }
+        }
+        target.make_link(path, to)
     }
 
     /// Set once the restore was given up: writers stop.
@@ -366,7 +544,7 @@ impl Footprint {
     }
 
     /// Closes the data directory again, and empties it of what the owner may have put there.
-    pub(super) fn take_back(&self) -> Result<()> {
+    pub(super) fn take_back(&mut self) -> Result<()> {
         let target = self.target();
         let emptied = target.close().and_then(|()| target.empty());
         emptied.map_err(|error| io("empty", target.path(), &error))?;
@@ -412,6 +590,13 @@ impl Drop for Footprint {
             return;
         }
         self.given_up.store(true, Ordering::SeqCst);
+        if self.resumes {
+            tracing::warn!(
+                "{} is left unfinished, and no server starts there: the same command goes on",
+                self.target().path().display()
+            );
+            return;
+        }
         for root in self.all.iter().rev() {
             // a writer that had begun before it was told to stop may make one more file
             let closed = root.close();
@@ -446,15 +631,15 @@ mod tests {
     #[test]
     fn a_directory_that_is_not_empty_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        check_target(folder.path()).unwrap();
-        check_target(&folder.path().join("a/b")).unwrap();
+        check_target(folder.path(), None).unwrap();
+        check_target(&folder.path().join("a/b"), None).unwrap();
         fs::write(folder.path().join("photo"), "x").unwrap();
-        let error = check_target(folder.path()).unwrap_err();
+        let error = check_target(folder.path(), None).unwrap_err();
         assert!(
             error.message().contains(folder.path().to_str().unwrap()),
             "{error}"
         );
-        check_target(&folder.path().join("photo")).unwrap_err();
+        check_target(&folder.path().join("photo"), None).unwrap_err();
     }
 
     /// A server that is started in the folder's group could not read what its user's own group may.
@@ -478,7 +663,7 @@ mod tests {
             format!("{}\n/x\n", std::process::id()),
         )
         .unwrap();
-        let error = check_target(folder.path()).unwrap_err();
+        let error = check_target(folder.path(), None).unwrap_err();
         assert!(error.message().contains("running server"), "{error}");
     }
 
@@ -488,7 +673,7 @@ mod tests {
         let target = folder.path().join("new/data");
         let space = folder.path().join("space");
         fs::create_dir(&space).unwrap();
-        let mut footprint = Footprint::begin(&target, None).unwrap();
+        let mut footprint = Footprint::begin(&target, None, 7, false).unwrap();
         footprint.make_tablespace(7, &space).unwrap();
         footprint.make_dir(Path::new("base")).unwrap();
         footprint.make_dir(Path::new("pg_tblspc")).unwrap();
@@ -498,7 +683,7 @@ mod tests {
         footprint.make_link(Path::new("link"), &space).unwrap();
         assert!(space.join("PG_18").is_dir());
         assert!(
-            check_target(&target)
+            check_target(&target, None)
                 .unwrap_err()
                 .message()
                 .contains("under way")
@@ -516,7 +701,7 @@ mod tests {
             ["data", "space", "moved", "live"].map(|name| folder.path().join(name));
         fs::create_dir(&live).unwrap();
         fs::write(live.join("precious"), "x").unwrap();
-        let mut footprint = Footprint::begin(&target, None).unwrap();
+        let mut footprint = Footprint::begin(&target, None, 7, false).unwrap();
         footprint.make_dir(Path::new("pg_tblspc")).unwrap();
         footprint.make_tablespace(7, &space).unwrap();
         fs::remove_dir(&space).unwrap();
@@ -543,7 +728,7 @@ mod tests {
         let mode = || fs::metadata(&target).unwrap().permissions().mode() & 0o7777;
         fs::create_dir(&target).unwrap();
         fs::set_permissions(&target, fs::Permissions::from_mode(0o2750)).unwrap();
-        let footprint = Footprint::begin(&target, None).unwrap();
+        let footprint = Footprint::begin(&target, None, 7, false).unwrap();
         assert_eq!(mode(), 0o700);
         drop(footprint);
         assert_eq!(mode(), 0o2750);
@@ -554,7 +739,7 @@ mod tests {
     fn a_lent_directory_comes_back_empty_but_for_its_marker() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("data");
-        let footprint = Footprint::begin(&target, None).unwrap();
+        let mut footprint = Footprint::begin(&target, None, 7, false).unwrap();
         footprint.make_dir(Path::new("pg_wal")).unwrap();
         footprint.lend().unwrap();
         fs::write(target.join("pg_wal/left"), "x").unwrap();
@@ -587,7 +772,7 @@ mod tests {
         let records = [record(7, &live)];
         let plan = |mappings: &[String]| {
             let mappings: Vec<_> = mappings.iter().map(|text| text.parse().unwrap()).collect();
-            plan_tablespaces(&records, &mappings, &target)
+            plan_tablespaces(&records, &mappings, &target, false)
         };
         let refused = plan(&[]).unwrap_err();
         assert!(
@@ -609,7 +794,7 @@ mod tests {
             oid: 7,
             location: "pg_tblspc/7".to_owned(),
         }];
-        let plans = plan_tablespaces(&records, &[], Path::new("/data")).unwrap();
+        let plans = plan_tablespaces(&records, &[], Path::new("/data"), false).unwrap();
         assert_eq!(plans[0].to, None);
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::Serialize;
 use wal::{Lsn, SegmentSize, TimelineId};
 
@@ -55,6 +56,8 @@ pub struct RestorePlan {
     pub parameters: Parameters,
     /// What whoever restores should know.
     pub warnings: Vec<String>,
+    /// When it was decided.
+    pub decided_at: Timestamp,
     /// How long deciding took.
     pub took: Duration,
 }
@@ -112,6 +115,7 @@ impl RestorePlan {
             reached: None,
             files: self.backup.files,
             bytes: self.backup.bytes,
+            kept_bytes: 0,
             target_dir: self.target_dir.to_string_lossy().into_owned(),
             phases: vec![phase],
             notes: Vec::new(),
@@ -231,6 +235,12 @@ impl fmt::Display for RestorePlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let backup = &self.backup;
         writeln!(f, "restore into {}", self.target_dir.display())?;
+        if self.options.resume {
+            writeln!(
+                f,
+                "  kept         what is right there already, by content; all else in it is replaced or removed"
+            )?;
+        }
         writeln!(
             f,
             "  backup       {} of {}, PostgreSQL {}, {} files, {}",
@@ -301,6 +311,8 @@ pub struct RestoreReport {
     pub files: u64,
     /// Bytes of the backup.
     pub bytes: u64,
+    /// How many of them were there already (`--resume`).
+    pub kept_bytes: u64,
     /// The directory.
     pub target_dir: String,
     /// What took how long.
@@ -358,6 +370,9 @@ impl fmt::Display for RestoreReport {
             "restored {} files, {size} in {seconds:.1} s: {}",
             self.files, self.target_dir
         )?;
+        if self.kept_bytes > 0 {
+            write!(f, "\n{} of it were there already", mib(self.kept_bytes))?;
+        }
         if let Some(reached) = &self.reached {
             write!(f, "\nreached {}", reached.lsn)?;
             if let Some(time) = &reached.time {

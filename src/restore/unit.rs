@@ -1,8 +1,8 @@
 //! From a backup's manifest to files: what is read together, decoded together and written together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +21,8 @@ use crate::repository::records::{Extent, ManifestEntry, ManifestLine, ManifestPa
 const UNIT_BYTES: u64 = 4 << 20;
 /// How many small files are written in one go.
 const UNIT_FILES: usize = 256;
+/// So much of what is there already is read at once.
+const KEPT_AT_ONCE: u64 = 256 << 10;
 /// The largest extent that is decoded; those of today have a quarter of a MiB.
 const EXTENT_BYTES_MAX: u64 = 64 << 20;
 
@@ -45,6 +47,37 @@ pub(super) struct FileJob {
     pub(super) size: u64,
     mode: u32,
     extents: Vec<Extent>,
+    /// Of each extent, whether it is there already; none are where this is empty.
+    kept: Vec<bool>,
+}
+
+impl FileJob {
+    /// Looks which extents are there already.
+    pub(super) fn compare(&mut self, roots: &Roots) -> Result<()> {
+        let (root, below) = roots.find(self.path.as_path());
+        let Some(mut file) = root.open(below)? else {
+            return Ok(());
+        };
+        let mut bytes = Vec::new();
+        for extent in &self.extents {
+            bytes.clear();
+            let read = (&mut file)
+                .take(extent.plain_bytes())
+                .read_to_end(&mut bytes);
+            read.map_err(|error| io("read", &root.path().join(below), &error))?;
+            let is_whole = u64::try_from(bytes.len()) == Ok(extent.plain_bytes());
+            self.kept.push(
+                is_whole
+                    && match extent {
+                        Extent::Zeros { .. } => bytes.iter().all(|byte| *byte == 0),
+                        Extent::Stored(_, _, _, _, hash) => {
+                            blake3::hash(&bytes).to_hex().as_str() == hash
+                        }
+                    },
+            );
+        }
+        Ok(())
+    }
 }
 
 impl Manifest {
@@ -116,6 +149,13 @@ impl Manifest {
         })
     }
 
+    /// The paths of the files among these lines.
+    pub(super) fn paths(&self, text: &[u8]) -> Result<HashSet<Vec<u8>>> {
+        self.files(text)
+            .map(|file| Ok(file?.path.as_bytes().to_vec()))
+            .collect()
+    }
+
     /// Refuses lines that make no sense.
     pub(super) fn check(&self, text: &[u8]) -> Result<()> {
         self.files(text).try_for_each(|file| file.map(drop))
@@ -185,6 +225,7 @@ impl Manifest {
             size,
             mode: entry.mode,
             extents,
+            kept: Vec::new(),
         })
     }
 
@@ -279,6 +320,8 @@ enum Step {
         blake3: String,
     },
     Zeros(u64),
+    /// So many bytes are there already.
+    Keep(u64),
     Close,
 }
 
@@ -291,7 +334,11 @@ pub(super) fn reads_of(manifest: &Manifest, unit: Vec<FileJob>) -> Vec<Read> {
     };
     for job in unit {
         current.steps.push(Step::Open(job.path, job.mode));
-        for extent in job.extents {
+        for (nth, extent) in job.extents.into_iter().enumerate() {
+            if job.kept.get(nth) == Some(&true) {
+                current.steps.push(Step::Keep(extent.plain_bytes()));
+                continue;
+            }
             let Extent::Stored(pack, offset, stored, plain, blake3) = extent else {
                 current.steps.push(Step::Zeros(extent.plain_bytes()));
                 continue;
@@ -337,14 +384,20 @@ pub(super) struct UnitWriter {
     /// How `backup_manifest` lists each file.
     listed: Arc<BTreeMap<RelativePath, Algorithm>>,
     given_up: Arc<AtomicBool>,
+    /// Whether files may be there already.
+    changes: bool,
     open: Option<OpenFile>,
     /// What was written.
     pub(super) done: Vec<(RelativePath, FileSum)>,
     pub(super) bytes: u64,
+    /// How many of them were there already.
+    pub(super) kept_bytes: u64,
 }
 
 struct OpenFile {
     file: File,
+    /// How many bytes of it are right by now.
+    bytes: u64,
     place: PathBuf,
     path: RelativePath,
     checker: FileChecker,
@@ -355,15 +408,28 @@ impl UnitWriter {
         roots: Roots,
         listed: Arc<BTreeMap<RelativePath, Algorithm>>,
         given_up: Arc<AtomicBool>,
+        changes: bool,
     ) -> Self {
         Self {
             roots,
             listed,
             given_up,
+            changes,
             open: None,
             done: Vec::new(),
             bytes: 0,
+            kept_bytes: 0,
         }
+    }
+
+    /// Whether files may be there already.
+    pub(super) fn changes(&self) -> bool {
+        self.changes
+    }
+
+    /// Where it writes.
+    pub(super) fn roots(&self) -> &Roots {
+        &self.roots
     }
 
     /// Does the steps of a read whose stored bytes are `from`.
@@ -376,6 +442,7 @@ impl UnitWriter {
             match step {
                 Step::Open(path, mode) => self.open(path, mode)?,
                 Step::Zeros(count) => self.write_zeros(count)?,
+                Step::Keep(count) => self.keep(count)?,
                 Step::Stored {
                     stored,
                     plain,
@@ -385,7 +452,7 @@ impl UnitWriter {
                         .map_err(|reason| damaged_extent(place.as_ref(), &reason))?;
                     self.write(&plain)?;
                 }
-                Step::Close => self.close(),
+                Step::Close => self.close()?,
             }
         }
         Ok(())
@@ -396,11 +463,16 @@ impl UnitWriter {
             return Err(Error::failure("stopped"));
         }
         let (root, below) = self.roots.find(path.as_path());
-        let file = root.create_with_mode(below, mode)?;
+        let file = if self.changes {
+            root.open_to_change(below, mode)?
+        } else {
+            root.create_with_mode(below, mode)?
+        };
         let place = root.path().join(below);
         let algorithm = self.listed.get(&path).copied().unwrap_or(Algorithm::None);
         self.open = Some(OpenFile {
             file,
+            bytes: 0,
             place,
             path,
             checker: FileChecker::new(algorithm),
@@ -413,9 +485,9 @@ impl UnitWriter {
             return Ok(());
         };
         open.checker.update(bytes);
-        self.bytes = self
-            .bytes
-            .saturating_add(u64::try_from(bytes.len()).unwrap_or(0));
+        let count = u64::try_from(bytes.len()).unwrap_or(0);
+        self.bytes = self.bytes.saturating_add(count);
+        open.bytes = open.bytes.saturating_add(count);
         open.file
             .write_all(bytes)
             .map_err(|error| io("write", &open.place, &error))
@@ -434,10 +506,36 @@ impl UnitWriter {
         Ok(())
     }
 
-    fn close(&mut self) {
-        if let Some(OpenFile { path, checker, .. }) = self.open.take() {
-            self.done.push((path, checker.finish()));
+    /// Passes over what is there already, and was compared a moment ago.
+    fn keep(&mut self, count: u64) -> Result<()> {
+        let Some(open) = &mut self.open else {
+            return Ok(());
+        };
+        let mut bytes = vec![0; usize::try_from(count.min(KEPT_AT_ONCE)).unwrap_or(0)];
+        let mut left = count;
+        while left > 0 {
+            let now = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+            let now = bytes.get_mut(..now).unwrap_or_default();
+            let read = open.file.read_exact(now);
+            read.map_err(|error| io("read", &open.place, &error))?;
+            open.checker.update(now);
+            left = left.saturating_sub(u64::try_from(now.len()).unwrap_or(u64::MAX));
         }
+        open.bytes = open.bytes.saturating_add(count);
+        self.bytes = self.bytes.saturating_add(count);
+        self.kept_bytes = self.kept_bytes.saturating_add(count);
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<()> {
+        if let Some(open) = self.open.take() {
+            if self.changes {
+                let cut = open.file.set_len(open.bytes);
+                cut.map_err(|error| io("cut off the end of", &open.place, &error))?;
+            }
+            self.done.push((open.path, open.checker.finish()));
+        }
+        Ok(())
     }
 }
 
@@ -466,7 +564,7 @@ pub(super) fn decode_all(
                 let count = usize::try_from(count).unwrap_or(usize::MAX);
                 out.resize(out.len().saturating_add(count), 0);
             }
-            Step::Open(..) | Step::Close => {}
+            Step::Open(..) | Step::Keep(_) | Step::Close => {}
         }
     }
     Ok(())
@@ -569,9 +667,9 @@ mod tests {
         assert_eq!(reads.len(), 1);
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("data");
-        let footprint = Footprint::begin(&target, None).unwrap();
+        let footprint = Footprint::begin(&target, None, 7, false).unwrap();
         let roots = footprint.roots().clone();
-        let mut writer = UnitWriter::new(roots, Arc::default(), Arc::default());
+        let mut writer = UnitWriter::new(roots, Arc::default(), Arc::default(), false);
         writer
             .apply(reads.remove(0), Some(read_from_pack(bytes)))
             .unwrap();
@@ -600,9 +698,9 @@ mod tests {
             .unwrap();
         let read = reads_of(&manifest, unit).remove(0);
         let folder = tempfile::tempdir().unwrap();
-        let footprint = Footprint::begin(&folder.path().join("data"), None).unwrap();
+        let footprint = Footprint::begin(&folder.path().join("data"), None, 7, false).unwrap();
         let roots = footprint.roots().clone();
-        let mut writer = UnitWriter::new(roots, Arc::default(), Arc::default());
+        let mut writer = UnitWriter::new(roots, Arc::default(), Arc::default(), false);
         let error = writer.apply(read, Some(read_from_pack(bytes))).unwrap_err();
         assert_eq!(error.kind(), crate::error::Kind::Damaged);
     }

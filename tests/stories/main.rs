@@ -16,6 +16,7 @@ mod load;
 mod objects;
 mod proxy;
 mod record;
+mod resumed;
 mod sealed;
 mod server;
 

@@ -47,6 +47,28 @@ impl Made {
     }
 }
 
+/// What may stand at the place of a [`Root`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MayBe {
+    /// Nothing.
+    Absent,
+    /// Nothing, or an empty directory.
+    Empty,
+    /// Whatever is there: it is not closed yet.
+    Filled,
+}
+
+/// What stays of what is in a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::restore) enum Stays {
+    /// A file, if it is one, and nobody else's too.
+    File,
+    /// A directory, with what stays of what is in it.
+    Directory,
+    /// Whatever it is.
+    Whatever,
+}
+
 /// What stood at the place of a [`Root`] before.
 #[derive(Debug)]
 enum Before {
@@ -65,12 +87,12 @@ pub(in crate::restore) struct Root {
 }
 
 impl Root {
-    /// Makes a directory at `path`, or takes over an empty one unless it `must_be_absent`. The
-    /// folders above it that were missing are added to `parents`.
+    /// Makes a directory at `path`, or takes over what `may_be` there. The folders above it that were missing
+    /// are added to `parents`.
     pub(super) fn take(
         path: &Path,
         owner: Option<Owner>,
-        must_be_absent: bool,
+        may_be: MayBe,
         parents: &mut Vec<Made>,
     ) -> Result<Self> {
         let name = path.file_name();
@@ -79,7 +101,7 @@ impl Root {
         let parent = open_parent(path, parents)?;
         let before = match rustix::fs::mkdirat(&parent, name, PRIVATE) {
             Ok(()) => None,
-            Err(Errno::EXIST) if !must_be_absent => Some(()),
+            Err(Errno::EXIST) if may_be != MayBe::Absent => Some(()),
             Err(error) => return Err(io("create", path, &error.into())),
         };
         // as root, a link may be the future owner's, to any directory of this machine
@@ -106,6 +128,9 @@ impl Root {
             before,
             owner,
         };
+        if may_be == MayBe::Filled {
+            return Ok(root);
+        }
         let closed = root
             .close()
             .map_err(|error| io("set the mode of", path, &error));
@@ -148,9 +173,6 @@ impl Root {
     pub(super) fn make_dir_with_mode(&self, below: &Path, mode: u32) -> Result<()> {
         self.make_dir(below)?;
         let mode = permissions(mode) | PRIVATE;
-        if mode == PRIVATE {
-            return Ok(());
-        }
         let set = rustix::fs::chmodat(&self.made.dir, below, mode, AtFlags::empty());
         set.map_err(|error| io("set the mode of", &self.path().join(below), &error.into()))
     }
@@ -177,6 +199,52 @@ impl Root {
             set.map_err(|error| io("set the mode of", &self.path().join(below), &error.into()))?;
         }
         Ok(file)
+    }
+
+    /// Opens a file below it to change it, or makes it, with permissions as the server had them.
+    pub(in crate::restore) fn open_to_change(&self, below: &Path, mode: u32) -> Result<File> {
+        let failed = |doing, error: Errno| io(doing, &self.path().join(below), &error.into());
+        let file = self
+            .open_with(below, OFlags::RDWR | OFlags::CREATE)
+            .map_err(|error| failed("open", error))?;
+        let set = rustix::fs::fchmod(&file, permissions(mode));
+        set.map_err(|error| failed("set the mode of", error))?;
+        Ok(file)
+    }
+
+    /// Opens a file below it that is there, to write to.
+    pub(super) fn reopen(&self, below: &Path) -> Result<File> {
+        self.open_with(below, OFlags::RDWR)
+            .map_err(|error| io("open", &self.path().join(below), &error.into()))
+    }
+
+    /// Where a link below it leads; `None` where none is.
+    pub(super) fn link_at(&self, below: &Path) -> Option<PathBuf> {
+        let to = rustix::fs::readlinkat(&self.made.dir, below, Vec::new()).ok()?;
+        Some(PathBuf::from(OsStr::from_bytes(to.to_bytes())))
+    }
+
+    /// Removes what does not stay, by its path behind `prefix`; how much that was.
+    pub(super) fn sweep(
+        &self,
+        prefix: &Path,
+        stays: &dyn Fn(&Path) -> Option<Stays>,
+    ) -> Result<u64> {
+        sweep_below(self.made.dir.as_fd(), prefix, stays)
+            .map_err(|error| io("tidy up", self.path(), &error))
+    }
+
+    /// Closes it, and takes what is below it from its owner, who may still hold directories in it open.
+    pub(super) fn seize(&self) -> Result<()> {
+        let path = self.path();
+        self.close()
+            .map_err(|error| io("set the mode of", path, &error))?;
+        if self.owner.is_none() {
+            return Ok(());
+        }
+        let root = Owner { uid: 0, gid: 0 };
+        take_below(self.made.dir.as_fd(), root)
+            .map_err(|error| io("change the owner of what is in", path, &error))
     }
 
     /// Opens what is below it, to read; `None` where nothing is.
@@ -317,6 +385,19 @@ impl Roots {
         &self.target
     }
 
+    /// Those of tablespaces, by OID.
+    pub(super) fn tablespaces(&self) -> impl Iterator<Item = (u32, &Root)> {
+        let roots = self.tablespaces.iter();
+        roots.map(|(oid, root)| (*oid, root.as_ref()))
+    }
+
+    /// Whether this is the link to one of them.
+    pub(super) fn is_tablespace(&self, path: &Path) -> bool {
+        let oid = path.strip_prefix("pg_tblspc").ok().and_then(Path::to_str);
+        let oid = oid.and_then(|oid| oid.parse().ok());
+        oid.is_some_and(|oid: u32| self.tablespaces.contains_key(&oid))
+    }
+
     /// The root that holds what a backup calls `path`, and the path below that: what lies behind
     /// the link `pg_tblspc/<oid>` is not looked up through the link.
     pub(in crate::restore) fn find<'a>(&self, path: &'a Path) -> (&Root, &'a Path) {
@@ -395,6 +476,57 @@ fn remove_below(dir: BorrowedFd<'_>) -> std::io::Result<()> {
                 rustix::fs::unlinkat(dir, &name, AtFlags::REMOVEDIR)?;
             }
             Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn sweep_below(
+    dir: BorrowedFd<'_>,
+    prefix: &Path,
+    stays: &dyn Fn(&Path) -> Option<Stays>,
+) -> std::io::Result<u64> {
+    let mut removed = 0_u64;
+    for name in names(dir)? {
+        let as_os = OsStr::from_bytes(name.to_bytes());
+        let path = prefix.join(as_os);
+        let found = rustix::fs::statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let file_type = FileType::from_raw_mode(found.st_mode);
+        match (stays(&path), file_type) {
+            (Some(Stays::Whatever), _) => continue,
+            // with another name, somebody's copy would be written to; without these rights nothing could be
+            (Some(Stays::File), FileType::RegularFile)
+                if found.st_nlink == 1 && found.st_mode & 0o600 == 0o600 =>
+            {
+                continue;
+            }
+            (Some(Stays::Directory), FileType::Directory) => {
+                let below = open_dir(dir, as_os, false)?;
+                removed = removed.saturating_add(sweep_below(below.as_fd(), &path, stays)?);
+                continue;
+            }
+            _ => {}
+        }
+        if file_type == FileType::Directory {
+            let below = open_dir(dir, as_os, false)?;
+            remove_below(below.as_fd())?;
+            rustix::fs::unlinkat(dir, &name, AtFlags::REMOVEDIR)?;
+        } else {
+            rustix::fs::unlinkat(dir, &name, AtFlags::empty())?;
+        }
+        removed = removed.saturating_add(1);
+    }
+    Ok(removed)
+}
+
+/// Takes what is in a directory, a directory before what is in it: nobody else changes it then.
+fn take_below(dir: BorrowedFd<'_>, root: Owner) -> std::io::Result<()> {
+    for name in names(dir)? {
+        let as_os = OsStr::from_bytes(name.to_bytes());
+        give_at(dir, Path::new(as_os), root)?;
+        let found = rustix::fs::statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
+            take_below(open_dir(dir, as_os, false)?.as_fd(), root)?;
         }
     }
     Ok(())
