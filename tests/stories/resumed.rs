@@ -24,8 +24,8 @@ fn stopped() -> Record {
         elsewhere.display()
     ));
     record.server.execute(
-        "create table far tablespace elsewhere as select n from generate_series(1, 50000) n;
-         create table filled as select n as id, md5(n::text) as words from generate_series(1, 200000) n",
+        "create table far tablespace elsewhere as select n from generate_series(1, 20000) n;
+         create table filled as select n as id, md5(n::text) as words from generate_series(1, 60000) n",
     );
     fill_a_file_list(&record.server);
     let mut record = record.begin();
@@ -83,8 +83,8 @@ fn a_restore_that_was_killed_goes_on_with_what_is_right() {
     let restored = start_restored(&record.ground, &target, End::Promoted);
     assert_eq!(moments(&restored), "0,1");
     let mut sql = restored.sql();
-    assert_eq!(value(&mut sql, "select count(*) from far"), "50000");
-    assert_eq!(value(&mut sql, "select count(words) from filled"), "200000");
+    assert_eq!(value(&mut sql, "select count(*) from far"), "20000");
+    assert_eq!(value(&mut sql, "select count(words) from filled"), "60000");
 }
 
 /// A restore that is killed while it writes; `false`, with nothing left, where it was too fast.
@@ -109,7 +109,12 @@ fn is_killed_halfway(record: &Record, target: &Path, tablespace: &Path, place: &
 /// What it replaces must be what a restore of this cluster had written.
 #[test]
 fn nothing_is_resumed_but_a_restore_of_this_cluster_that_was_broken_off() {
-    let mut record = stopped();
+    let mut record = Record::begun(&Options::default());
+    record.insert(1);
+    record.store_all();
+    record.stop_stream();
+    let system_id = record.server.system_id();
+    record.server.stop(Shutdown::Fast);
     let refused = |target: &Path, words: &[&str]| {
         let before = files_below(target);
         let asked = ["restore", "-D", target.to_str().unwrap(), "--resume"];
@@ -131,9 +136,6 @@ fn nothing_is_resumed_but_a_restore_of_this_cluster_that_was_broken_off() {
     write_as_account(&data.join(MARKER), b"7\n", 0o600);
     refused(&data, &["another cluster"]);
     fs::remove_file(data.join(MARKER)).unwrap();
-    record.server.start();
-    let system_id = record.server.system_id();
-    record.server.stop(Shutdown::Fast);
     write_as_account(&data.join(MARKER), system_id.as_bytes(), 0o600);
     let asked = ["restore", "-D", data.to_str().unwrap(), "--resume"];
     let ended = record.anywhen.run(&asked);
