@@ -472,7 +472,7 @@ class Repository:
         need(trailer["digest"] == record["manifest_digest"], "manifest is not that of backup.json")
         lines = manifest_lines(plain)
         for entry in [entry for kind, entry in lines if kind == "files"]:
-            need(re.fullmatch(r"backups/[^/]+/files/[0-9]{8}", entry["path"]), f'no file list: {entry["path"]}')
+            need(re.fullmatch(r"backups/[0-9TZ]+[.][0-9]+Z/files/[0-9]{8}", entry["path"]), f'no file list: {entry["path"]}')
             _, plain, trailer = self.fetch(f'{system}/{entry["path"]}')
             need(trailer["digest"] == entry["digest"], f'{entry["path"]} is not that of the manifest')
             lines += manifest_lines(plain)

@@ -824,7 +824,12 @@ fn with_warnings(error: Error, warnings: &[ServerError]) -> Error {
         .take(SHOWN_MAX)
         .map(|warning| warning.message.as_str())
         .collect();
-    error.context(format!("the server found: {}", shown.join("; ")))
+    let more = if warnings.len() > SHOWN_MAX {
+        "; …"
+    } else {
+        ""
+    };
+    error.context(format!("the server found: {}{more}", shown.join("; ")))
 }
 
 fn announced(stream: &BaseBackupStream) -> Vec<basebackup::stream::Tablespace> {

@@ -227,7 +227,8 @@ pub(super) struct StreamArgs {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  anywhen backup --repo file:///backups -d 'host=db1 user=anywhen' \
-                        --label 'before the upgrade'"
+                        --label 'before the upgrade'\n  \
+                        anywhen backup --no-verify-checksums     # where the server finds damaged pages"
 )]
 pub(super) struct BackupArgs {
     /// A text to find it by
@@ -264,7 +265,8 @@ pub(super) enum CheckpointArg {
                         '2026-11-20 14:03:00+01', '10 minutes ago'; a bare local time is taken in \
                         the system's zone.\n\nExamples:\n  \
                         anywhen restore --repo file:///backups -D /srv/restored --to '10 minutes ago' --dry-run\n  \
-                        anywhen restore --repo file:///backups -D /srv/restored --to '2026-11-20 14:03:00' --replay"
+                        anywhen restore --repo file:///backups -D /srv/restored --to '2026-11-20 14:03:00' --replay\n  \
+                        anywhen restore --repo file:///backups -D /srv/restored --resume       # it was killed"
 )]
 pub(super) struct RestoreArgs {
     /// The folder to restore into; absent or empty, unless --resume is given

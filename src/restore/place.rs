@@ -400,12 +400,21 @@ impl Footprint {
 
     fn mark(&mut self) -> Result<()> {
         let (target, path) = (self.target(), Path::new(MARKER));
-        let mut marker = if self.resumes {
-            target.reopen(path)?
-        } else {
-            target.create(path)?
-        };
         let failed = |doing, error| io(doing, &target.path().join(path), &error);
+        let marker = if self.resumes {
+            // what it says holds on
+            let found = target.open(path)?;
+            found.ok_or_else(|| failed("open", std::io::ErrorKind::NotFound.into()))?
+        } else {
+            let mut made = target.create(path)?;
+            let unfinished = Unfinished {
+                system_id: self.system_id,
+                owner: self.owner,
+            };
+            let written = made.write_all(unfinished.text().as_bytes());
+            written.map_err(|error| failed("write", error))?;
+            made
+        };
         match marker.try_lock() {
             Ok(()) => {}
             Err(TryLockError::Error(error)) if self.resumes => return Err(failed("lock", error)),
@@ -418,14 +427,6 @@ impl Footprint {
                 )));
             }
         }
-        let unfinished = Unfinished {
-            system_id: self.system_id,
-            owner: self.owner,
-        };
-        let written = marker
-            .set_len(0)
-            .and_then(|()| marker.write_all(unfinished.text().as_bytes()));
-        written.map_err(|error| failed("write", error))?;
         self.marker = Some(marker);
         Ok(())
     }

@@ -212,12 +212,6 @@ impl Root {
         Ok(file)
     }
 
-    /// Opens a file below it that is there, to write to.
-    pub(super) fn reopen(&self, below: &Path) -> Result<File> {
-        self.open_with(below, OFlags::RDWR)
-            .map_err(|error| io("open", &self.path().join(below), &error.into()))
-    }
-
     /// Where a link below it leads; `None` where none is.
     pub(super) fn link_at(&self, below: &Path) -> Option<PathBuf> {
         let to = rustix::fs::readlinkat(&self.made.dir, below, Vec::new()).ok()?;
