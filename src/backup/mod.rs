@@ -653,7 +653,9 @@ struct Received {
 /// The moment that a backup ends at.
 struct End {
     /// No commit before the stop position is stamped later; every one that is stamped up to it
-    /// precedes `lsn`.
+    /// precedes `lsn`. The second does not hold of a standby that has replayed no commit since its
+    /// start: all that is known then is the whole second of its checkpoint, and a commit of that
+    /// second may come behind `lsn`.
     time: Timestamp,
     /// At or behind the stop position.
     lsn: Lsn,

@@ -5,7 +5,7 @@ use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, WalRange};
 use super::resume::ResumeAt;
 use crate::error::chain;
 use crate::repository::layout::ObjectName;
-use crate::repository::{Repository, RepositoryError, digest};
+use crate::repository::{Repository, RepositoryError, digest, first_difference};
 
 /// What is stored of the segment at hand, from its beginning on without a break.
 #[derive(Debug)]
@@ -198,7 +198,7 @@ impl Content {
         match self {
             Self::Bytes(known) => {
                 let known = known.get(came.len()..).unwrap_or_default();
-                let differs = known.iter().zip(bytes).position(|(a, b)| a != b)?;
+                let differs = first_difference(known, bytes)?;
                 let at = came.len().saturating_add(differs);
                 Some(start.saturating_add(u64::try_from(at).unwrap_or(u64::MAX)))
             }

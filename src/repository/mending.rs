@@ -12,6 +12,7 @@ use container::Header;
 use tokio::sync::watch;
 use wal::Lsn;
 
+use super::contents::first_difference;
 use super::layout::{BackupId, ObjectName};
 use super::member::Member;
 use super::{Repository, RepositoryError, Result};
@@ -270,8 +271,7 @@ impl Repository {
         let (Ok(ours), Ok(theirs)) = (ours, theirs) else {
             return Ok(());
         };
-        let mut both = ours.content.iter().zip(&theirs.content);
-        let Some(at) = both.position(|(a, b)| a != b) else {
+        let Some(at) = first_difference(&ours.content, &theirs.content) else {
             return Ok(());
         };
         let start = segment.start(size).unwrap_or(Lsn::ZERO);

@@ -48,6 +48,7 @@ use store::Store;
 
 pub use container::digest;
 pub use contents::Readable;
+pub(crate) use contents::first_difference;
 pub use error::RepositoryError;
 pub use mending::PlaceState;
 pub use place::PlaceSettings;

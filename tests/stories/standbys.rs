@@ -56,6 +56,13 @@ fn a_backup_of_a_standby_reaches_its_own_moment_by_itself() {
     record.anywhen.backup(&record.server);
     let standby = standby_of(&record, &record.ground);
     standby.execute("select pg_wal_replay_pause()");
+    // a standby that has replayed no commit knows its checkpoint's whole second alone
+    let checkpoint = "select checkpoint_time + interval '1 s' from pg_control_checkpoint()";
+    let checkpoint = standby.value(checkpoint);
+    let over = format!("select clock_timestamp() > '{checkpoint}'");
+    eventually("the checkpoint's second is over", || {
+        standby.value(&over) == "t"
+    });
     let committed = record.insert(1).committed;
     let behind = record.anywhen.backup(&standby);
     standby.execute("select pg_wal_replay_resume()");
