@@ -238,6 +238,18 @@ impl SumOfParts {
         Self::default()
     }
 
+    /// Behind a file whose length in bytes and CRC-32C are known.
+    pub fn of_file(size: u64, crc32c: u32) -> Self {
+        Self { size, crc32c }
+    }
+
+    /// A part has changed which ended `behind` bytes before the end of what is summed up: its CRC-32C
+    /// before and after. Its length is the same.
+    pub fn changed(&mut self, before: u32, after: u32, behind: u64) {
+        // of two files of one length, CRCs differ by that of their difference
+        self.crc32c ^= times(before ^ after, shift_by(behind));
+    }
+
     /// The next part: its CRC-32C and its length in bytes.
     pub fn part(&mut self, crc32c: u32, bytes: u64) {
         // both have all ones before and after, which cancel each other out
@@ -348,6 +360,28 @@ mod tests {
         assert_eq!(Checksum::from_hex(Algorithm::Crc32c, "839206e"), None);
         assert_eq!(Algorithm::from_name("md5"), None);
         assert_eq!(Algorithm::from_name("crc32C"), Some(Algorithm::Crc32c));
+    }
+
+    #[test]
+    fn sums_up_a_file_from_what_has_changed_of_another() {
+        let crc = |bytes: &[u8]| crc32c::crc32c(bytes);
+        let before: Vec<u8> = (0..=u8::MAX).cycle().take(5000).collect();
+        let mut after = before.clone();
+        let mut sum = SumOfParts::of_file(5000, crc(&before));
+        // the first bytes, some in the middle, the last ones, and some that are as they were
+        for range in [0..10_usize, 700..1700, 2000..2100, 4999..5000] {
+            for byte in &mut after[range.clone()] {
+                *byte ^= if range.start == 2000 { 0 } else { 0x5a };
+            }
+            let behind = u64::try_from(5000 - range.end).unwrap();
+            sum.changed(crc(&before[range.clone()]), crc(&after[range]), behind);
+        }
+        sum.part(crc(b"and more"), 8);
+        sum.zeros(3);
+        after.extend_from_slice(b"and more\0\0\0");
+        let mut checker = FileChecker::new(Algorithm::Crc32c);
+        checker.update(&after);
+        assert_eq!(sum.finish(), checker.finish());
     }
 
     #[test]

@@ -115,6 +115,8 @@ pub struct Totals {
 pub struct Events {
     form: Form,
     tablespaces: Vec<Tablespace>,
+    /// What the archives' names end in.
+    suffix: &'static str,
     /// How many archives have begun.
     begun: usize,
     state: State,
@@ -159,6 +161,7 @@ impl Events {
         Ok(Self {
             form,
             tablespaces,
+            suffix: "",
             begun: 0,
             state: State::Outside,
             totals: Totals {
@@ -166,6 +169,21 @@ impl Events {
                 manifest_bytes: None,
             },
         })
+    }
+
+    /// The same of archives that the server compresses with zstd: [`Event::Data`] are one or more frames of
+    /// each (`backup/basebackup_zstd.c`, `bbsink_zstd_begin_archive`). The manifest comes as it is.
+    #[must_use]
+    pub fn zstd(self) -> Self {
+        Self {
+            suffix: ".zst",
+            ..self
+        }
+    }
+
+    /// Whether the archives are compressed with zstd.
+    pub fn is_zstd(&self) -> bool {
+        !self.suffix.is_empty()
     }
 
     /// The archives announced, in the order in which they come.
@@ -248,7 +266,7 @@ impl Events {
                     found: String::from_utf8_lossy(name).into_owned(),
                 })?;
                 if let Event::ArchiveBegins { tablespace } = &begun {
-                    let expected = expected_name(tablespace);
+                    let expected = self.expected_name(tablespace);
                     if name != expected.as_bytes() {
                         let found = String::from_utf8_lossy(name).into_owned();
                         return Err(StreamError::Archive { expected, found });
@@ -292,6 +310,15 @@ impl Events {
         }
     }
 
+    /// basebackup.c, `perform_base_backup`: `base.tar` or `<oid>.tar`.
+    fn expected_name(&self, tablespace: &Tablespace) -> String {
+        let suffix = self.suffix;
+        match tablespace.oid {
+            None => format!("base.tar{suffix}"),
+            Some(oid) => format!("{oid}.tar{suffix}"),
+        }
+    }
+
     fn next_archive(&mut self) -> Option<Event<'static>> {
         let tablespace = self.tablespaces.get(self.begun)?.clone();
         self.begun = self.begun.saturating_add(1);
@@ -319,13 +346,6 @@ impl Events {
             announced: self.tablespaces.len(),
         }
     }
-}
-
-/// basebackup.c, `perform_base_backup`: `base.tar` or `<oid>.tar`, without compression.
-fn expected_name(tablespace: &Tablespace) -> String {
-    tablespace
-        .oid
-        .map_or_else(|| "base.tar".to_owned(), |oid| format!("{oid}.tar"))
 }
 
 /// The archive's name of an `n` message: two strings, each ending in NUL.

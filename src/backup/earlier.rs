@@ -27,12 +27,24 @@ impl EarlierRecords {
         self.newest.iter().chain(&self.unfinished)
     }
 
-    /// What they have stored.
-    pub(super) async fn read(self, repository: &Repository) -> Result<Option<EarlierBackup>> {
-        let mut known = match &self.newest {
-            Some(newest) => earlier_backup(repository, newest).await?,
-            None => None,
+    /// What the newest has stored.
+    pub(super) async fn read_newest(
+        &self,
+        repository: &Repository,
+    ) -> Result<Option<(&BackupRecord, EarlierBackup)>> {
+        let Some(newest) = &self.newest else {
+            return Ok(None);
         };
+        let earlier = earlier_backup(repository, newest).await?;
+        Ok(earlier.map(|earlier| (newest, earlier)))
+    }
+
+    /// What all of them have stored: `known`, of the newest, and of those that failed since.
+    pub(super) async fn with_unfinished(
+        &self,
+        mut known: Option<EarlierBackup>,
+        repository: &Repository,
+    ) -> Result<Option<EarlierBackup>> {
         for unfinished in &self.unfinished {
             if let Some(later) = unfinished_backup(repository, unfinished).await? {
                 known = Some(match known {

@@ -1,25 +1,29 @@
-//! Stretches of files on their way to packs: hashed and compressed by threads of their own, several at
-//! a time, and given back in the order in which they came.
+//! Stretches of files on their way to packs: put together where only changes came, hashed and compressed by
+//! threads of their own, several at a time, and given back in the order in which they came.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use container::CompressedFrame;
 use tokio::runtime::Handle;
 use tokio::task::{JoinError, JoinHandle};
 
 use super::pages::Pages;
+use super::rebuilding::{Predecessor, Rebuild, RebuiltFile, Sums};
 use crate::error::{Error, Result, chain};
 use crate::repository::BackupRecipe;
 use crate::repository::records::ManifestEntry;
-use crate::repository::sharing::StoredExtent;
+use crate::repository::sharing::{EarlierExtent, StoredExtent};
 
 /// A file is cut into extents of so many bytes. From the measurements of 512 KiB frames: within
 /// 4 % of the ratio of one long stream, and small enough to be shared between backups.
 pub(super) const EXTENT_BYTES: usize = 512 << 10;
 /// So many for each core are under way: one that is worked on, one that waits.
 const FOR_EACH_CORE: usize = 2;
-/// However many cores there are: each takes up to two extents' bytes.
+/// However many cores there are: each takes a few extents' bytes.
 const MOST: usize = 64;
+/// So many steps wait at most: those that nobody works on too, where one before them takes long.
+const STEPS_MAX: usize = 10_000;
 
 /// What became of a stretch of a file.
 pub(super) enum Made {
@@ -33,15 +37,26 @@ pub(super) enum Made {
 
 /// What comes next of the files, in their order.
 pub(super) enum Next {
-    /// A stretch of so many plain bytes of the file at hand, and its pages that look damaged.
-    Extent(u64, Made, Vec<u32>),
-    /// The file at hand ends; its size.
-    FileEnds(ManifestEntry, u64),
+    Extent(NextExtent),
+    /// The file at hand ends; its size, and what it was put together from.
+    FileEnds(ManifestEntry, u64, Option<RebuiltFile>),
+}
+
+/// A stretch of the file at hand.
+pub(super) struct NextExtent {
+    pub(super) plain_bytes: u64,
+    pub(super) made: Made,
+    /// Its pages that look damaged.
+    pub(super) bad: Vec<u32>,
+    /// Checksums, where it was put together from an increment.
+    pub(super) sums: Option<Sums>,
 }
 
 enum Step {
     Extent(JoinHandle<Worked>),
-    FileEnds(ManifestEntry, u64),
+    /// One that nobody has to work on: an earlier backup has it, or it is zeros.
+    Kept(u64, Made),
+    FileEnds(ManifestEntry, u64, Option<RebuiltFile>),
 }
 
 /// Extents, and the ends of files between them.
@@ -95,18 +110,61 @@ impl Extents {
         self.under_way += 1;
     }
 
+    /// The next stretch of the file at hand, on which nobody has to work.
+    pub(super) fn keep(&mut self, plain_bytes: u64, made: Made) {
+        self.steps.push_back(Step::Kept(plain_bytes, made));
+    }
+
+    /// The next stretch of the file at hand is to be put together from that of its predecessor.
+    pub(super) fn rebuild(&mut self, rebuild: Rebuild, of: Arc<Predecessor>) {
+        let (recipe, room, threads) = (self.recipe.clone(), self.room(), self.threads.clone());
+        let work = move || {
+            let earlier = rebuild.earlier.and_then(EarlierExtent::stored);
+            match threads.block_on(of.rebuild(rebuild, room)) {
+                Ok((plain, sums)) => Worked {
+                    made: make(&plain, earlier, &recipe),
+                    plain,
+                    bad: Vec::new(),
+                    sums: Some(sums),
+                },
+                Err(error) => Worked {
+                    plain: Vec::new(),
+                    made: Err(error),
+                    bad: Vec::new(),
+                    sums: None,
+                },
+            }
+        };
+        self.steps
+            .push_back(Step::Extent(self.threads.spawn_blocking(work)));
+        self.under_way += 1;
+    }
+
     /// The file at hand ends.
-    pub(super) fn end_file(&mut self, entry: ManifestEntry, size: u64) {
-        self.steps.push_back(Step::FileEnds(entry, size));
+    pub(super) fn end_file(
+        &mut self,
+        entry: ManifestEntry,
+        size: u64,
+        rebuilt: Option<RebuiltFile>,
+    ) {
+        self.steps.push_back(Step::FileEnds(entry, size, rebuilt));
     }
 
     /// Waits for the next step, where more than the memory allows are under way, or `all` are wanted;
     /// `None` where there is no need to wait.
     pub(super) fn next(&mut self, all: bool) -> Result<Option<Next>> {
-        let is_due = all || self.under_way >= self.most;
+        let is_due = all || self.under_way >= self.most || self.steps.len() > STEPS_MAX;
         match self.steps.pop_front() {
             None => Ok(None),
-            Some(Step::FileEnds(entry, size)) => Ok(Some(Next::FileEnds(entry, size))),
+            Some(Step::FileEnds(entry, size, rebuilt)) => {
+                Ok(Some(Next::FileEnds(entry, size, rebuilt)))
+            }
+            Some(Step::Kept(plain_bytes, made)) => Ok(Some(Next::Extent(NextExtent {
+                plain_bytes,
+                made,
+                bad: Vec::new(),
+                sums: None,
+            }))),
             Some(Step::Extent(job)) if !is_due && !job.is_finished() => {
                 self.steps.push_front(Step::Extent(job));
                 Ok(None)
@@ -125,7 +183,12 @@ impl Extents {
                 };
                 let plain_bytes = u64::try_from(worked.plain.len()).unwrap_or(u64::MAX);
                 self.give_back(worked.plain);
-                Ok(Some(Next::Extent(plain_bytes, worked.made?, worked.bad)))
+                Ok(Some(Next::Extent(NextExtent {
+                    plain_bytes,
+                    made: worked.made?,
+                    bad: worked.bad,
+                    sums: worked.sums,
+                })))
             }
         }
     }
@@ -135,6 +198,7 @@ struct Worked {
     plain: Vec<u8>,
     made: Result<Made>,
     bad: Vec<u32>,
+    sums: Option<Sums>,
 }
 
 fn work(
@@ -145,7 +209,12 @@ fn work(
 ) -> Worked {
     let made = make(&plain, earlier, recipe);
     let bad = pages.map_or_else(Vec::new, |pages| pages.bad_of(&plain));
-    Worked { plain, made, bad }
+    Worked {
+        plain,
+        made,
+        bad,
+        sums: None,
+    }
 }
 
 fn make(plain: &[u8], earlier: Option<StoredExtent>, recipe: &BackupRecipe) -> Result<Made> {
@@ -181,15 +250,17 @@ mod tests {
             let mut take = |extents: &mut Extents, all: bool| {
                 while let Some(next) = extents.next(all).unwrap() {
                     came.push(match next {
-                        Next::Extent(bytes, Made::Zeros, _) => format!("{bytes} zeros"),
-                        Next::Extent(bytes, Made::Frame(frame), _) => {
-                            assert_eq!(frame.plain_bytes(), bytes);
-                            blake3::Hash::from_bytes(*frame.hash()).to_string()
-                        }
-                        Next::Extent(_, Made::Stored(stored), _) => {
-                            format!("stored at {}", stored.offset)
-                        }
-                        Next::FileEnds(entry, size) => format!("{:?} {size}", entry.path),
+                        Next::Extent(NextExtent {
+                            plain_bytes, made, ..
+                        }) => match made {
+                            Made::Zeros => format!("{plain_bytes} zeros"),
+                            Made::Frame(frame) => {
+                                assert_eq!(frame.plain_bytes(), plain_bytes);
+                                blake3::Hash::from_bytes(*frame.hash()).to_string()
+                            }
+                            Made::Stored(stored) => format!("stored at {}", stored.offset),
+                        },
+                        Next::FileEnds(entry, size, _) => format!("{:?} {size}", entry.path),
                     });
                 }
                 assert!(all || extents.under_way < extents.most);
@@ -225,7 +296,7 @@ mod tests {
                         mode: 0,
                         mtime: 0,
                     };
-                    extents.end_file(entry, u64::try_from(length).unwrap());
+                    extents.end_file(entry, u64::try_from(length).unwrap(), None);
                 }
                 take(&mut extents, false);
             }

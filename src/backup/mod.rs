@@ -3,27 +3,31 @@
 
 mod earlier;
 mod extents;
+mod increments;
+mod inflating;
 mod needed_wal;
 mod outside;
 mod pages;
+mod rebuilding;
+mod summaries;
 mod tries;
 mod writer;
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use basebackup::label::Origin;
-use basebackup::stream::Form;
+use basebackup::stream::{Events, Form};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
-pub use replication::base_backup::CheckpointMode;
 use replication::base_backup::{
-    BackupForm, BackupMessage, BaseBackupError, BaseBackupOptions, BaseBackupStream,
+    BackupForm, BackupKind, BackupMessage, BaseBackupError, BaseBackupOptions, BaseBackupStream,
     ManifestChecksums,
 };
+pub use replication::base_backup::{CheckpointMode, ServerCompression};
 use replication::connection::Connection;
 use replication::conninfo::ConnectionSettings;
 use replication::server_error::ServerError;
@@ -33,7 +37,7 @@ use wal::{Lsn, TimelineId};
 
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result, chain};
-use crate::receive::comparison::refuse_another_history;
+use crate::receive::comparison::{Lineage, refuse_another_history};
 use crate::repository::destination::{Destination, OpenDestination};
 use crate::repository::kept_manifests::KeptManifests;
 use crate::repository::layout::{BackupId, ObjectName};
@@ -42,10 +46,11 @@ use crate::repository::{Acknowledge, BackupRecipe, Repository, ServerIdentity, b
 use crate::retry::Backoff;
 use crate::server::{self, ServerFacts};
 use earlier::EarlierRecords;
+use increments::ToAsk;
 use needed_wal::{NeededWal, Places};
 use pages::PageChecks;
 use tries::Tries;
-use writer::{Message, Object, Outcome, Packed, Writer, Written};
+use writer::{Message, Object, Outcome, Packed, Writer, Written, refused};
 
 /// How many messages of up to 128 KiB wait for the writer at most.
 const QUEUED_MESSAGES: usize = 64;
@@ -56,6 +61,8 @@ const UPLOADS: usize = 2;
 const COMMIT_STAMP_ALLOWANCE: Duration = Duration::from_secs(1);
 /// A server that sends nothing for so long in the middle of a backup is gone.
 const SILENCE_MAX: Duration = Duration::from_mins(10);
+/// The first major that can compress what it sends.
+const COMPRESSES_SINCE_MAJOR: u32 = 15;
 /// How long a standby may take to replay up to the end of its backup.
 const REPLAY_WAIT: Duration = Duration::from_mins(1);
 
@@ -68,10 +75,12 @@ pub struct BackupOptions {
     pub checkpoint: CheckpointMode,
     /// The most that the server may send, in KiB a second.
     pub max_rate_kib: Option<u32>,
+    /// Let the server compress what it sends.
+    pub server_compression: Option<ServerCompression>,
     /// Let the server check its pages, and fail the backup where one's checksum is wrong. Else they are
     /// checked here, and named in the backup's record.
     pub verify_checksums: bool,
-    /// Store everything anew, also what an earlier backup has stored.
+    /// Read everything, and store it anew, also what an earlier backup has stored.
     pub full: bool,
     /// Take the cluster's name for a system that is new under it.
     pub new_system: bool,
@@ -81,6 +90,7 @@ pub struct BackupOptions {
 struct Prepared {
     base: Connection,
     facts: ServerFacts,
+    lineage: Lineage,
     everywhere: Repository,
     /// The place that has it first; the others are filled up from there.
     repository: Repository,
@@ -92,6 +102,12 @@ pub struct BackupTaker {
     destination: OpenDestination,
     options: BackupOptions,
     clock: Arc<dyn Clock>,
+    /// Whether nothing may be referred to.
+    stores_anew: bool,
+    /// Whether a server may be asked for what has changed alone.
+    asks_for_increments: bool,
+    /// Set where what increments are of could not be read.
+    predecessor_failure: Arc<OnceLock<Kind>>,
 }
 
 impl BackupTaker {
@@ -106,8 +122,11 @@ impl BackupTaker {
         Ok(Self {
             settings,
             destination: destination.open(true, &clock)?,
+            stores_anew: options.full,
             options,
             clock,
+            asks_for_increments: true,
+            predecessor_failure: Arc::default(),
         })
     }
 
@@ -116,6 +135,30 @@ impl BackupTaker {
     /// A backup that fails, or is stopped, leaves nothing that looks like one.
     pub async fn run(
         mut self,
+        progress: &(dyn Fn(u64, u64) + Sync),
+        stop: watch::Receiver<bool>,
+    ) -> Result<BackupRecord> {
+        let mut outcome = self.attempt(progress, stop.clone()).await;
+        let is_stopped = *stop.borrow();
+        if let (Err(error), Some(kind), false) =
+            (&outcome, self.predecessor_failure.get(), is_stopped)
+        {
+            self.asks_for_increments = false;
+            self.stores_anew = increments::is_loss(*kind);
+            let anew = if self.stores_anew {
+                "this one begins again and stores everything anew"
+            } else {
+                "this one begins again and reads everything"
+            };
+            tracing::error!("{}; {anew}", error.message());
+            outcome = self.attempt(progress, stop).await;
+        }
+        self.destination.settle().await;
+        outcome
+    }
+
+    async fn attempt(
+        &mut self,
         progress: &(dyn Fn(u64, u64) + Sync),
         mut stop: watch::Receiver<bool>,
     ) -> Result<BackupRecord> {
@@ -128,6 +171,7 @@ impl BackupTaker {
         let Prepared {
             base,
             facts,
+            lineage,
             everywhere,
             repository,
         } = prepared;
@@ -150,6 +194,7 @@ impl BackupTaker {
             id: &id,
             earlier,
             kept: kept.clone(),
+            lineage,
         };
         let taking = Box::pin(self.take(base, &facts, places, to, progress));
         let taken = tokio::select! {
@@ -159,7 +204,7 @@ impl BackupTaker {
                 Err(_) => Err(Error::new(Kind::Failure, "stopped")),
             },
         };
-        let outcome = match taken {
+        match taken {
             Ok(record) => match commit(&repository, &record, &recipe).await {
                 Ok(()) => {
                     if let Some(kept) = kept {
@@ -184,9 +229,7 @@ impl BackupTaker {
                 }
                 Err(error)
             }
-        };
-        self.destination.settle().await;
-        outcome
+        }
     }
 
     /// Meets the server and the repositories, and finds that the one belongs to what the others hold.
@@ -194,6 +237,7 @@ impl BackupTaker {
         let mut base = server::connect_replication(&self.settings).await?;
         let facts = ServerFacts::read(&mut base).await?;
         facts.check()?;
+        self.check_compression(&facts)?;
         // with several hosts, all that belongs to one backup must come from one server
         self.settings = self.settings.clone().pinned_to(&base);
         let identity = ServerIdentity {
@@ -208,15 +252,19 @@ impl BackupTaker {
         repository.check_segment_size(facts.segment_size).await?;
         let mut tries = Tries::new();
         // one place may know what the first one does not
-        while let Err(error) =
-            refuse_another_history(&self.settings, &everywhere, &facts, &*self.clock).await
-        {
-            let error = error.context("cannot compare the server with what is stored");
-            tries.again_after(error).await?;
-        }
+        let lineage = loop {
+            match refuse_another_history(&self.settings, &everywhere, &facts, &*self.clock).await {
+                Ok(lineage) => break lineage,
+                Err(error) => {
+                    let error = error.context("cannot compare the server with what is stored");
+                    tries.again_after(error).await?;
+                }
+            }
+        };
         Ok(Prepared {
             base,
             facts,
+            lineage,
             everywhere,
             repository,
         })
@@ -231,13 +279,23 @@ impl BackupTaker {
         Target {
             recipe,
             id,
-            earlier,
+            earlier: records,
             kept,
+            lineage,
         }: Target<'_>,
         progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<BackupRecord> {
         let repository = places.first;
-        let earlier = earlier.read(repository).await?;
+        // closed where this is dropped, and what runs on other threads with it
+        let (_taking, under_way) = watch::channel(());
+        let to_ask = ToAsk {
+            facts,
+            lineage: &lineage,
+            repository,
+            records: &records,
+            under_way,
+        };
+        let asked = self.ask(base, &to_ask).await?;
         let layout = if self.options.verify_checksums {
             None
         } else {
@@ -245,23 +303,14 @@ impl BackupTaker {
         };
         let needed = NeededWal::reserve(&self.settings, facts, id, &*self.clock).await?;
         let started_at = self.start_moment().await?;
-        tracing::info!("waiting for a checkpoint");
-        let stream = base
-            .base_backup(self.server_options())
-            .await
-            .map_err(|error| base_backup_error(&error))?;
+        let (stream, before) = self.begin(asked, &to_ask).await?;
         let (start_lsn, timeline) = (stream.start(), stream.timeline());
         let tablespaces = tablespace_records(&stream);
         tracing::info!("backup {id} begins at {start_lsn} on timeline {timeline}");
 
         let checks = layout.map(|layout| PageChecks::new(layout, start_lsn));
-        let form = match stream.form() {
-            BackupForm::Typed => Form::Typed,
-            BackupForm::PerTablespace => Form::PerArchive,
-        };
-        let (recipe, earlier) = (recipe.clone(), earlier.map(Arc::new));
-        let announced = announced(&stream);
-        let writer = Writer::new(form, announced, recipe, id, earlier, checks, kept)?;
+        let events = self.events(&stream)?;
+        let writer = Writer::new(events, recipe.clone(), id, before, checks, kept);
         let begun = Begun {
             facts,
             repository,
@@ -325,15 +374,7 @@ impl BackupTaker {
             damaged_pages,
             ..self.record(begun, written.packed, stop_lsn, end.time)
         };
-        let mut tries = Tries::new();
-        while let Err(error) = repository.check_stays(&record).await {
-            if error.is_damage() {
-                return Err(Error::from(error)
-                    .context("what an earlier backup had stored is gone")
-                    .hint("take the backup again: what is missing is stored anew"));
-            }
-            tries.again_after(error.into()).await?;
-        }
+        check_stays(repository, &record).await?;
         Ok(record)
     }
 
@@ -400,7 +441,7 @@ impl BackupTaker {
 
     /// The backups that the next one may refer to.
     async fn earlier_records(&self, repository: &Repository) -> Result<EarlierRecords> {
-        if self.options.full {
+        if self.stores_anew {
             return Ok(EarlierRecords::default());
         }
         let mut tries = Tries::new();
@@ -412,10 +453,37 @@ impl BackupTaker {
         }
     }
 
-    fn server_options(&self) -> BaseBackupOptions {
+    /// Refuses compression that the server does not have.
+    fn check_compression(&self, facts: &ServerFacts) -> Result<()> {
+        if self.options.server_compression.is_none() || facts.major >= COMPRESSES_SINCE_MAJOR {
+            return Ok(());
+        }
+        let what = format!(
+            "no server compresses what it sends before PostgreSQL {COMPRESSES_SINCE_MAJOR}: found={}",
+            facts.version
+        );
+        Err(Error::usage(what).hint("leave out --server-compression"))
+    }
+
+    /// What understands the server's messages.
+    fn events(&self, stream: &BaseBackupStream) -> Result<Events> {
+        let form = match stream.form() {
+            BackupForm::Typed => Form::Typed,
+            BackupForm::PerTablespace => Form::PerArchive,
+        };
+        let events = Events::new(form, announced(stream)).map_err(|error| refused(&error))?;
+        Ok(match self.options.server_compression {
+            Some(_) => events.zstd(),
+            None => events,
+        })
+    }
+
+    fn server_options(&self, kind: BackupKind) -> BaseBackupOptions {
         let mut options = BaseBackupOptions::new(self.backup_label());
+        options.kind = kind;
         options.checkpoint = self.options.checkpoint;
         options.max_rate_kib = self.options.max_rate_kib;
+        options.compression = self.options.server_compression;
         options.manifest_checksums = ManifestChecksums::Crc32c;
         options.verify_checksums = self.options.verify_checksums;
         options.progress = true;
@@ -528,7 +596,12 @@ impl BackupTaker {
                     BackupMessage::CopyOutBegins => Message::CopyBegins,
                     BackupMessage::CopyOutEnds => Message::CopyEnds,
                     BackupMessage::Data(bytes) => {
-                        done = done.saturating_add(u64::try_from(bytes.len()).unwrap_or(0));
+                        let came = u64::try_from(bytes.len()).unwrap_or(0);
+                        done = match self.options.server_compression {
+                            None => done.saturating_add(came),
+                            // the server says how much that is
+                            Some(_) => sent_bytes(&bytes).unwrap_or(done),
+                        };
                         progress(done, total);
                         Message::Data(bytes)
                     }
@@ -641,6 +714,8 @@ struct Target<'a> {
     earlier: EarlierRecords,
     /// Where its manifest is kept too.
     kept: Option<KeptManifests>,
+    /// What the server was found to be beside them.
+    lineage: Lineage,
 }
 
 /// A backup whose files are stored, and which the server called good.
@@ -659,6 +734,20 @@ struct End {
     time: Timestamp,
     /// At or behind the stop position.
     lsn: Lsn,
+}
+
+/// Looks whether all that the backup refers to is there, and stays.
+async fn check_stays(repository: &Repository, record: &BackupRecord) -> Result<()> {
+    let mut tries = Tries::new();
+    while let Err(error) = repository.check_stays(record).await {
+        if error.is_damage() {
+            return Err(Error::from(error)
+                .context("what an earlier backup had stored is gone")
+                .hint("take the backup again: what is missing is stored anew"));
+        }
+        tries.again_after(error.into()).await?;
+    }
+    Ok(())
 }
 
 /// Makes the backup exist. What it refers to is never removed from here on: a write that was given
@@ -754,6 +843,12 @@ async fn all_have_ended(sql: &mut Connection) -> Result<()> {
 async fn moment(sql: &mut Connection) -> Result<server::Moment> {
     let moment = server::read_moment(sql).await;
     moment.map_err(|error| server::query_error("read the server's clock and end of WAL", &error))
+}
+
+/// How much a server says that it has sent, before it compressed that (`basebackup_copy.c`).
+fn sent_bytes(message: &[u8]) -> Option<u64> {
+    let count = message.strip_prefix(b"p")?.try_into().ok()?;
+    u64::try_from(i64::from_be_bytes(count)).ok()
 }
 
 /// The server's next message, if it comes in time.

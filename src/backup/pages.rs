@@ -38,14 +38,25 @@ pub(super) struct Pages {
 
 /// How a server cuts its relations; `None`, said, where its pages have no checksums.
 pub(super) async fn page_layout(settings: &ConnectionSettings) -> Result<Option<BlockLayout>> {
-    let failed = |error| server::query_error("read how pages are stored", &error);
     let mut sql = server::connect_sql(settings).await?;
-    let state = "SELECT setting FROM pg_catalog.pg_settings WHERE name = 'data_checksums'";
-    let state = sql.query_value(state).await.map_err(failed)?;
-    if state.as_deref() != Some("on") {
+    if !has_checksums(&mut sql).await? {
         tracing::info!("the cluster's pages have no checksums: nothing is known of damaged ones");
         return Ok(None);
     }
+    block_layout(&mut sql).await.map(Some)
+}
+
+/// Whether a server's pages have checksums.
+pub(super) async fn has_checksums(sql: &mut Connection) -> Result<bool> {
+    let failed = |error| server::query_error("read whether pages have checksums", &error);
+    let state = "SELECT setting FROM pg_catalog.pg_settings WHERE name = 'data_checksums'";
+    let state = sql.query_value(state).await.map_err(failed)?;
+    Ok(state.as_deref() == Some("on"))
+}
+
+/// How a server cuts its relations.
+pub(super) async fn block_layout(sql: &mut Connection) -> Result<BlockLayout> {
+    let failed = |error| server::query_error("read how pages are stored", &error);
     let mut number = async |name: &str| {
         let query = format!("SELECT setting FROM pg_catalog.pg_settings WHERE name = '{name}'");
         let value = sql.query_value(&query).await.map_err(failed)?;
@@ -55,12 +66,11 @@ pub(super) async fn page_layout(settings: &ConnectionSettings) -> Result<Option<
     // of segment_size pg_settings gives the blocks
     let (block_bytes, segment_blocks) =
         (number("block_size").await?, number("segment_size").await?);
-    let layout = BlockLayout::new(block_bytes, segment_blocks).ok_or_else(|| {
+    BlockLayout::new(block_bytes, segment_blocks).ok_or_else(|| {
         Error::failure(format!(
             "no server has such files: block_size={block_bytes}, segment_size={segment_blocks} blocks"
         ))
-    })?;
-    Ok(Some(layout))
+    })
 }
 
 impl PageChecks {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use basebackup::label::Origin;
-use basebackup::stream::{Event, Events, Form, Tablespace};
+use basebackup::stream::{Event, Events};
 use basebackup::{
     Algorithm, BackupLabel, ControlFile, FileChecker, FileSum, Ledger, Manifest, RelativePath,
     TarEvent, TarParser,
@@ -16,14 +16,17 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use wal::Lsn;
 
-use super::extents::{EXTENT_BYTES, Extents, Made, Next};
+use super::extents::{EXTENT_BYTES, Extents, Made, Next, NextExtent};
+use super::increments::Increments;
+use super::inflating::Inflater;
 use super::pages::{PageChecks, Pages, Suspects};
-use crate::error::{Error, Result, chain};
+use super::rebuilding::{ClosedIncrement, OpenIncrement, Predecessor, RebuiltFile, Stretch, Sums};
+use crate::error::{Error, Kind, Result, chain};
 use crate::repository::kept_manifests::KeptManifests;
 use crate::repository::layout::{BackupId, ObjectName};
 use crate::repository::manifest::{FILE_LIST_BYTES, FileList, ManifestText};
 use crate::repository::records::{Extent, ManifestEntry, ManifestLine, ManifestPath};
-use crate::repository::sharing::{EarlierBackup, SharedPacks, StoredExtent};
+use crate::repository::sharing::{EarlierBackup, EarlierExtent, SharedPacks, StoredExtent};
 use crate::repository::{BackupRecipe, PLAIN_BYTES_MAX};
 
 /// A pack is closed once it holds so many stored bytes.
@@ -121,7 +124,7 @@ struct OpenFile {
     /// How many extents of it have come before.
     nth: usize,
     /// What an earlier backup has stored of it.
-    earlier: Option<Arc<[Option<StoredExtent>]>>,
+    earlier: Option<Arc<[EarlierExtent]>>,
     /// Its pages, where they are checked.
     pages: Option<Pages>,
     /// The content, of those files that are read too.
@@ -148,19 +151,42 @@ impl OpenFile {
     fn next_earlier(&mut self) -> Option<StoredExtent> {
         let nth = self.nth;
         self.nth = nth.saturating_add(1);
-        self.earlier.as_ref()?.get(nth).copied().flatten()
+        self.earlier.as_ref()?.get(nth)?.stored()
+    }
+}
+
+/// What was stored before.
+pub(super) struct Before {
+    /// What may be referred to.
+    pub(super) earlier: Option<Arc<EarlierBackup>>,
+    /// What the server's increments are of, where it sends such.
+    pub(super) predecessor: Option<Arc<Predecessor>>,
+}
+
+impl Before {
+    /// Where the server sends everything.
+    pub(super) fn of(earlier: Option<EarlierBackup>) -> Self {
+        Self {
+            earlier: earlier.map(Arc::new),
+            predecessor: None,
+        }
     }
 }
 
 /// Turns a backup's messages into packs and a manifest.
 pub(super) struct Writer {
     events: Events,
+    /// Of an archive that the server compresses.
+    inflater: Option<Inflater>,
     tar: TarParser,
     tablespace: Option<u32>,
     file: Option<OpenFile>,
+    increment: Option<OpenIncrement>,
     extents: Extents,
     /// Those of the first file that has not ended on its way to the packs.
     packed: Vec<Extent>,
+    /// Of those that were put together from increments: where in the file they are, and their checksums.
+    sums: Vec<(u64, Sums)>,
     backup_manifest: Vec<u8>,
     ledger: Ledger,
     recipe: BackupRecipe,
@@ -170,6 +196,8 @@ pub(super) struct Writer {
     /// How many packs the manifest names.
     numbers: u32,
     earlier: Option<Arc<EarlierBackup>>,
+    /// Where the server sends only what has changed.
+    increments: Option<Increments>,
     /// Those of the earlier backup's packs that are referred to, with their numbers in the manifest.
     shared: BTreeMap<u32, u32>,
     shared_bytes: u64,
@@ -189,21 +217,23 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(
-        form: Form,
-        announced: Vec<Tablespace>,
+        events: Events,
         recipe: BackupRecipe,
         id: &BackupId,
-        earlier: Option<Arc<EarlierBackup>>,
+        before: Before,
         checks: Option<PageChecks>,
         kept: Option<KeptManifests>,
-    ) -> Result<Self> {
-        Ok(Self {
-            events: Events::new(form, announced).map_err(|error| refused(&error))?,
+    ) -> Self {
+        Self {
+            events,
+            inflater: None,
             tar: TarParser::new(),
             tablespace: None,
             file: None,
+            increment: None,
             extents: Extents::new(recipe.clone()),
             packed: Vec::new(),
+            sums: Vec::new(),
             backup_manifest: Vec::new(),
             ledger: Ledger::new(),
             recipe,
@@ -211,7 +241,8 @@ impl Writer {
             pack: None,
             next_pack: 0,
             numbers: 0,
-            earlier,
+            earlier: before.earlier,
+            increments: before.predecessor.map(Increments::new),
             shared: BTreeMap::new(),
             shared_bytes: 0,
             manifest: ManifestText::new(id, FILE_LIST_BYTES),
@@ -224,11 +255,26 @@ impl Writer {
             stored_bytes: 0,
             label: None,
             control: None,
-        })
+        }
     }
 
     /// Takes messages until there are no more; then everything must have come.
     pub(super) fn run(
+        self,
+        messages: mpsc::Receiver<Message>,
+        objects: &mpsc::Sender<Object>,
+    ) -> Result<Outcome> {
+        let predecessor = self.increments.as_ref().map(Increments::predecessor);
+        let outcome = self.take_all(messages, objects);
+        if let (Err(error), Some(predecessor)) = (&outcome, predecessor)
+            && error.kind() == Kind::Damaged
+        {
+            predecessor.give_up();
+        }
+        outcome
+    }
+
+    fn take_all(
         mut self,
         mut messages: mpsc::Receiver<Message>,
         objects: &mpsc::Sender<Object>,
@@ -277,10 +323,9 @@ impl Writer {
         let Some(OpenFile { entry, .. }) = self.file.take().filter(|_| !extents.is_empty()) else {
             return Ok(());
         };
-        let lengths = extents.iter().map(Extent::plain_bytes);
         let line = ManifestLine::File {
             entry,
-            size: lengths.fold(0, u64::saturating_add),
+            size: packed_bytes(&extents),
             extents,
         };
         self.file_line(&line, objects)
@@ -291,17 +336,25 @@ impl Writer {
             Event::ArchiveBegins { tablespace } => {
                 self.tablespace = tablespace.oid;
                 self.tar = TarParser::new();
-            }
-            Event::Data(mut bytes) => {
-                while let Some(event) = self
-                    .tar
-                    .next_event(&mut bytes)
-                    .map_err(|error| refused(&error))?
-                {
-                    self.member(event, objects)?;
+                if self.events.is_zstd() {
+                    self.inflater = Some(Inflater::new().map_err(|error| refused(&error))?);
                 }
             }
+            Event::Data(mut bytes) => {
+                let Some(mut inflater) = self.inflater.take() else {
+                    return self.archive_data(bytes, objects);
+                };
+                while let Some(plain) =
+                    inflater.next(&mut bytes).map_err(|error| refused(&error))?
+                {
+                    self.archive_data(plain, objects)?;
+                }
+                self.inflater = Some(inflater);
+            }
             Event::ArchiveEnds => {
+                if let Some(inflater) = self.inflater.take() {
+                    inflater.finish().map_err(|error| refused(&error))?;
+                }
                 let tar = std::mem::take(&mut self.tar);
                 tar.finish().map_err(|error| refused(&error))?;
             }
@@ -311,6 +364,17 @@ impl Writer {
                 self.backup_manifest.extend_from_slice(bytes);
             }
             Event::ManifestBegins | Event::ManifestEnds | Event::Progress(_) => {}
+        }
+        Ok(())
+    }
+
+    fn archive_data(&mut self, mut bytes: &[u8], objects: &mpsc::Sender<Object>) -> Result<()> {
+        while let Some(event) = self
+            .tar
+            .next_event(&mut bytes)
+            .map_err(|error| refused(&error))?
+        {
+            self.member(event, objects)?;
         }
         Ok(())
     }
@@ -325,11 +389,22 @@ impl Writer {
             } => {
                 let path = self.in_data_directory(path);
                 let mtime = i64::try_from(mtime).unwrap_or(i64::MAX);
-                self.open_file(path, size, mode, mtime);
+                if let Some(increments) = &mut self.increments {
+                    self.increment = increments.open(&path, size, (mode, mtime))?;
+                }
+                if self.increment.is_none() {
+                    self.open_file(path, size, mode, mtime);
+                }
                 Ok(())
             }
-            TarEvent::FileData(bytes) => self.file_data(bytes, objects),
-            TarEvent::FileEnd => self.close_file(objects),
+            TarEvent::FileData(bytes) => match self.increment.take() {
+                Some(increment) => self.increment_data(increment, bytes, objects),
+                None => self.file_data(bytes, objects),
+            },
+            TarEvent::FileEnd => match self.increment.take() {
+                Some(increment) => self.close_increment(increment, objects),
+                None => self.close_file(objects),
+            },
             TarEvent::Directory { path, mode } => {
                 let path = self.in_data_directory(path);
                 self.line(&ManifestLine::Directory(entry(&path, mode, 0)))
@@ -409,27 +484,83 @@ impl Writer {
         let OpenFile {
             path,
             entry,
-            size,
+            mut size,
             checker,
-            kept,
-            pending,
+            mut kept,
+            mut pending,
             ..
         } = file;
+        self.ledger.record(path.clone(), checker.finish());
+        if let (b"backup_label", Some(label), Some(increments)) =
+            (path.as_bytes(), &mut kept, &mut self.increments)
+        {
+            *label = increments.label(label)?;
+            increments.changed(&path, sum_of(label));
+            size = length(label);
+            pending.clone_from(label);
+        }
         if pending.is_empty() {
             self.extents.give_back(pending);
         } else {
             self.extents.push(pending, earlier, pages);
         }
-        self.extents.end_file(entry, size);
-        self.files = self.files.saturating_add(1);
-        self.bytes = self.bytes.saturating_add(size);
+        self.end_file(entry, size, None);
         match (path.as_bytes(), kept) {
             (b"backup_label", kept) => self.label = kept,
             (b"global/pg_control", kept) => self.control = kept,
             _ => {}
         }
-        let sum: FileSum = checker.finish();
-        self.ledger.record(path, sum);
+        self.pack(false, objects)
+    }
+
+    fn end_file(&mut self, entry: ManifestEntry, size: u64, rebuilt: Option<RebuiltFile>) {
+        self.extents.end_file(entry, size, rebuilt);
+        self.files = self.files.saturating_add(1);
+        self.bytes = self.bytes.saturating_add(size);
+    }
+
+    fn increment_data(
+        &mut self,
+        mut increment: OpenIncrement,
+        mut bytes: &[u8],
+        objects: &mpsc::Sender<Object>,
+    ) -> Result<()> {
+        while let Some(stretch) = increment.take(&mut bytes)? {
+            self.stretch(stretch, objects)?;
+        }
+        self.increment = Some(increment);
+        Ok(())
+    }
+
+    fn stretch(&mut self, stretch: Stretch, objects: &mpsc::Sender<Object>) -> Result<()> {
+        match (stretch, &self.increments) {
+            (Stretch::Kept(plain_bytes, made), _) => self.extents.keep(plain_bytes, made),
+            (Stretch::Changed(rebuild), Some(increments)) => {
+                self.extents.rebuild(rebuild, increments.predecessor());
+            }
+            (Stretch::Changed(_), None) => {
+                return Err(Error::damaged("an increment came that nobody asked for"));
+            }
+        }
+        self.pack(false, objects)
+    }
+
+    fn close_increment(
+        &mut self,
+        mut increment: OpenIncrement,
+        objects: &mpsc::Sender<Object>,
+    ) -> Result<()> {
+        while let Some(stretch) = increment.next_stretch()? {
+            self.stretch(stretch, objects)?;
+        }
+        let ClosedIncrement {
+            entry,
+            size,
+            arrived,
+            rebuilt,
+        } = increment.close()?;
+        self.ledger.record(rebuilt.arrived.clone(), arrived);
+        self.end_file(entry, size, Some(rebuilt));
         self.pack(false, objects)
     }
 
@@ -437,16 +568,28 @@ impl Writer {
     fn pack(&mut self, all: bool, objects: &mpsc::Sender<Object>) -> Result<()> {
         while let Some(next) = self.extents.next(all)? {
             match next {
-                Next::Extent(plain_bytes, made, mut bad) => {
+                Next::Extent(NextExtent {
+                    plain_bytes,
+                    made,
+                    mut bad,
+                    sums,
+                }) => {
                     self.bad.append(&mut bad);
+                    if let Some(sums) = sums {
+                        self.sums.push((packed_bytes(&self.packed), sums));
+                    }
                     match made {
                         Made::Zeros => self.packed.push(Extent::Zeros { zeros: plain_bytes }),
                         Made::Frame(frame) => self.pack_frame(&frame, objects)?,
                         Made::Stored(stored) => self.refer_to(&stored)?,
                     }
                 }
-                Next::FileEnds(entry, size) => {
+                Next::FileEnds(entry, size, rebuilt) => {
                     self.suspect(&entry);
+                    let sums = std::mem::take(&mut self.sums);
+                    if let (Some(rebuilt), Some(increments)) = (rebuilt, &mut self.increments) {
+                        increments.rebuilt(rebuilt, &sums);
+                    }
                     let extents = std::mem::take(&mut self.packed);
                     let line = ManifestLine::File {
                         entry,
@@ -516,9 +659,10 @@ impl Writer {
         if let Some(number) = self.shared.get(&pack) {
             return Ok(*number);
         }
-        let path = self.earlier.as_ref().and_then(|it| it.pack_path(pack));
-        let path = path.ok_or_else(|| Error::failure("no earlier backup has this pack"))?;
+        let name = self.earlier.as_ref().and_then(|it| it.pack_name(pack));
+        let name = name.ok_or_else(|| Error::failure("no earlier backup has this pack"))?;
         let number = self.next_number();
+        let path = name.path();
         self.line(&ManifestLine::Pack { number, path })?;
         self.shared.insert(pack, number);
         Ok(number)
@@ -610,7 +754,13 @@ impl Writer {
     fn finish(mut self, objects: &mpsc::Sender<Object>) -> Result<Written> {
         let label = self.label.take();
         let control = self.control.take();
-        self.check_backup_manifest()?;
+        // the last of the files that are put together have their sums then
+        self.pack(true, objects)?;
+        let manifest = self.check_backup_manifest()?;
+        if let Some(increments) = &self.increments {
+            self.backup_manifest = increments.manifest(manifest)?;
+            check_readable("the backup_manifest", length(&self.backup_manifest))?;
+        }
         self.store_backup_manifest(objects)?;
         let missing = |what| Error::damaged(format!("the backup has no {what}"));
         let packed = self.store_the_rest(objects)?;
@@ -652,10 +802,10 @@ impl Writer {
     }
 
     /// Compares every file that came with what the server says it sent.
-    fn check_backup_manifest(&self) -> Result<()> {
+    fn check_backup_manifest(&self) -> Result<Manifest> {
         let manifest = Manifest::parse(&self.backup_manifest, PLAIN_BYTES_MAX)
             .map_err(|error| refused(&error))?;
-        self.ledger.compare(&manifest).map_err(|mismatches| {
+        let compared = self.ledger.compare(&manifest).map_err(|mismatches| {
             let shown: Vec<String> = mismatches.iter().take(5).map(ToString::to_string).collect();
             Error::damaged(format!(
                 "{} files differ from the server's backup_manifest: {}",
@@ -663,10 +813,11 @@ impl Writer {
                 shown.join("; ")
             ))
             .hint("the network or this machine's memory changed them; take the backup again")
-        })
+        });
+        compared.map(|()| manifest)
     }
 
-    /// The server's manifest becomes a file of the backup, as `pg_verifybackup` wants it.
+    /// The manifest becomes a file of the backup, as `pg_verifybackup` wants it.
     fn store_backup_manifest(&mut self, objects: &mpsc::Sender<Object>) -> Result<()> {
         let bytes = std::mem::take(&mut self.backup_manifest);
         let path = RelativePath::parse(b"backup_manifest").map_err(|error| refused(&error))?;
@@ -676,7 +827,18 @@ impl Writer {
     }
 }
 
-fn entry(path: &RelativePath, mode: u32, mtime: i64) -> ManifestEntry {
+fn packed_bytes(extents: &[Extent]) -> u64 {
+    let lengths = extents.iter().map(Extent::plain_bytes);
+    lengths.fold(0, u64::saturating_add)
+}
+
+fn sum_of(bytes: &[u8]) -> FileSum {
+    let mut checker = FileChecker::new(FILE_CHECKSUM);
+    checker.update(bytes);
+    checker.finish()
+}
+
+pub(super) fn entry(path: &RelativePath, mode: u32, mtime: i64) -> ManifestEntry {
     ManifestEntry {
         path: ManifestPath::from_bytes(path.as_bytes()),
         mode,
@@ -730,7 +892,7 @@ fn length(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }
 
-fn refused(error: &(dyn std::error::Error + 'static)) -> Error {
+pub(super) fn refused(error: &(dyn std::error::Error + 'static)) -> Error {
     Error::damaged(format!(
         "the server's backup is not as it should be: {}",
         chain(error)

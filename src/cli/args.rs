@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::backup::ServerCompression;
 use crate::config::{GivenSettings, parse_bytes, parse_duration};
 
 /// The least that a stream gets along with: the smallest segment that PostgreSQL has.
@@ -240,10 +241,18 @@ pub(super) struct BackupArgs {
     /// The most that the server may send in a second: 32k to 1G
     #[arg(long, env = "ANYWHEN_MAX_RATE", value_parser = parse_rate, value_name = "RATE")]
     pub(super) max_rate: Option<u32>,
+    /// Let the server compress what it sends, with zstd:1 to zstd:19: where the network is slower than its processors
+    #[arg(
+        long,
+        env = "ANYWHEN_SERVER_COMPRESSION",
+        value_parser = parse_server_compression,
+        value_name = "zstd:LEVEL"
+    )]
+    pub(super) server_compression: Option<ServerCompression>,
     /// Take the backup also where the checksums of pages are wrong, and name those pages in it
     #[arg(long, env = "ANYWHEN_NO_VERIFY_CHECKSUMS")]
     pub(super) no_verify_checksums: bool,
-    /// Store everything anew, also what an earlier backup has stored
+    /// Read everything, and store it anew, also what an earlier backup has stored
     #[arg(long, env = "ANYWHEN_FULL")]
     pub(super) full: bool,
     /// This server is new under the cluster's name, and that is meant
@@ -525,6 +534,14 @@ fn parse_rate(text: &str) -> Result<u32, String> {
     } else {
         Err(format!("a rate is 32k to 1G: found {text:?}"))
     }
+}
+
+/// What `BASE_BACKUP` takes as zstd's level, but for those whose windows are larger than ours.
+fn parse_server_compression(text: &str) -> Result<ServerCompression, String> {
+    let level = text.strip_prefix("zstd:").and_then(|it| it.parse().ok());
+    let level = level.filter(|level| (1..=19).contains(level));
+    let level = level.ok_or_else(|| format!("it is zstd:1 to zstd:19: found {text:?}"))?;
+    Ok(ServerCompression { level, workers: 0 })
 }
 
 #[cfg(test)]

@@ -91,6 +91,7 @@ pub(super) async fn backup(global: &Global, args: BackupArgs, stop: Stop) -> Res
             CheckpointArg::Spread => CheckpointMode::Spread,
         },
         max_rate_kib: args.max_rate,
+        server_compression: args.server_compression,
         verify_checksums: !args.no_verify_checksums,
         full: args.full,
         new_system: args.new_system,

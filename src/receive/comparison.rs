@@ -7,9 +7,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use replication::connection::Connection;
 use replication::conninfo::ConnectionSettings;
 use replication::stream::{Started, StatusUpdate, StreamError, StreamEvent, WalStream};
-use wal::{Lsn, PgTime, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalRange};
+use wal::{Lsn, PgTime, Reach, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalRange};
 
 use super::contact::{left_behind, read_histories, set_back, tell_what_was_left_behind};
 use super::ended::{Ended, stream_failed};
@@ -19,11 +20,47 @@ use super::resume::{ResumeAt, compared_at};
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::repository::Repository;
+use crate::repository::catalog::Catalog;
 use crate::repository::layout::ObjectName;
 use crate::server::{self, ServerFacts};
 
 /// A server that sends nothing for so long, though it has what was asked for, is gone.
 const SILENCE_MAX: Duration = Duration::from_mins(1);
+
+/// What a server's WAL was found to be, beside the stored one.
+#[derive(Debug)]
+pub struct Lineage {
+    branch: TimelineHistory,
+    catalog: Catalog,
+    size: SegmentSize,
+    /// Where the server has what is stored.
+    compared: Option<WalRange>,
+}
+
+impl Lineage {
+    /// The timeline that the server was on.
+    pub fn timeline(&self) -> TimelineId {
+        self.branch.timeline()
+    }
+
+    /// Whether the server surely wrote the WAL up to `lsn` on `timeline` that is stored: from there on it is
+    /// stored without a break, along the server's branch, up to where the server was found to have the same.
+    pub fn has_written(&self, timeline: TimelineId, lsn: Lsn) -> bool {
+        let is_on_branch = match self.branch.reach(timeline) {
+            Reach::Whole => true,
+            Reach::Until(fork) => lsn <= fork,
+            Reach::NotAncestor => false,
+        };
+        let Some(compared) = self.compared.filter(|_| is_on_branch) else {
+            return false;
+        };
+        if lsn >= compared.start {
+            return lsn <= compared.end;
+        }
+        let stored = self.catalog.reach(&self.branch, timeline, lsn, self.size);
+        stored.lsn >= compared.start
+    }
+}
 
 /// Refuses a server whose WAL is another history than the stored one, or a past of it, as far as the
 /// server still has what is needed to tell.
@@ -32,7 +69,7 @@ pub async fn refuse_another_history(
     repository: &Repository,
     facts: &ServerFacts,
     clock: &dyn Clock,
-) -> Result<()> {
+) -> Result<Lineage> {
     let size = facts.segment_size;
     let failed = |error| server::query_error("ask how far the server is", &error);
     let mut connection = server::connect_replication(settings).await?;
@@ -54,32 +91,57 @@ pub async fn refuse_another_history(
             return Err(set_back(now.timeline, now.xlogpos, end));
         }
     }
-    let Some(at) = compared_at(&branch, &catalog, now.xlogpos, size) else {
-        return Ok(());
+    let compared = match compared_at(&branch, &catalog, now.xlogpos, size) {
+        None => None,
+        Some(at) => {
+            let known = Known::of(repository, &branch, at, size).await?;
+            let until = known.compared_until(at.start).min(now.xlogpos);
+            compare_at(connection, at, &known, until, clock).await?
+        }
     };
-    let known = Known::of(repository, &branch, at, size).await?;
-    let until = known.compared_until(at.start).min(now.xlogpos);
-    if until <= at.start {
-        return Ok(());
-    }
-    match connection
-        .start_replication(None, at.start, at.timeline)
-        .await
-    {
-        Ok(Started::Streaming(stream)) => compare_stream(stream, at, &known, until, clock).await,
-        Ok(Started::EndOfTimeline { .. }) => Ok(()),
-        Err(error) => not_compared(at, &error),
-    }
+    Ok(Lineage {
+        branch,
+        catalog,
+        size,
+        compared,
+    })
 }
 
-/// Reads what the server has from `at` on, until `until`, beside what is stored there.
+/// Compares what the server has from `at` on, until `until`; `None` where it cannot be compared.
+async fn compare_at(
+    connection: Connection,
+    at: ResumeAt,
+    known: &Known,
+    until: Lsn,
+    clock: &dyn Clock,
+) -> Result<Option<WalRange>> {
+    if until <= at.start {
+        return Ok(None);
+    }
+    let started = connection.start_replication(None, at.start, at.timeline);
+    let has_all = match started.await {
+        Ok(Started::Streaming(stream)) => compare_stream(stream, at, known, until, clock).await?,
+        Ok(Started::EndOfTimeline { .. }) => false,
+        Err(error) => {
+            not_compared(at, &error)?;
+            false
+        }
+    };
+    Ok(has_all.then_some(WalRange {
+        start: at.start,
+        end: until,
+    }))
+}
+
+/// Reads what the server has from `at` on, until `until`, beside what is stored there. Whether all of it came;
+/// what differs is an error.
 async fn compare_stream(
     mut stream: WalStream,
     at: ResumeAt,
     known: &Known,
     until: Lsn,
     clock: &dyn Clock,
-) -> Result<()> {
+) -> Result<bool> {
     let mut came: Vec<u8> = Vec::new();
     while end_of(at.start, &came) < until {
         let Ok(event) = tokio::time::timeout(SILENCE_MAX, stream.next()).await else {
@@ -107,14 +169,17 @@ async fn compare_stream(
                 now: PgTime::from_unix_micros(clock.now().as_microsecond()),
             }),
             Ok(StreamEvent::Keepalive { .. }) => {}
-            Ok(StreamEvent::TimelineEnd { .. }) => break,
+            Ok(StreamEvent::TimelineEnd { .. }) => return Ok(false),
             Ok(StreamEvent::ServerClosed) => {
                 return Err(Error::new(Kind::Unreachable, "the server shut down"));
             }
-            Err(error) => return not_compared(at, &error),
+            Err(error) => {
+                not_compared(at, &error)?;
+                return Ok(false);
+            }
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// The server no longer has what is stored last: there is nothing to tell it by.
@@ -229,4 +294,76 @@ pub struct Compared {
     /// What is stored overlaps what came, and can be compared as a whole alone: once WAL up to here has
     /// come.
     pub needs: Option<Lsn>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::store::Listed;
+
+    const MIB: u64 = 1 << 20;
+
+    fn timeline(id: u32) -> TimelineId {
+        TimelineId::new(id).unwrap()
+    }
+
+    fn at(mib: u64) -> Lsn {
+        Lsn::new(mib * MIB)
+    }
+
+    /// A server on timeline 2, which left timeline 1 after 10 MiB. Stored are 4 to 8 and 9 to 10 MiB of the one, 10
+    /// to 14 MiB of the other; compared were 13 to 14 MiB.
+    fn lineage() -> Lineage {
+        let size = SegmentSize::from_bytes(MIB).unwrap();
+        let mut catalog = Catalog::default();
+        let stored = [(1, 4..8), (1, 9..10), (2, 10..14)];
+        let stored = stored.into_iter().flat_map(|(id, range)| {
+            range.map(move |mib| SegmentName::of(timeline(id), at(mib), size))
+        });
+        let listed: Vec<Listed> = stored
+            .map(|segment| Listed {
+                path: ObjectName::Segment(segment).path(),
+                bytes: 1,
+            })
+            .collect();
+        catalog.add_listing(&listed);
+        let history = format!("1\t{}\tno reason\n", at(10));
+        Lineage {
+            branch: TimelineHistory::parse(timeline(2), history.as_bytes()).unwrap(),
+            catalog,
+            size,
+            compared: Some(WalRange {
+                start: at(13),
+                end: at(14),
+            }),
+        }
+    }
+
+    #[test]
+    fn what_leads_without_a_hole_to_what_was_compared_was_written_by_the_server() {
+        let lineage = lineage();
+        for (id, mib, expected) in [
+            (2, 14, true),
+            (2, 13, true),
+            (2, 11, true),
+            (1, 10, true),
+            (1, 9, true),
+            // a hole follows
+            (1, 8, false),
+            (1, 5, false),
+            // behind the fork, and beyond what was compared
+            (1, 11, false),
+            (2, 15, false),
+            (3, 12, false),
+        ] {
+            let has_written = lineage.has_written(timeline(id), at(mib));
+            assert_eq!(has_written, expected, "{mib} MiB on timeline {id}");
+        }
+        let compared = None;
+        let nothing = Lineage {
+            compared,
+            ..lineage
+        };
+        assert!(!nothing.has_written(timeline(2), at(14)));
+    }
 }

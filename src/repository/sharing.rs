@@ -127,6 +127,36 @@ pub struct StoredExtent {
     pub hash: [u8; 32],
 }
 
+/// What is known of a stretch of a file in an earlier backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EarlierExtent {
+    /// Nothing that can be referred to.
+    Unknown,
+    /// It is so many zeros.
+    Zeros(u32),
+    /// It is stored.
+    Stored(StoredExtent),
+}
+
+impl EarlierExtent {
+    /// What is stored of it.
+    pub fn stored(self) -> Option<StoredExtent> {
+        match self {
+            Self::Stored(stored) => Some(stored),
+            Self::Unknown | Self::Zeros(_) => None,
+        }
+    }
+
+    /// How many bytes it has; `None` where that is not known.
+    pub fn plain_bytes(self) -> Option<u32> {
+        match self {
+            Self::Unknown => None,
+            Self::Zeros(bytes) => Some(bytes),
+            Self::Stored(stored) => Some(stored.plain_bytes),
+        }
+    }
+}
+
 /// The extents of an earlier backup that can be referred to.
 #[derive(Debug)]
 pub struct EarlierBackup {
@@ -134,8 +164,8 @@ pub struct EarlierBackup {
     packs: Vec<(PackId, u64)>,
     /// By their numbers in the manifest: which of `packs`, and their bytes.
     numbers: HashMap<u32, (u32, u64)>,
-    /// By path: for each stretch of so many bytes what is stored of it, if anything is.
-    files: HashMap<Vec<u8>, Arc<[Option<StoredExtent>]>>,
+    /// By path: what is known of each stretch of so many bytes, of files of which anything is.
+    files: HashMap<Vec<u8>, Arc<[EarlierExtent]>>,
     closed: BTreeSet<BackupId>,
 }
 
@@ -151,9 +181,9 @@ impl EarlierBackup {
         &self.closed
     }
 
-    /// What is stored of the file at `path`: each stretch of `extent_bytes`, as [`Repository::earlier_backup`]
-    /// was asked.
-    pub fn file(&self, path: &[u8]) -> Option<Arc<[Option<StoredExtent>]>> {
+    /// What is known of the file at `path`: each stretch of `extent_bytes`, as [`Repository::earlier_backup`]
+    /// was asked. `None` where nothing is, as of an empty file.
+    pub fn file(&self, path: &[u8]) -> Option<Arc<[EarlierExtent]>> {
         self.files.get(path).map(Arc::clone)
     }
 
@@ -181,23 +211,25 @@ impl EarlierBackup {
                 .len()
                 .max(before.as_ref().map_or(0, |before| before.len()));
             let of_both = (0..count).map(|nth| {
-                let of_later = stretches.get(nth).copied().flatten().and_then(|stored| {
+                let of_later = stretches.get(nth).and_then(|extent| {
+                    let stored = extent.stored()?;
                     let pack = *moved.get(usize::try_from(stored.pack).ok()?)?;
-                    Some(StoredExtent { pack, ..stored })
+                    Some(EarlierExtent::Stored(StoredExtent { pack, ..stored }))
                 });
-                of_later.or_else(|| before.as_ref()?.get(nth).copied().flatten())
+                let of_both = of_later.or_else(|| before.as_ref()?.get(nth).copied());
+                of_both.unwrap_or(EarlierExtent::Unknown)
             });
-            let of_both: Arc<[Option<StoredExtent>]> = of_both.collect();
+            let of_both: Arc<[EarlierExtent]> = of_both.collect();
             self.files.insert(path, of_both);
         }
         self.closed.extend(later.closed);
         self
     }
 
-    /// The path of a pack in the repository.
-    pub fn pack_path(&self, pack: u32) -> Option<String> {
+    /// The name of a pack in the repository.
+    pub fn pack_name(&self, pack: u32) -> Option<ObjectName> {
         let (pack, _) = self.pack(pack)?;
-        Some(pack_name(pack.clone()).path())
+        Some(pack_name(pack.clone()))
     }
 
     /// What a record says of those of its packs that were referred to.
@@ -246,55 +278,62 @@ impl EarlierBackup {
             let Some(path) = entry.path.to_bytes() else {
                 continue;
             };
-            let stored = stretches(&extents, &self.numbers, extent_bytes);
-            if stored.iter().any(Option::is_some) {
-                self.files.insert(path, stored.into());
+            let known = stretches(&extents, &self.numbers, extent_bytes);
+            if known.iter().any(|extent| *extent != EarlierExtent::Unknown) {
+                self.files.insert(path, known.into());
             }
         }
     }
 }
 
-/// What is stored of each stretch of a file that is as long as the cutter makes them.
+/// What is known of each stretch of a file that is as long as the cutter makes them.
 fn stretches(
     extents: &[Extent],
     numbers: &HashMap<u32, (u32, u64)>,
     extent_bytes: u64,
-) -> Vec<Option<StoredExtent>> {
-    let mut stored = Vec::new();
+) -> Vec<EarlierExtent> {
+    let mut known = Vec::new();
     let mut at: u64 = 0;
     for extent in extents {
         let nth = at / extent_bytes.max(1);
+        let plain_bytes = extent.plain_bytes();
         // cut otherwise, by another version
-        let is_aligned = at.is_multiple_of(extent_bytes);
-        at = at.saturating_add(extent.plain_bytes());
-        let Extent::Stored(pack, offset, stored_bytes, plain_bytes, hash) = extent else {
-            continue;
+        let is_aligned = at.is_multiple_of(extent_bytes) && plain_bytes <= extent_bytes;
+        at = at.saturating_add(plain_bytes);
+        let extent = match extent {
+            Extent::Zeros { zeros } => u32::try_from(*zeros).ok().map(EarlierExtent::Zeros),
+            Extent::Stored(..) => stored_extent(extent, numbers).map(EarlierExtent::Stored),
         };
-        if let (true, Some((pack, pack_bytes)), Ok(hash), Ok(nth)) = (
-            is_aligned,
-            numbers.get(pack),
-            blake3::Hash::from_hex(hash),
-            usize::try_from(nth),
-        ) && let (Ok(offset), Ok(stored_bytes), Ok(plain_bytes)) = (
-            u32::try_from(*offset),
-            u32::try_from(*stored_bytes),
-            u32::try_from(*plain_bytes),
-        ) && nth <= extents.len()
-            && u64::from(offset).saturating_add(stored_bytes.into()) <= *pack_bytes
+        if let (true, Some(extent), Ok(nth)) = (is_aligned, extent, usize::try_from(nth))
+            && nth <= extents.len()
         {
-            stored.resize(stored.len().max(nth.saturating_add(1)), None);
-            if let Some(place) = stored.get_mut(nth) {
-                *place = Some(StoredExtent {
-                    pack: *pack,
-                    offset,
-                    stored_bytes,
-                    plain_bytes,
-                    hash: *hash.as_bytes(),
-                });
+            known.resize(
+                known.len().max(nth.saturating_add(1)),
+                EarlierExtent::Unknown,
+            );
+            if let Some(place) = known.get_mut(nth) {
+                *place = extent;
             }
         }
     }
-    stored
+    known
+}
+
+/// An extent that lies in one of these packs.
+fn stored_extent(extent: &Extent, numbers: &HashMap<u32, (u32, u64)>) -> Option<StoredExtent> {
+    let Extent::Stored(pack, offset, stored_bytes, plain_bytes, hash) = extent else {
+        return None;
+    };
+    let (pack, pack_bytes) = numbers.get(pack)?;
+    let ends_at = offset.checked_add(*stored_bytes)?;
+    Some(StoredExtent {
+        pack: *pack,
+        offset: u32::try_from(*offset).ok()?,
+        stored_bytes: u32::try_from(*stored_bytes).ok()?,
+        plain_bytes: u32::try_from(*plain_bytes).ok()?,
+        hash: *blake3::Hash::from_hex(hash).ok()?.as_bytes(),
+    })
+    .filter(|_| ends_at <= *pack_bytes)
 }
 
 impl Repository {
@@ -363,6 +402,38 @@ impl Repository {
             earlier.take_files(lines, extent_bytes);
         }
         Ok(earlier)
+    }
+}
+
+impl Repository {
+    /// The bytes of an extent of an earlier backup.
+    pub async fn earlier_extent(
+        &self,
+        earlier: &EarlierBackup,
+        stored: &StoredExtent,
+    ) -> Result<Vec<u8>> {
+        let member = self.first();
+        let name = earlier.pack_name(stored.pack);
+        let name = name.ok_or_else(|| RepositoryError::absent(stored.pack.to_string()))?;
+        let frames = member.frames(&name).await?;
+        let bytes = member
+            .fetch_range(&name, stored.offset.into(), stored.stored_bytes.into())
+            .await?;
+        let plain_bytes = usize::try_from(stored.plain_bytes).unwrap_or(usize::MAX);
+        let plain = frames
+            .frame(stored.offset.into(), &bytes, plain_bytes)
+            .map_err(|error| member.damaged(&name, &error))?;
+        let (expected, found) = (blake3::Hash::from_bytes(stored.hash), blake3::hash(&plain));
+        if found == expected {
+            return Ok(plain);
+        }
+        Err(RepositoryError::Damaged {
+            path: member.locate(&name),
+            reason: format!(
+                "the extent at {} has other content than was stored: expected={expected}, found={found}",
+                stored.offset
+            ),
+        })
     }
 }
 

@@ -1,6 +1,8 @@
 //! Backups that take long, on a server that is busy meanwhile.
 
-use crate::ground::eventually;
+use serde_json::Value;
+
+use crate::ground::{Programs, eventually};
 use crate::judge::{End, assert_verified, start_restored};
 use crate::load::{Load, ids};
 use crate::record::Record;
@@ -61,4 +63,35 @@ fn a_backup_restores_its_own_moment_to_the_last_transaction() {
         assert_eq!(found, stamped, "backup {number}");
         restored.stop(Shutdown::Fast);
     }
+}
+
+/// Over a slow network the server compresses what it sends: what is stored is the same, and less has come.
+#[test]
+fn what_the_server_compresses_is_stored_as_if_it_had_not() {
+    let record = Record::of_server(&Options::default());
+    record.insert(0);
+    record.server.execute(
+        "create table filled as select n as id, repeat(md5(n::text), 20) as words
+         from generate_series(1, 20000) n",
+    );
+    let asked = ["backup", "--checkpoint", "fast", "--json"];
+    let compressing = [&asked[..], &["--server-compression", "zstd:1"]].concat();
+    let taken = record.anywhen.run_on(&record.server, &compressing);
+    if Programs::get().major < 15 {
+        taken.failed_with(2);
+        taken.says(&["before PostgreSQL 15", "leave out --server-compression"]);
+        record.anywhen.run(&["list"]).failed_with(3);
+        return;
+    }
+    let compressed = taken.succeeded().document();
+    let plain = record.anywhen.backup(&record.server);
+    // each extent was the same
+    let stored = |backup: &Value| backup["stored_bytes"].as_u64().unwrap();
+    assert!(stored(&plain) * 10 < stored(&compressed), "{plain}");
+    let flags = [
+        "--backup",
+        compressed["id"].as_str().unwrap(),
+        "--immediate",
+    ];
+    assert_eq!(record.rows_at("restored", &flags, End::Paused), "0");
 }

@@ -35,6 +35,7 @@ mod encryption;
 mod failovers;
 mod format;
 mod harmless;
+mod increments;
 mod interface;
 mod kills;
 mod layout;

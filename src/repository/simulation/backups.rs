@@ -21,7 +21,7 @@ use crate::repository::manifest::{self, ManifestText};
 use crate::repository::records::{
     BackupRecord, Extent, FORMAT, ManifestEntry, ManifestLine, ManifestPath,
 };
-use crate::repository::sharing::EarlierBackup;
+use crate::repository::sharing::{EarlierBackup, EarlierExtent};
 use crate::repository::{BackupRecipe, PLAIN_BYTES_MAX, Repository, RepositoryError, Result};
 
 /// Files are cut so, which are smaller.
@@ -341,13 +341,13 @@ async fn store(
     if let Some((earlier, files)) = earlier {
         for (path, content) in files {
             let stretches = earlier.file(path.as_bytes()).unwrap();
-            let [Some(stored)] = &*stretches else {
+            let [EarlierExtent::Stored(stored)] = &*stretches else {
                 panic!("{path} is in one extent: {stretches:?}");
             };
             assert_eq!(stored.hash, *blake3::hash(content).as_bytes());
             let number = 1000 + stored.pack;
             if shared.insert(stored.pack) {
-                let path = earlier.pack_path(stored.pack).unwrap();
+                let path = earlier.pack_name(stored.pack).unwrap().path();
                 lines.push(ManifestLine::Pack { number, path });
             }
             bytes += u64::from(stored.plain_bytes);
