@@ -259,7 +259,7 @@ impl Offer<'_> {
         self.predecessor(&manifest, &mut sql).await
     }
 
-    /// The server makes summaries of WAL, and has the one that led up to the earlier backup.
+    /// The server makes summaries of WAL, and surely wrote that of the earlier backup.
     async fn check_summaries(&self, sql: &mut Connection) -> Result<(), WhyNot> {
         let failed = |error| server::query_error("read whether WAL is summarized", &error);
         if !summaries::are_made(sql).await.map_err(failed)? {

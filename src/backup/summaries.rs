@@ -55,7 +55,7 @@ pub(super) async fn are_made(sql: &mut Connection) -> Result<bool, QueryError> {
 /// Of such a segment an increment says too little: it may have grown again by blocks that nothing was
 /// written to, which are no change in WAL, and the server leaves to the earlier backup what that has in their
 /// place (`backup/basebackup_incremental.c`, `GetFileBackupMethod`, makes the file's length the limit up to
-/// which it does). Rows that were deleted would be back.
+/// which it does). Rows that were deleted would be back: `docs/backups.md` tells how to see it.
 pub(super) async fn cut_segments(
     sql: &mut Connection,
     since: Lsn,
