@@ -960,6 +960,9 @@ fn base_backup_error(error: &BaseBackupError) -> Error {
         Some("42501") => {
             Error::usage(message).hint("as a superuser: ALTER ROLE <role> REPLICATION;")
         }
+        // of our options a server refuses none but this (`backup/basebackup.c`, `parse_basebackup_options`)
+        Some("42601") => Error::usage(message)
+            .hint("a server that was built without zstd cannot compress: leave out --server-compression"),
         _ if error.is_transient() => Error::new(Kind::Unreachable, message),
         _ => Error::failure(message),
     }
