@@ -5,6 +5,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -282,6 +283,11 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     )]
     std::fs::rename(from, to)?;
     sync_dir(parent_of(to))
+}
+
+/// Renames what `from` names in one open directory to `to` in another; neither is synced.
+pub fn rename_at(from_dir: impl AsFd, from: &Path, to_dir: impl AsFd, to: &Path) -> io::Result<()> {
+    Ok(rustix::fs::renameat(from_dir, from, to_dir, to)?)
 }
 
 /// Removes a file, and syncs the directory that held it.

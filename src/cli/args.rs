@@ -275,10 +275,12 @@ pub(super) enum CheckpointArg {
                         the system's zone.\n\nExamples:\n  \
                         anywhen restore --repo file:///backups -D /srv/restored --to '10 minutes ago' --dry-run\n  \
                         anywhen restore --repo file:///backups -D /srv/restored --to '2026-11-20 14:03:00' --replay\n  \
-                        anywhen restore --repo file:///backups -D /srv/restored --resume       # it was killed"
+                        anywhen restore --repo file:///backups -D /srv/restored --resume       # it was killed\n  \
+                        anywhen restore --repo file:///backups -D /var/lib/postgresql/18/main --delta --dry-run\n  \
+                        anywhen restore --repo file:///backups -D /srv/standby --delta --standby   # it is damaged"
 )]
 pub(super) struct RestoreArgs {
-    /// The folder to restore into; absent or empty, unless --resume is given
+    /// The folder to restore into; absent or empty, unless --delta or --resume is given
     #[arg(short = 'D', long, visible_aliases = ["target-dir"], env = "ANYWHEN_TARGET_DIR", value_name = "DIR")]
     pub(super) pgdata: PathBuf,
     #[command(flatten)]
@@ -300,9 +302,18 @@ pub(super) struct RestoreArgs {
     /// What the server does at the target [default: pause for a target, promote for the latest]
     #[arg(long, env = "ANYWHEN_ACTION")]
     pub(super) action: Option<ActionArg>,
-    /// Make a standby: keep standby.signal and primary_conninfo
+    /// Make a standby: with standby.signal, and primary_conninfo as in the backup, or, with --delta, as in the folder
     #[arg(long, env = "ANYWHEN_STANDBY")]
     pub(super) standby: bool,
+    /// How the standby reaches its primary
+    #[arg(
+        long,
+        env = "ANYWHEN_PRIMARY_CONNINFO",
+        hide_env_values = true,
+        value_name = "CONNINFO",
+        requires = "standby"
+    )]
+    pub(super) primary_conninfo: Option<String>,
     /// Where a tablespace goes: OID=DIR or OLDDIR=DIR; may be repeated
     #[arg(
         short = 'T',
@@ -327,6 +338,10 @@ pub(super) struct RestoreArgs {
     /// Go on with a restore into this folder that was killed: keep what is right there, and replace the rest
     #[arg(long, env = "ANYWHEN_RESUME")]
     pub(super) resume: bool,
+    /// Restore over the cluster in this folder, whose server is stopped: keep what is right, by content, and replace
+    /// or remove the rest; its WAL and logs are set aside
+    #[arg(long, env = "ANYWHEN_DELTA", conflicts_with = "resume")]
+    pub(super) delta: bool,
     /// Print the plan, and do nothing
     #[arg(long, env = "ANYWHEN_DRY_RUN")]
     pub(super) dry_run: bool,

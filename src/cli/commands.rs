@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::CommandFactory as _;
@@ -20,8 +20,10 @@ use crate::backup::{BackupOptions, BackupTaker, CheckpointMode};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{ClusterSettings, GivenSettings, RepositorySettings, Settings, handed_over};
 use crate::error::{Error, Kind, Result, io};
-use crate::restore::{self, Environment, RestoreCommand, RestoreOptions, Target, TargetAction};
-use crate::service::{self, ReceiverOptions, WatchOptions};
+use crate::restore::{
+    self, Environment, Over, RestoreCommand, RestoreOptions, Target, TargetAction,
+};
+use crate::service::{self, ReceiverOptions, StoreOptions, WatchOptions};
 use crate::setup::{self, demo::StaysIn};
 use crate::status::{self, BackupDone, BackupRow, Shown};
 
@@ -191,7 +193,12 @@ fn restore_options(
         .collect::<Result<_, _>>();
     Ok(RestoreOptions {
         target_dir: args.pgdata,
-        resume: args.resume,
+        over: match (args.delta, args.resume) {
+            (true, _) => Over::Cluster,
+            (false, true) => Over::Unfinished,
+            (false, false) => Over::Nothing,
+        },
+        needed: needed(settings, cluster, &program),
         target: target(args.target)?,
         exclusive: args.exclusive,
         backup,
@@ -202,6 +209,7 @@ fn restore_options(
             ActionArg::Shutdown => TargetAction::Shutdown,
         }),
         standby: args.standby,
+        primary_conninfo: args.primary_conninfo,
         tablespaces: tablespaces?,
         archive_mode_preserve: args.archive_mode == ArchiveModeArg::Preserve,
         owner: args.owner,
@@ -218,6 +226,19 @@ fn restore_options(
             environment: environment_of(&cluster.repositories),
         },
     })
+}
+
+/// What this program needs on this machine: its own file, settings, keys, and what it stores.
+fn needed(settings: &Settings, cluster: &ClusterSettings, program: &Path) -> Vec<PathBuf> {
+    let mut needed = vec![program.to_owned()];
+    needed.extend(settings.file.clone());
+    needed.extend(cluster.spool_dir.clone());
+    for repository in &cluster.repositories {
+        needed.extend(StoreOptions::at(&repository.url).folder());
+        needed.extend(repository.identity_file.clone());
+        needed.extend(repository.state_dir.clone());
+    }
+    needed
 }
 
 /// The variables that lead to the repositories and to what reads them, as they are set now.

@@ -9,7 +9,8 @@ use jiff::Timestamp;
 use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
 
 use super::RestoreOptions;
-use super::execute::fetch_manifest;
+use super::execute::{fetch_manifest, top_of};
+use super::over::OverCluster;
 use super::place::{Owner, check_made_later, check_target, plan_tablespaces};
 use super::plan::RestorePlan;
 use super::resolve::{Findings, Point, Resolved, Resolver, Span, Wanted};
@@ -44,8 +45,8 @@ pub async fn plan(
     check_options(options)?;
     let target_dir = std::path::absolute(&options.target_dir)
         .map_err(|error| io("find", &options.target_dir, &error))?;
-    check_target(&target_dir, options.resume.then(|| repository.system_id()))?;
-    let owner = Owner::of_restore(options.owner.as_deref(), &target_dir, options.resume)?;
+    let found = check_target(&target_dir, options.over, repository.system_id())?;
+    let owner = Owner::of_restore(options.owner.as_deref(), &target_dir, found)?;
     if repository.cluster_record().await?.is_none() {
         // wal-fetch would take the repository for one that went away
         return Err(Error::damaged(format!(
@@ -72,18 +73,25 @@ pub async fn plan(
             chosen.backup.id
         )));
     };
-    if options.dry_run {
-        // whoever plans wants to know that it can be carried out
-        fetch_manifest(&holder, &backup).await?;
-    }
     let tablespaces = plan_tablespaces(
         &backup.tablespaces,
         &options.tablespaces,
         &target_dir,
-        options.resume,
+        found,
+        backup.major,
     )?;
     let made_later = made_later(&chosen, &tablespaces)?;
     let mut warnings = chooser.warnings(&chosen);
+    let mut over_cluster = None;
+    if found.has_links_of_a_cluster() {
+        let top = top_of(&holder, &backup).await?;
+        let over = OverCluster::of(&target_dir, options, &top, &tablespaces)?;
+        warnings.extend(over.warnings());
+        over_cluster = Some(over);
+    } else if options.dry_run {
+        // whoever plans wants to know that it can be carried out
+        fetch_manifest(&holder, &backup).await?;
+    }
     if backup.damaged_page_count > 0 {
         warnings.push(format!(
             "backup {} has pages whose checksum was wrong on the server: {}, {}; what lies in them is \
@@ -93,19 +101,7 @@ pub async fn plan(
             DamagedPages::shown(&backup.damaged_pages)
         ));
     }
-    let mut options = options.clone();
-    for left_out in &catalog.left_out {
-        warnings.push(format!(
-            "backup {} cannot be read, and was not considered: {}",
-            left_out.id, left_out.reason
-        ));
-    }
-    for (name, reason) in repository.unheard() {
-        warnings.push(format!(
-            "repository {name} cannot be asked, and the restored server does without it: {reason}"
-        ));
-        options.restore_command.repositories = repository.heard();
-    }
+    let options = with_what_is_heard(repository, &catalog, options, &mut warnings);
     let timeline = chooser.recovery_timeline(&chosen)?;
     let last_lsn = chosen.last.map_or(chosen.backup.stop_lsn, |last| last.end);
     let size = chooser.size;
@@ -119,6 +115,8 @@ pub async fn plan(
     };
     Ok(RestorePlan {
         target_dir,
+        found,
+        over_cluster,
         system_id: repository.system_id(),
         timeline,
         stop: chosen.stop(),
@@ -140,6 +138,29 @@ pub async fn plan(
         decided_at: clock.now(),
         took: began.elapsed(),
     })
+}
+
+/// Tells what could not be read or asked; a restored server does without a place that cannot be asked.
+fn with_what_is_heard(
+    repository: &Repository,
+    catalog: &Catalog,
+    options: &RestoreOptions,
+    warnings: &mut Vec<String>,
+) -> RestoreOptions {
+    let mut options = options.clone();
+    for left_out in &catalog.left_out {
+        warnings.push(format!(
+            "backup {} cannot be read, and was not considered: {}",
+            left_out.id, left_out.reason
+        ));
+    }
+    for (name, reason) in repository.unheard() {
+        warnings.push(format!(
+            "repository {name} cannot be asked, and the restored server does without it: {reason}"
+        ));
+        options.restore_command.repositories = repository.heard();
+    }
+    options
 }
 
 /// What could not be found may be in a backup that cannot be read, or where nobody could look.

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use wal::SegmentName;
 
-use super::place::{CONTROL_FILE, Footprint, Root, Roots, Stays};
+use super::place::{CONTROL_FILE, Footprint, Found, Root, Roots, Stays};
 use super::plan::{Phase, RestorePlan, RestoreReport};
 use super::replay;
 use super::settings::{self, StopAt};
@@ -69,7 +69,7 @@ pub async fn execute(
                     .hint(format!("{}, or remove it", replay::start_command(plan)))
             } else {
                 let stopped = Error::failure("stopped before the restore was complete");
-                if plan.options.resume {
+                if plan.found.is_filled() {
                     stopped.hint("the same command goes on with what is there")
                 } else {
                     stopped.hint("what was written is removed again; nothing is left to clean up")
@@ -93,26 +93,33 @@ async fn carry_out(
     } else {
         None
     };
-    let (system_id, resumes) = (plan.system_id, plan.options.resume);
-    if resumes {
-        // the directory itself is not empty
-        let name = format!("anywhen-trial-{}", plan.decided_at.as_nanosecond());
-        let folder = std::env::temp_dir().join(name);
-        let mut trial = Footprint::begin(&folder, plan.owner, system_id, false)?;
-        try_restore_command(plan, &mut trial).await?;
-    }
-    let mut footprint = Footprint::begin(&plan.target_dir, plan.owner, system_id, resumes)?;
-    if !resumes {
-        try_restore_command(plan, &mut footprint).await?;
-    }
     let id = &plan.backup.id;
     let held = repository.holding(id).await?;
     let Some((repository, record)) = held else {
         return Err(Error::damaged(format!("backup {id} is gone")).hint("use another backup"));
     };
     let manifest = fetch_manifest(&repository, &record).await?;
+    let (system_id, found) = (plan.system_id, plan.found);
+    if found.is_filled() {
+        // the directory itself is not empty
+        let name = format!("anywhen-trial-{}", plan.decided_at.as_nanosecond());
+        let folder = std::env::temp_dir().join(name);
+        let mut trial = Footprint::begin(&folder, plan.owner, system_id, Found::Nothing)?;
+        try_restore_command(plan, &mut trial).await?;
+        // what is there is of more use than half of another
+        check_packs(&repository, &manifest).await?;
+    }
+    let mut footprint = Footprint::begin(&plan.target_dir, plan.owner, system_id, found)?;
+    if found.is_filled() {
+        let stamp = plan.decided_at.strftime("%Y%m%dT%H%M%S%3fZ").to_string();
+        let aside = footprint.set_aside(&stamp)?;
+        report.notes.extend(aside.as_ref().map(ToString::to_string));
+        report.set_aside = aside.map(|aside| aside.path);
+    } else {
+        try_restore_command(plan, &mut footprint).await?;
+    }
     take_tablespaces(plan, &mut footprint)?;
-    if footprint.resumes() {
+    if found.is_filled() {
         clear(&repository, &manifest, &footprint).await?;
     }
     make_directories(&manifest, plan, &mut footprint)?;
@@ -125,7 +132,7 @@ async fn carry_out(
 
     let began = Instant::now();
     let control = write_settings(plan, &manifest, &footprint, &written.control)?;
-    report.notes = notes(plan, &footprint)?;
+    report.notes.extend(notes(plan, &footprint)?);
     footprint.give_contents()?;
     disks.sync().await?;
     write_control(&repository, &manifest, &footprint, written).await?;
@@ -214,13 +221,43 @@ fn take_tablespaces(plan: &RestorePlan, footprint: &mut Footprint) -> Result<()>
     Ok(())
 }
 
-/// Clears away what the backup does not have.
-async fn clear(repository: &Repository, manifest: &Manifest, footprint: &Footprint) -> Result<()> {
+/// The paths of all files of a backup.
+async fn all_paths(repository: &Repository, manifest: &Manifest) -> Result<HashSet<Vec<u8>>> {
     let mut files: HashSet<Vec<u8>> = manifest.paths(manifest.text())?;
     for (list, digest) in &manifest.lists {
         let text = manifest_text(repository, list, digest).await?;
         files.extend(manifest.paths(&text)?);
     }
+    Ok(files)
+}
+
+/// The names that a backup has at the top of the data directory.
+pub(super) async fn top_of(
+    repository: &Repository,
+    record: &BackupRecord,
+) -> Result<BTreeSet<Vec<u8>>> {
+    let manifest = fetch_manifest(repository, record).await?;
+    let files = all_paths(repository, &manifest).await?;
+    let directories = manifest.directories.iter();
+    let directories = directories.map(|(path, _)| path.as_bytes());
+    let paths = directories.chain(files.iter().map(Vec::as_slice));
+    let first = |path: &[u8]| path.split(|byte| *byte == b'/').next().map(<[u8]>::to_vec);
+    Ok(paths.filter_map(first).collect())
+}
+
+/// Looks whether every pack is there, before anything is replaced by what lies in them.
+async fn check_packs(repository: &Repository, manifest: &Manifest) -> Result<()> {
+    let packs: Vec<&ObjectName> = manifest.packs().collect();
+    for packs in packs.chunks(LISTS_AT_ONCE) {
+        let looks = packs.iter().map(|pack| repository.frames(pack));
+        try_join_all(looks).await.map_err(gone)?;
+    }
+    Ok(())
+}
+
+/// Clears away what the backup does not have.
+async fn clear(repository: &Repository, manifest: &Manifest, footprint: &Footprint) -> Result<()> {
+    let files = all_paths(repository, manifest).await?;
     let directories = manifest.directories.iter();
     let directories: HashSet<&[u8]> = directories.map(|(path, _)| path.as_bytes()).collect();
     let stays = |path: &Path| {
@@ -374,7 +411,7 @@ async fn write_files(
     let mut ledger = Ledger::new();
     let (done, total) = (AtomicU64::new(0), plan.backup.bytes);
     let kept = AtomicU64::new(0);
-    let changes = footprint.resumes();
+    let changes = footprint.changes();
     let is_wanted = |job: &FileJob| job.path.as_bytes() != CONTROL_FILE.as_bytes();
     let mut write = async |text: &[u8], ledger: &mut Ledger| {
         let units = manifest.units(text, is_wanted).map(|unit| {
@@ -663,6 +700,19 @@ fn notes(plan: &RestorePlan, footprint: &Footprint) -> Result<Vec<String>> {
         ));
     }
     let target = plan.target_dir.display();
+    if plan.options.standby {
+        let mut follows = false;
+        for file in ["postgresql.auto.conf", "postgresql.conf"] {
+            let text = read_all(footprint.target(), Path::new(file))?.unwrap_or_default();
+            follows |= settings::sets(&text, "primary_conninfo");
+        }
+        if !follows {
+            notes.push(format!(
+                "{target} has no primary_conninfo: the standby follows what is stored, and streams from no \
+                 primary; restore with --primary-conninfo, or set it before starting"
+            ));
+        }
+    }
     match read_all(footprint.target(), Path::new("postgresql.conf"))? {
         None => notes.push(format!(
             "{target} has no postgresql.conf: the source keeps it elsewhere (Debian: /etc/postgresql), so \

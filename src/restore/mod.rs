@@ -9,6 +9,7 @@
 mod choose;
 mod execute;
 pub mod fetch;
+mod over;
 mod place;
 mod plan;
 mod replay;
@@ -24,7 +25,8 @@ use wal::TimelineId;
 
 pub use choose::plan;
 pub use execute::execute;
-pub use place::{Owner, TablespacePlan};
+pub use over::OverCluster;
+pub use place::{Found, Over, Owner, TablespacePlan};
 pub use plan::{Phase, Reached, RestorePlan, RestoreReport, TargetReport};
 pub use resolve::{Behind, CommitSeen, Parameters, Span};
 pub use settings::{Environment, RestoreCommand, StopAt};
@@ -39,10 +41,12 @@ use crate::repository::layout::BackupId;
     reason = "each is a flag of the command line of its own"
 )]
 pub struct RestoreOptions {
-    /// The directory to restore into: absent or empty, unless a restore is resumed.
+    /// The directory to restore into.
     pub target_dir: PathBuf,
-    /// Go on with a restore that was broken off there: keep what is right, and replace the rest.
-    pub resume: bool,
+    /// What may be there: what is right in it is kept, and the rest replaced or removed.
+    pub over: Over,
+    /// Files and folders that this program itself needs: none may lie in a directory that is written over.
+    pub needed: Vec<PathBuf>,
     /// Where to end.
     pub target: Target,
     /// Leave out what the target names.
@@ -55,6 +59,8 @@ pub struct RestoreOptions {
     pub action: Option<TargetAction>,
     /// Restore a standby, which follows the primary that the source followed.
     pub standby: bool,
+    /// How a standby reaches its primary; as before where nothing is said.
+    pub primary_conninfo: Option<String>,
     /// Where tablespaces go.
     pub tablespaces: Vec<TablespaceMapping>,
     /// Leave `archive_mode` as it was.

@@ -1,7 +1,10 @@
 //! The places that a restore writes to: checked before a byte is written, and left as they were
 //! found if it fails.
 
+mod aside;
+mod found;
 mod root;
+mod tablespaces;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
@@ -12,20 +15,52 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::process::{Pid, geteuid, test_kill_process};
+use rustix::process::geteuid;
 
+pub(super) use aside::wal_place;
+pub(super) use found::check_target;
+pub use found::{Found, Over};
+use found::{LOCK_FILE, MARKER, Unfinished, check_no_server, check_still};
 use root::{Made, MayBe};
 pub(super) use root::{Root, Roots, Stays};
+pub use tablespaces::TablespacePlan;
+pub(super) use tablespaces::{check_made_later, plan_tablespaces};
 
-use super::target::TablespaceMapping;
+use crate::durable;
 use crate::error::{Error, Result, io};
-use crate::repository::records::TablespaceRecord;
 
-/// Stands in a directory while it is being restored, so that no second restore writes there, and so
-/// that what a killed one left says what it is.
-const MARKER: &str = "anywhen-restore-unfinished";
 /// Without it no server starts in a directory.
 pub(super) const CONTROL_FILE: &str = "global/pg_control";
+/// Where that of a cluster is while it is looked whether a server began to use it.
+const CONTROL_FILE_BEFORE: &str = "global/pg_control.before-restore";
+/// What says to a server how to begin, or that it must not: never left of a cluster, also not as links.
+const SIGNALS: [&str; 8] = [
+    "backup_label",
+    "fallback_promote",
+    LOCK_FILE,
+    "promote",
+    "recovery.conf",
+    "recovery.signal",
+    "standby.signal",
+    "tablespace_map",
+];
+
+/// What servers make in their data directories, and base backups leave out.
+const MADE_BY_SERVERS: [&str; 4] = [
+    "current_logfiles",
+    "current_logfiles.tmp",
+    "postgresql.auto.conf.tmp",
+    "postmaster.opts",
+];
+
+/// Whether the directory of a cluster may be expected to have this at its top though no backup has it.
+pub(super) fn is_expected(name: &Path) -> bool {
+    let text = name.to_str().unwrap_or_default();
+    let is_known = [MARKER, aside::WAL_DIR, "pg_tblspc", "lost+found"].contains(&text)
+        || SIGNALS.contains(&text)
+        || MADE_BY_SERVERS.contains(&text);
+    is_known || aside::LOG_DIRS.contains(&text) || aside::is_set_aside(name)
+}
 
 /// Whom the restored files are given to; none where they belong to whoever restores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +77,7 @@ impl Owner {
     pub(super) fn of_restore(
         name: Option<&str>,
         target: &Path,
-        resumes: bool,
+        found: Found,
     ) -> Result<Option<Self>> {
         if !geteuid().is_root() {
             let Some(name) = name else { return Ok(None) };
@@ -59,7 +94,7 @@ impl Owner {
             None => match Unfinished::read(target)? {
                 Some(Unfinished {
                     owner: Some(owner), ..
-                }) if resumes => owner,
+                }) if found.is_filled() => owner,
                 _ => Self::of_folder(target)?,
             },
         };
@@ -105,237 +140,6 @@ fn id_of(flag: &str, user: &str) -> Option<u32> {
     text.trim().parse().ok()
 }
 
-/// Refuses a directory to restore into that is not absent or empty; or, where a restore of the cluster with this
-/// system identifier is `resumed`, does not hold one that was broken off.
-pub(super) fn check_target(path: &Path, resumed: Option<u64>) -> Result<()> {
-    if let Some(pid) = running_server(path) {
-        return Err(Error::usage(format!(
-            "a running server holds {}: pid={pid}",
-            path.display()
-        ))
-        .hint("restore into another directory, or stop that server and move its directory away"));
-    }
-    if let Some(system_id) = resumed {
-        return check_unfinished(path, system_id);
-    }
-    if is_absent_or_empty(path)? {
-        return Ok(());
-    }
-    let refused = |what| Error::usage(format!("{} {what}", path.display()));
-    let elsewhere = "restore into a directory that is empty or not there";
-    if path.join(MARKER).exists() {
-        let what = "holds a restore that did not come to its end, or is still under way";
-        let hint = format!("{elsewhere}; or go on with that one, with --resume");
-        return Err(refused(what).hint(hint));
-    }
-    let what = if path.join("PG_VERSION").exists() {
-        "holds a PostgreSQL cluster already"
-    } else {
-        "is not an empty directory"
-    };
-    Err(refused(what).hint(elsewhere))
-}
-
-/// Refuses what is not a restore of this cluster that was broken off before it could be started.
-fn check_unfinished(path: &Path, system_id: u64) -> Result<()> {
-    let shown = path.display();
-    let Some(unfinished) = Unfinished::read(path)? else {
-        return Err(Error::usage(format!(
-            "{shown} does not hold a restore that was broken off"
-        ))
-        .hint("leave --resume out, and restore into a directory that is empty or not there"));
-    };
-    if unfinished.system_id != system_id {
-        return Err(Error::usage(format!(
-            "{shown} holds a restore of another cluster: expected system identifier {system_id}, found={}",
-            unfinished.system_id
-        )));
-    }
-    // somebody may have started it
-    if path.join(CONTROL_FILE).exists() {
-        return Err(Error::usage(format!(
-            "all files of the restore into {shown} were there when it was broken off"
-        ))
-        .hint("remove that directory, and restore again"));
-    }
-    Ok(())
-}
-
-/// What the marker of a restore says.
-struct Unfinished {
-    system_id: u64,
-    /// Whom its files are for.
-    owner: Option<Owner>,
-}
-
-impl Unfinished {
-    /// `None` where there is none, or one that says nothing.
-    fn read(target: &Path) -> Result<Option<Self>> {
-        let path = target.join(MARKER);
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(io("read", &path, &error)),
-        };
-        let mut words = text.split_whitespace();
-        let system_id = words.next().and_then(|word| word.parse().ok());
-        let mut id = || words.next()?.parse().ok();
-        let owner = match (id(), id()) {
-            (Some(uid), Some(gid)) => Some(Owner { uid, gid }),
-            _ => None,
-        };
-        Ok(system_id.map(|system_id| Self { system_id, owner }))
-    }
-
-    fn text(&self) -> String {
-        let owner = self
-            .owner
-            .map(|owner| format!(" {} {}", owner.uid, owner.gid));
-        format!("{}{}\n", self.system_id, owner.unwrap_or_default())
-    }
-}
-
-/// The server whose lock file names a process that lives.
-fn running_server(data: &Path) -> Option<i32> {
-    let text = fs::read_to_string(data.join("postmaster.pid")).ok()?;
-    let number: i32 = text.lines().next()?.trim().parse().ok()?;
-    let pid = Pid::from_raw(number)?;
-    match test_kill_process(pid) {
-        Err(rustix::io::Errno::SRCH) => None,
-        _ => Some(number),
-    }
-}
-
-fn is_absent_or_empty(path: &Path) -> Result<bool> {
-    match fs::read_dir(path) {
-        Ok(mut entries) => Ok(entries.next().is_none()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
-        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => Ok(false),
-        Err(error) => Err(io("read", path, &error)),
-    }
-}
-
-/// Where a tablespace of the backup goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TablespacePlan {
-    /// Its OID.
-    pub oid: u32,
-    /// Where the server kept it.
-    pub from: String,
-    /// Where its files go; `None` for one inside of the data directory.
-    pub to: Option<PathBuf>,
-}
-
-/// Decides where every tablespace goes; only to places that are absent or empty.
-pub(super) fn plan_tablespaces(
-    records: &[TablespaceRecord],
-    mappings: &[TablespaceMapping],
-    target: &Path,
-    resumes: bool,
-) -> Result<Vec<TablespacePlan>> {
-    if let Some(stray) = mappings
-        .iter()
-        .find(|mapping| !records.iter().any(|it| mapping.names(it.oid, &it.location)))
-    {
-        let known: Vec<String> = records
-            .iter()
-            .map(|it| format!("{}={}", it.oid, it.location))
-            .collect();
-        let known = if known.is_empty() {
-            "none".to_owned()
-        } else {
-            known.join(", ")
-        };
-        return Err(
-            Error::usage(format!("the backup has no such tablespace: {stray}"))
-                .hint(format!("its tablespaces: {known}")),
-        );
-    }
-    let mut plans: Vec<TablespacePlan> = Vec::new();
-    for record in records {
-        let mut naming = mappings
-            .iter()
-            .filter(|it| it.names(record.oid, &record.location));
-        let mapping = naming.next();
-        if let (Some(first), Some(other)) = (
-            mapping,
-            naming.find(|it| Some(&it.to) != mapping.map(|it| &it.to)),
-        ) {
-            return Err(Error::usage(format!(
-                "tablespace {} is given two places: {first} and {other}",
-                record.oid
-            )));
-        }
-        let to = match mapping {
-            Some(mapping) => Some(mapping.to.clone()),
-            None => Some(PathBuf::from(&record.location)).filter(|path| path.is_absolute()),
-        };
-        if let Some(to) = &to {
-            let is_own = resumes && is_own_tablespace(target, record.oid, to);
-            if !is_own {
-                check_tablespace(record, to, mapping.is_some())?;
-            }
-            let nested =
-                |one: &Path, other: &Path| one.starts_with(other) || other.starts_with(one);
-            let taken = plans.iter().filter_map(|plan| plan.to.as_deref());
-            if let Some(other) = taken.chain([target]).find(|other| nested(other, to)) {
-                return Err(Error::usage(format!(
-                    "tablespace {} would share its place: {} and {}",
-                    record.oid,
-                    to.display(),
-                    other.display()
-                )));
-            }
-        }
-        plans.push(TablespacePlan {
-            oid: record.oid,
-            from: record.location.clone(),
-            to,
-        });
-    }
-    Ok(plans)
-}
-
-/// Whether the restore that was broken off has taken this place.
-fn is_own_tablespace(target: &Path, oid: u32, place: &Path) -> bool {
-    let link = fs::read_link(target.join(format!("pg_tblspc/{oid}")));
-    link.is_ok_and(|to| to == place)
-}
-
-fn check_tablespace(record: &TablespaceRecord, to: &Path, is_mapped: bool) -> Result<()> {
-    if is_absent_or_empty(to)? {
-        return Ok(());
-    }
-    let (oid, place) = (record.oid, to.display());
-    Err(Error::usage(format!(
-        "the place of tablespace {oid} is not empty: {place}"
-    ))
-    .hint(if is_mapped {
-        "map it to a directory that is empty or not there".to_owned()
-    } else {
-        format!("a live server may use it; map it elsewhere with -T {oid}=/another/directory")
-    }))
-}
-
-/// Refuses a place that replaying CREATE TABLESPACE would link to while anything is there: also an
-/// empty directory may be a live server's.
-pub(super) fn check_made_later(oid: u32, place: &Path) -> Result<()> {
-    match fs::symlink_metadata(place) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(io("read", place, &error)),
-        Ok(_) => {}
-    }
-    Err(Error::usage(format!(
-        "replay makes tablespace {oid} after the backup began, at a place that exists on this \
-         machine: {}",
-        place.display()
-    ))
-    .hint(
-        "a live server may use it, and -T cannot move it; restore on another machine, from a later \
-         backup, or to a target before the tablespace was made",
-    ))
-}
-
 /// What a restore has made, and takes away again unless it is kept.
 ///
 /// As root, everything stays root's and closed until [`Self::hand_over`].
@@ -348,8 +152,8 @@ pub(super) struct Footprint {
     /// Folders above them that were not there before.
     parents: Vec<Made>,
     keep: bool,
-    /// Whether the places may hold what is right already, of a restore that was broken off.
-    resumes: bool,
+    /// What was there; the places may hold what is right already.
+    found: Found,
     /// Of the cluster that is restored.
     system_id: u64,
     /// Locked: nobody else restores here.
@@ -361,15 +165,21 @@ pub(super) struct Footprint {
 }
 
 impl Footprint {
-    /// Takes the directory for this restore, or with what is in it where it `resumes` one.
+    /// Takes the directory for this restore, with what was `found` in it.
+    ///
+    /// A cluster that was there can no longer be started from then on.
     pub(super) fn begin(
         target: &Path,
         owner: Option<Owner>,
         system_id: u64,
-        resumes: bool,
+        found: Found,
     ) -> Result<Self> {
-        check_target(target, resumes.then_some(system_id))?;
-        let may_be = if resumes { MayBe::Filled } else { MayBe::Empty };
+        check_still(target, found, system_id)?;
+        let may_be = if found.is_filled() {
+            MayBe::Filled
+        } else {
+            MayBe::Empty
+        };
         let mut parents = Vec::new();
         let root = Root::take(target, owner, may_be, &mut parents).inspect_err(|_| {
             parents.iter().rev().for_each(Made::remove);
@@ -381,68 +191,127 @@ impl Footprint {
             all: vec![Arc::clone(&root)],
             parents,
             // until it is known to be ours
-            keep: resumes,
-            resumes,
+            keep: found.is_filled(),
+            found,
             system_id,
             marker: None,
             mode: 0o700,
             given_up: Arc::default(),
         };
         footprint.mark()?;
-        if resumes {
+        match found {
+            Found::Nothing => return Ok(footprint),
             // once nobody else is at it
-            check_target(target, Some(system_id))?;
-            footprint.keep = false;
-            root.seize()?;
+            Found::Unfinished { .. } => {
+                check_still(target, found, system_id)?;
+                footprint.check_wal_place()?;
+            }
+            Found::Cluster => footprint.disarm().inspect_err(|_| footprint.unmark())?,
         }
+        footprint.keep = false;
+        root.seize()?;
+        footprint.take_wal_place()?;
         Ok(footprint)
+    }
+
+    /// Sees that no server can start from the cluster that is there, nor has started.
+    fn disarm(&self) -> Result<()> {
+        let target = self.target();
+        check_still(target.path(), self.found, self.system_id)?;
+        target.check_one_file_system()?;
+        self.check_wal_place()?;
+        target.check_directory(Path::new("global"))?;
+        let [control, before] = [CONTROL_FILE, CONTROL_FILE_BEFORE].map(Path::new);
+        target.rename(control, before)?;
+        // a server makes its lock file before it reads pg_control (postmaster.c, PostmasterMain)
+        if let Err(error) = check_no_server(target.path()) {
+            target.rename(before, control)?;
+            return Err(error);
+        }
+        target.remove(before)?;
+        // before anything else is changed: after a power cut, too, nothing starts there
+        target.sync_directory(Path::new("global"))
     }
 
     fn mark(&mut self) -> Result<()> {
         let (target, path) = (self.target(), Path::new(MARKER));
         let failed = |doing, error| io(doing, &target.path().join(path), &error);
-        let marker = if self.resumes {
+        if let Found::Unfinished { .. } = self.found {
             // what it says holds on
-            let found = target.open(path)?;
-            found.ok_or_else(|| failed("open", std::io::ErrorKind::NotFound.into()))?
-        } else {
-            let mut made = target.create(path)?;
-            let unfinished = Unfinished {
-                system_id: self.system_id,
-                owner: self.owner,
-            };
-            let written = made.write_all(unfinished.text().as_bytes());
-            written.map_err(|error| failed("write", error))?;
-            made
+            let marker = target.open(path)?;
+            let missing = || failed("open", std::io::ErrorKind::NotFound.into());
+            let marker = marker.ok_or_else(missing)?;
+            self.lock(&marker)?;
+            self.marker = Some(marker);
+            return Ok(());
+        }
+        let left = target.open(path)?.filter(|_| self.found.is_filled());
+        if let Some(left) = &left {
+            self.lock(left)?;
+            target.remove(path)?;
+        }
+        let mut marker = target.create(path)?;
+        let unfinished = Unfinished {
+            system_id: self.system_id,
+            owner: self.owner,
+            over_cluster: self.found == Found::Cluster,
         };
-        match marker.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::Error(error)) if self.resumes => return Err(failed("lock", error)),
-            // a file system without locks
-            Err(TryLockError::Error(error)) => tracing::debug!("no lock on {MARKER}: {error}"),
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::usage(format!(
-                    "another restore into {} is under way",
-                    target.path().display()
-                )));
-            }
+        let written = marker.write_all(unfinished.text().as_bytes());
+        written.map_err(|error| failed("write", error))?;
+        self.lock(&marker)?;
+        if self.found.is_filled() {
+            let synced =
+                durable::sync_file(&marker).and_then(|()| durable::sync_file(target.dir()));
+            synced.map_err(|error| failed("sync", error))?;
         }
         self.marker = Some(marker);
         Ok(())
     }
 
+    /// Sees that nobody else restores here.
+    fn lock(&self, marker: &File) -> Result<()> {
+        let shown = self.target().path().display();
+        match marker.try_lock() {
+            Ok(()) => Ok(()),
+            Err(TryLockError::Error(error)) if self.found.is_filled() => {
+                Err(io("lock", &self.target().path().join(MARKER), &error))
+            }
+            // a file system without locks
+            Err(TryLockError::Error(error)) => {
+                tracing::debug!("no lock on {MARKER}: {error}");
+                Ok(())
+            }
+            Err(TryLockError::WouldBlock) => Err(Error::usage(format!(
+                "another restore into {shown} is under way"
+            ))),
+        }
+    }
+
+    /// The cluster that is there stays as it was.
+    fn unmark(&self) {
+        if let Err(error) = self.target().remove(Path::new(MARKER)) {
+            tracing::warn!("{}", error.message());
+        }
+    }
+
     /// Whether the places may hold what is right already.
-    pub(super) fn resumes(&self) -> bool {
-        self.resumes
+    pub(super) fn changes(&self) -> bool {
+        self.found.is_filled()
     }
 
     /// Removes what the backup does not have, once all tablespaces are made; how much that was.
     pub(super) fn sweep(&self, stays: &dyn Fn(&Path) -> Option<Stays>) -> Result<u64> {
         let of_target = |path: &Path| match path.to_str() {
             Some(MARKER) => Some(Stays::Whatever),
+            Some("pg_wal") if self.roots.wal().is_some() => Some(Stays::Whatever),
             Some("pg_wal" | "pg_wal/archive_status" | "pg_tblspc") => Some(Stays::Directory),
-            _ if self.roots.is_tablespace(path) => Some(Stays::Whatever),
-            _ => stays(path),
+            _ if self.roots.is_tablespace(path) || aside::is_set_aside(path) => {
+                Some(Stays::Whatever)
+            }
+            _ => stays(path).or_else(|| {
+                self.is_link_of_the_operator(path)
+                    .then_some(Stays::Whatever)
+            }),
         };
         let mut removed = self.target().sweep(Path::new(""), &of_target)?;
         for (oid, root) in self.roots.tablespaces() {
@@ -457,10 +326,19 @@ impl Footprint {
         Ok(removed)
     }
 
+    /// A link in the data directory itself, such as to a configuration file: no base backup has those
+    /// (`basebackup.c`, `sendDir`), and the server may need it.
+    fn is_link_of_the_operator(&self, path: &Path) -> bool {
+        let is_top = path.components().count() == 1;
+        let is_signal = path.to_str().is_some_and(|name| SIGNALS.contains(&name));
+        is_top && !is_signal && self.target().link_at(path).is_some()
+    }
+
     /// Makes the place of a tablespace of the backup, or takes over an empty one.
     pub(super) fn make_tablespace(&mut self, oid: u32, path: &Path) -> Result<()> {
         let link = PathBuf::from(format!("pg_tblspc/{oid}"));
-        let is_own = self.resumes && self.target().link_at(&link).is_some_and(|to| to == path);
+        let is_linked = self.target().link_at(&link).is_some_and(|to| to == path);
+        let is_own = self.found.is_filled() && is_linked;
         let may_be = if is_own { MayBe::Filled } else { MayBe::Empty };
         let root = self.make_root(path, may_be)?;
         if is_own {
@@ -508,7 +386,7 @@ impl Footprint {
     /// Makes a symbolic link, by its path in the backup.
     pub(super) fn make_link(&self, path: &Path, to: &Path) -> Result<()> {
         let target = self.target();
-        if self.resumes {
+        if self.found.is_filled() {
             match target.link_at(path) {
                 Some(known) if known == to => return Ok(()),
                 _ => target.remove(path).map(drop)?,
@@ -591,7 +469,7 @@ impl Drop for Footprint {
             return;
         }
         self.given_up.store(true, Ordering::SeqCst);
-        if self.resumes {
+        if self.found.is_filled() {
             tracing::warn!(
                 "{} is left unfinished, and no server starts there: the same command goes on",
                 self.target().path().display()
@@ -619,28 +497,22 @@ impl Drop for Footprint {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
+    use super::found::is_absent_or_empty;
     use super::*;
-
-    fn record(oid: u32, location: &Path) -> TablespaceRecord {
-        TablespaceRecord {
-            oid,
-            location: location.to_str().unwrap().to_owned(),
-        }
-    }
 
     /// The directory may hold the only copy of somebody's data.
     #[test]
     fn a_directory_that_is_not_empty_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        check_target(folder.path(), None).unwrap();
-        check_target(&folder.path().join("a/b"), None).unwrap();
+        check_target(folder.path(), Over::Nothing, 7).unwrap();
+        check_target(&folder.path().join("a/b"), Over::Nothing, 7).unwrap();
         fs::write(folder.path().join("photo"), "x").unwrap();
-        let error = check_target(folder.path(), None).unwrap_err();
+        let error = check_target(folder.path(), Over::Nothing, 7).unwrap_err();
         assert!(
             error.message().contains(folder.path().to_str().unwrap()),
             "{error}"
         );
-        check_target(&folder.path().join("photo"), None).unwrap_err();
+        check_target(&folder.path().join("photo"), Over::Nothing, 7).unwrap_err();
     }
 
     /// A server that is started in the folder's group could not read what its user's own group may.
@@ -664,7 +536,7 @@ mod tests {
             format!("{}\n/x\n", std::process::id()),
         )
         .unwrap();
-        let error = check_target(folder.path(), None).unwrap_err();
+        let error = check_target(folder.path(), Over::Nothing, 7).unwrap_err();
         assert!(error.message().contains("running server"), "{error}");
     }
 
@@ -674,7 +546,7 @@ mod tests {
         let target = folder.path().join("new/data");
         let space = folder.path().join("space");
         fs::create_dir(&space).unwrap();
-        let mut footprint = Footprint::begin(&target, None, 7, false).unwrap();
+        let mut footprint = Footprint::begin(&target, None, 7, Found::Nothing).unwrap();
         footprint.make_tablespace(7, &space).unwrap();
         footprint.make_dir(Path::new("base")).unwrap();
         footprint.make_dir(Path::new("pg_tblspc")).unwrap();
@@ -684,7 +556,7 @@ mod tests {
         footprint.make_link(Path::new("link"), &space).unwrap();
         assert!(space.join("PG_18").is_dir());
         assert!(
-            check_target(&target, None)
+            check_target(&target, Over::Nothing, 7)
                 .unwrap_err()
                 .message()
                 .contains("under way")
@@ -702,7 +574,7 @@ mod tests {
             ["data", "space", "moved", "live"].map(|name| folder.path().join(name));
         fs::create_dir(&live).unwrap();
         fs::write(live.join("precious"), "x").unwrap();
-        let mut footprint = Footprint::begin(&target, None, 7, false).unwrap();
+        let mut footprint = Footprint::begin(&target, None, 7, Found::Nothing).unwrap();
         footprint.make_dir(Path::new("pg_tblspc")).unwrap();
         footprint.make_tablespace(7, &space).unwrap();
         fs::remove_dir(&space).unwrap();
@@ -729,7 +601,7 @@ mod tests {
         let mode = || fs::metadata(&target).unwrap().permissions().mode() & 0o7777;
         fs::create_dir(&target).unwrap();
         fs::set_permissions(&target, fs::Permissions::from_mode(0o2750)).unwrap();
-        let footprint = Footprint::begin(&target, None, 7, false).unwrap();
+        let footprint = Footprint::begin(&target, None, 7, Found::Nothing).unwrap();
         assert_eq!(mode(), 0o700);
         drop(footprint);
         assert_eq!(mode(), 0o2750);
@@ -740,7 +612,7 @@ mod tests {
     fn a_lent_directory_comes_back_empty_but_for_its_marker() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("data");
-        let mut footprint = Footprint::begin(&target, None, 7, false).unwrap();
+        let mut footprint = Footprint::begin(&target, None, 7, Found::Nothing).unwrap();
         footprint.make_dir(Path::new("pg_wal")).unwrap();
         footprint.lend().unwrap();
         fs::write(target.join("pg_wal/left"), "x").unwrap();
@@ -748,54 +620,5 @@ mod tests {
         let mut names = fs::read_dir(&target).unwrap();
         assert_eq!(names.next().unwrap().unwrap().file_name(), MARKER);
         assert!(names.next().is_none());
-    }
-
-    /// Replay links to it and fills it, and a live server may have made it for itself.
-    #[test]
-    fn a_place_that_replay_will_fill_must_not_be_there_at_all() {
-        let folder = tempfile::tempdir().unwrap();
-        let place = folder.path().join("space");
-        check_made_later(7, &place).unwrap();
-        fs::create_dir(&place).unwrap();
-        check_made_later(7, &place).unwrap_err();
-        let link = folder.path().join("link");
-        std::os::unix::fs::symlink("/nowhere", &link).unwrap();
-        check_made_later(7, &link).unwrap_err();
-    }
-
-    #[test]
-    fn tablespaces_go_only_to_places_that_are_free() {
-        let folder = tempfile::tempdir().unwrap();
-        let (live, free) = (folder.path().join("live"), folder.path().join("free"));
-        fs::create_dir(&live).unwrap();
-        fs::write(live.join("file"), "x").unwrap();
-        let target = folder.path().join("data");
-        let records = [record(7, &live)];
-        let plan = |mappings: &[String]| {
-            let mappings: Vec<_> = mappings.iter().map(|text| text.parse().unwrap()).collect();
-            plan_tablespaces(&records, &mappings, &target, false)
-        };
-        let refused = plan(&[]).unwrap_err();
-        assert!(
-            refused.message().contains(live.to_str().unwrap()),
-            "{refused}"
-        );
-        assert!(refused.hint_text().unwrap().contains("-T 7="), "{refused}");
-        let moved = plan(&[format!("7={}", free.display())]).unwrap();
-        assert_eq!(moved[0].to.as_deref(), Some(free.as_path()));
-        let stray = plan(&[format!("8={}", free.display())]).unwrap_err();
-        assert!(stray.hint_text().unwrap().contains("7="), "{stray}");
-        let inside = format!("7={}", target.join("x").display());
-        plan(&[inside]).unwrap_err();
-    }
-
-    #[test]
-    fn a_tablespace_inside_of_the_data_directory_needs_no_place() {
-        let records = [TablespaceRecord {
-            oid: 7,
-            location: "pg_tblspc/7".to_owned(),
-        }];
-        let plans = plan_tablespaces(&records, &[], Path::new("/data"), false).unwrap();
-        assert_eq!(plans[0].to, None);
     }
 }

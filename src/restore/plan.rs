@@ -9,7 +9,8 @@ use serde::Serialize;
 use wal::{Lsn, SegmentSize, TimelineId};
 
 use super::RestoreOptions;
-use super::place::{Owner, TablespacePlan};
+use super::over::OverCluster;
+use super::place::{Found, Owner, TablespacePlan};
 use super::resolve::{Behind, CommitSeen, LOOK_AHEAD_BYTES, Parameters, Span};
 use super::settings::{Fetching, RecoverySettings, StopAt};
 use super::target::{Target, TargetAction, rfc3339};
@@ -22,6 +23,10 @@ pub struct RestorePlan {
     pub options: RestoreOptions,
     /// The directory, as an absolute path.
     pub target_dir: PathBuf,
+    /// What is there.
+    pub found: Found,
+    /// What becomes of the cluster that is there, if one is.
+    pub over_cluster: Option<OverCluster>,
     /// The cluster's system identifier.
     pub system_id: u64,
     /// The backup that it begins with.
@@ -79,6 +84,12 @@ impl RestorePlan {
             stop: self.stop,
             action: self.action,
             standby: self.options.standby,
+            primary_conninfo: self.options.primary_conninfo.clone(),
+            follows: self
+                .over_cluster
+                .as_ref()
+                .map(|over| over.follows.clone())
+                .unwrap_or_default(),
             archive_mode_preserve: self.options.archive_mode_preserve,
             in_place_tablespaces: self.in_place_tablespaces,
             raised: Vec::new(),
@@ -116,6 +127,7 @@ impl RestorePlan {
             files: self.backup.files,
             bytes: self.backup.bytes,
             kept_bytes: 0,
+            set_aside: None,
             target_dir: self.target_dir.to_string_lossy().into_owned(),
             phases: vec![phase],
             notes: Vec::new(),
@@ -170,15 +182,45 @@ impl RestorePlan {
         Ok(())
     }
 
+    fn write_found(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.found.is_filled() {
+            writeln!(
+                f,
+                "  kept         what is right there already, by content; all else in it is replaced or removed"
+            )?;
+        }
+        let Some(over) = &self.over_cluster else {
+            return Ok(());
+        };
+        writeln!(
+            f,
+            "  first        global/pg_control is removed: no server starts there until all is done"
+        )?;
+        let place = over
+            .wal_place
+            .as_ref()
+            .map(|place| format!("{}/", place.display()));
+        writeln!(
+            f,
+            "  set aside    WAL and logs that are there, in {}before-…; that WAL is not replayed",
+            place.as_deref().unwrap_or("pg_wal/")
+        )
+    }
+
     fn write_places(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for tablespace in &self.tablespaces {
             match &tablespace.to {
                 Some(to) => writeln!(
                     f,
-                    "  tablespace   {} from {} to {}",
+                    "  tablespace   {} from {} to {}{}",
                     tablespace.oid,
                     tablespace.from,
-                    to.display()
+                    to.display(),
+                    if tablespace.is_filled {
+                        ", over what is there"
+                    } else {
+                        ""
+                    }
                 )?,
                 None => writeln!(f, "  tablespace   {} in the directory", tablespace.oid)?,
             }
@@ -217,10 +259,13 @@ impl RestorePlan {
         let emptied: Vec<&str> = emptied.iter().map(|(name, _)| *name).collect();
         writeln!(f, "  emptied      {}", emptied.join(", "))?;
         if self.options.standby {
-            writeln!(
-                f,
-                "  kept         primary_conninfo and primary_slot_name of the source"
-            )?;
+            let settings = self.settings();
+            let whose = match settings.follows.is_empty() {
+                true if settings.primary_conninfo.is_some() => "primary_slot_name of the source",
+                true => "primary_conninfo and primary_slot_name of the source",
+                false => "primary_conninfo and primary_slot_name of the directory",
+            };
+            writeln!(f, "  kept         {whose}")?;
         } else {
             writeln!(
                 f,
@@ -235,12 +280,7 @@ impl fmt::Display for RestorePlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let backup = &self.backup;
         writeln!(f, "restore into {}", self.target_dir.display())?;
-        if self.options.resume {
-            writeln!(
-                f,
-                "  kept         what is right there already, by content; all else in it is replaced or removed"
-            )?;
-        }
+        self.write_found(f)?;
         writeln!(
             f,
             "  backup       {} of {}, PostgreSQL {}, {} files, {}",
@@ -311,8 +351,10 @@ pub struct RestoreReport {
     pub files: u64,
     /// Bytes of the backup.
     pub bytes: u64,
-    /// How many of them were there already (`--resume`).
+    /// How many of them were there already (`--delta`, `--resume`).
     pub kept_bytes: u64,
+    /// The folder with the WAL, and the logs, of the cluster that was there (`--delta`).
+    pub set_aside: Option<PathBuf>,
     /// The directory.
     pub target_dir: String,
     /// What took how long.

@@ -172,6 +172,10 @@ pub(super) struct RecoverySettings {
     pub(super) stop: StopAt,
     pub(super) action: TargetAction,
     pub(super) standby: bool,
+    /// How a standby reaches its primary, where that was said.
+    pub(super) primary_conninfo: Option<String>,
+    /// Lines of the `postgresql.auto.conf` that was there before, which go before the source's.
+    pub(super) follows: Vec<u8>,
     pub(super) archive_mode_preserve: bool,
     /// Tablespaces inside of the data directory are there, or replay makes some.
     pub(super) in_place_tablespaces: bool,
@@ -251,6 +255,8 @@ impl RecoverySettings {
             list.push(("primary_slot_name", Vec::new()));
             // its subscriptions are the source's: both would use the same slots of the publisher
             list.push(("max_logical_replication_workers", text("0")));
+        } else if let Some(conninfo) = &self.primary_conninfo {
+            list.push(("primary_conninfo", text(conninfo)));
         }
         if !self.archive_mode_preserve {
             list.push(("archive_mode", text("off")));
@@ -286,7 +292,7 @@ impl RecoverySettings {
             let of_standby = OF_STANDBYS.iter().any(is);
             ours.iter().any(|(other, _)| is(other))
                 || (OF_RECOVERY.iter().any(is) && !self.keeps(name))
-                || (of_standby && !self.standby)
+                || (of_standby && !(self.standby && self.follows.is_empty()))
         };
         let mut out: Vec<u8> = Vec::new();
         for line in before.split_inclusive(|byte| *byte == b'\n') {
@@ -298,6 +304,7 @@ impl RecoverySettings {
         if out.last().is_some_and(|last| *last != b'\n') {
             out.push(b'\n');
         }
+        out.extend_from_slice(&self.follows);
         out.extend(HEADING.as_bytes());
         out.push(b'\n');
         for (name, value) in ours {
@@ -316,6 +323,20 @@ impl RecoverySettings {
                 .iter()
                 .any(|kept| kept.eq_ignore_ascii_case(name))
     }
+}
+
+/// The lines of a configuration file by which a server follows another, each with its end.
+pub(super) fn lines_that_follow(file: &[u8]) -> Vec<u8> {
+    let mut follows = Vec::new();
+    for line in file.split(|byte| *byte == b'\n') {
+        let name = setting_name(line).unwrap_or_default();
+        let is_one = |known: &&str| known.eq_ignore_ascii_case(&name);
+        if ["primary_conninfo", "primary_slot_name"].iter().any(is_one) {
+            follows.extend_from_slice(line);
+            follows.push(b'\n');
+        }
+    }
+    follows
 }
 
 /// The name that a line of a configuration file sets.
@@ -358,6 +379,8 @@ mod tests {
             stop,
             action: TargetAction::Pause,
             standby: false,
+            primary_conninfo: None,
+            follows: Vec::new(),
             archive_mode_preserve: false,
             in_place_tablespaces: false,
             raised: Vec::new(),
@@ -529,6 +552,43 @@ mod tests {
         );
         assert!(!conf.contains("--timeline"), "{conf}");
         assert!(!conf.contains("max_logical_replication_workers"), "{conf}");
+    }
+
+    /// The backup may be the primary's, which follows nobody, or of a standby of another one.
+    #[test]
+    fn a_standby_that_is_restored_over_itself_follows_as_it_did_unless_told_otherwise() {
+        let before = b"work_mem = '1MB'\nPrimary_ConnInfo 'host=live'\nprimary_slot_name = 'mine'";
+        let follows = lines_that_follow(before);
+        assert_eq!(
+            str::from_utf8(&follows).unwrap(),
+            "Primary_ConnInfo 'host=live'\nprimary_slot_name = 'mine'\n"
+        );
+        let standby = RecoverySettings {
+            standby: true,
+            follows,
+            fetching: FOLLOWS,
+            ..settings(b"/a", StopAt::Never)
+        };
+        let of_backup = b"primary_conninfo = 'host=other'\nprimary_slot_name = 'theirs'\n";
+        let conf = String::from_utf8(standby.auto_conf(of_backup)).unwrap();
+        assert!(conf.contains("Primary_ConnInfo 'host=live'\n"), "{conf}");
+        assert!(conf.contains("primary_slot_name = 'mine'\n"), "{conf}");
+        assert!(
+            !conf.contains("other") && !conf.contains("theirs"),
+            "{conf}"
+        );
+
+        let told = RecoverySettings {
+            primary_conninfo: Some("host='x y'".to_owned()),
+            follows: Vec::new(),
+            ..standby
+        };
+        let conf = String::from_utf8(told.auto_conf(of_backup)).unwrap();
+        assert!(
+            conf.contains("primary_conninfo = 'host=''x y'''\n"),
+            "{conf}"
+        );
+        assert!(conf.contains("theirs") && !conf.contains("other"), "{conf}");
     }
 
     #[test]

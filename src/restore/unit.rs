@@ -125,6 +125,11 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// The packs in which extents lie.
+    pub(super) fn packs(&self) -> impl Iterator<Item = &ObjectName> {
+        self.packs.values()
+    }
+
     /// Whether a tablespace is a folder inside of the data directory.
     pub(super) fn has_in_place_tablespace(&self) -> bool {
         let mut directories = self.directories.iter();
@@ -580,7 +585,7 @@ fn damaged_extent(place: Option<&(String, u64)>, reason: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::super::place::Footprint;
+    use super::super::place::{Footprint, Found};
     use super::*;
 
     fn entry(path: &str) -> ManifestEntry {
@@ -667,7 +672,7 @@ mod tests {
         assert_eq!(reads.len(), 1);
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("data");
-        let footprint = Footprint::begin(&target, None, 7, false).unwrap();
+        let footprint = Footprint::begin(&target, None, 7, Found::Nothing).unwrap();
         let roots = footprint.roots().clone();
         let mut writer = UnitWriter::new(roots, Arc::default(), Arc::default(), false);
         writer
@@ -698,7 +703,8 @@ mod tests {
             .unwrap();
         let read = reads_of(&manifest, unit).remove(0);
         let folder = tempfile::tempdir().unwrap();
-        let footprint = Footprint::begin(&folder.path().join("data"), None, 7, false).unwrap();
+        let footprint =
+            Footprint::begin(&folder.path().join("data"), None, 7, Found::Nothing).unwrap();
         let roots = footprint.roots().clone();
         let mut writer = UnitWriter::new(roots, Arc::default(), Arc::default(), false);
         let error = writer.apply(read, Some(read_from_pack(bytes))).unwrap_err();

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::ground::{command, eventually, write_as_account};
+use crate::ground::{command, eventually, rename, write_as_account};
 use crate::judge::{End, assert_sound, assert_verified, start_restored};
 use crate::record::Record;
 use crate::server::{Options, Server, Shutdown, execute, value};
@@ -181,12 +181,6 @@ fn what_changes_under_a_backup_comes_back_as_it_was_at_the_end() {
     assert_eq!(restored.value("select count(*) from pg_tablespace"), "4");
     assert_eq!(restored.value("select id from placed"), "7");
     assert_sound(&restored, "postgres");
-}
-
-#[track_caller]
-fn rename(from: &Path, to: &Path) {
-    let moved = command("mv").arg(from).arg(to).status();
-    assert!(moved.unwrap().success());
 }
 
 /// What happens to files while a backup runs.

@@ -94,6 +94,13 @@ impl Account {
     }
 }
 
+/// Renames what the account of the stories owns.
+#[track_caller]
+pub(crate) fn rename(from: &Path, to: &Path) {
+    let moved = command("mv").arg(from).arg(to).status();
+    assert!(moved.unwrap().success());
+}
+
 /// A command that runs as the stories' account, with nothing inherited but PATH.
 pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);

@@ -30,6 +30,7 @@ mod buckets;
 mod connections;
 mod crashes;
 mod damage;
+mod delta;
 mod drops;
 mod encryption;
 mod failovers;

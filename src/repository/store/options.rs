@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::address::Address;
+
 /// The store of a repository as settings have it. Credentials are not here: they come from the
 /// provider's usual places.
 #[derive(Clone)]
@@ -48,6 +50,14 @@ pub struct StoreOptions {
 }
 
 impl StoreOptions {
+    /// The folder that it is; `None` for a bucket, and for what is no address.
+    pub fn folder(&self) -> Option<PathBuf> {
+        match Address::parse(&self.url) {
+            Ok(Address::Local(folder)) => Some(folder),
+            _ => None,
+        }
+    }
+
     /// The store at `url`, everything else as usual.
     pub fn at(url: impl Into<String>) -> Self {
         Self {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Gid, Uid};
+use rustix::process::{Gid, Uid, geteuid};
 
 use super::Owner;
 use crate::durable;
@@ -212,6 +212,49 @@ impl Root {
         Ok(file)
     }
 
+    /// Its handle.
+    pub(super) fn dir(&self) -> &File {
+        &self.made.dir
+    }
+
+    /// Renames what is below it.
+    pub(super) fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        let renamed = durable::rename_at(self.dir(), from, self.dir(), to);
+        renamed.map_err(|error| io("rename", &self.path().join(from), &error))
+    }
+
+    /// Refuses a place below it where no directory is.
+    pub(super) fn check_directory(&self, below: &Path) -> Result<()> {
+        let opened = open_dir(self.dir(), below.as_os_str(), false);
+        opened
+            .map(drop)
+            .map_err(|error| io("open", &self.path().join(below), &error.into()))
+    }
+
+    /// Syncs the names in a directory below it.
+    pub(super) fn sync_directory(&self, below: &Path) -> Result<()> {
+        let opened = open_dir(self.dir(), below.as_os_str(), false);
+        let synced = opened
+            .map_err(Into::into)
+            .and_then(|dir| durable::sync_file(&dir));
+        synced.map_err(|error| io("sync", &self.path().join(below), &error))
+    }
+
+    /// Refuses a directory below which another file system begins, but for `pg_wal`: it could be neither
+    /// replaced nor removed.
+    pub(super) fn check_one_file_system(&self) -> Result<()> {
+        let found = first_elsewhere(self.dir().as_fd(), Path::new(""), self.device()?);
+        match found.map_err(|error| io("read", self.path(), &error))? {
+            None => Ok(()),
+            Some(below) => Err(Error::usage(format!(
+                "another file system begins below {}: {}",
+                self.path().display(),
+                self.path().join(below).display()
+            ))
+            .hint("unmount it first, or restore into another directory")),
+        }
+    }
+
     /// Where a link below it leads; `None` where none is.
     pub(super) fn link_at(&self, below: &Path) -> Option<PathBuf> {
         let to = rustix::fs::readlinkat(&self.made.dir, below, Vec::new()).ok()?;
@@ -360,6 +403,8 @@ fn permissions(mode: u32) -> Mode {
 #[derive(Debug, Clone)]
 pub(in crate::restore) struct Roots {
     target: Arc<Root>,
+    /// Where `pg_wal` leads, if it is a link.
+    wal: Option<Arc<Root>>,
     tablespaces: BTreeMap<u32, Arc<Root>>,
 }
 
@@ -367,8 +412,18 @@ impl Roots {
     pub(super) fn new(target: Arc<Root>) -> Self {
         Self {
             target,
+            wal: None,
             tablespaces: BTreeMap::new(),
         }
+    }
+
+    pub(super) fn set_wal(&mut self, root: Arc<Root>) {
+        self.wal = Some(root);
+    }
+
+    /// Where `pg_wal` leads, if it is a link.
+    pub(super) fn wal(&self) -> Option<&Root> {
+        self.wal.as_deref()
     }
 
     pub(super) fn add_tablespace(&mut self, oid: u32, root: Arc<Root>) {
@@ -393,7 +448,7 @@ impl Roots {
     }
 
     /// The root that holds what a backup calls `path`, and the path below that: what lies behind
-    /// the link `pg_tblspc/<oid>` is not looked up through the link.
+    /// the links `pg_tblspc/<oid>` and `pg_wal` is not looked up through them.
     pub(in crate::restore) fn find<'a>(&self, path: &'a Path) -> (&Root, &'a Path) {
         let behind_a_link = || {
             let mut parts = path.strip_prefix("pg_tblspc").ok()?.components();
@@ -402,7 +457,14 @@ impl Roots {
             let below = parts.as_path();
             (!below.as_os_str().is_empty()).then_some((root.as_ref(), below))
         };
-        behind_a_link().unwrap_or((&self.target, path))
+        let in_wal = || {
+            let below = path.strip_prefix("pg_wal").ok()?;
+            let root = self.wal.as_deref()?;
+            (!below.as_os_str().is_empty()).then_some((root, below))
+        };
+        behind_a_link()
+            .or_else(in_wal)
+            .unwrap_or((&self.target, path))
     }
 }
 
@@ -439,7 +501,7 @@ fn open_parent(path: &Path, made: &mut Vec<Made>) -> Result<File> {
     Ok(dir)
 }
 
-fn open_dir(at: impl AsFd, name: &OsStr, follow: bool) -> rustix::io::Result<File> {
+pub(super) fn open_dir(at: impl AsFd, name: &OsStr, follow: bool) -> rustix::io::Result<File> {
     let mut flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     if !follow {
         flags |= OFlags::NOFOLLOW;
@@ -448,12 +510,12 @@ fn open_dir(at: impl AsFd, name: &OsStr, follow: bool) -> rustix::io::Result<Fil
     opened.map(File::from)
 }
 
-/// The names in a directory.
-fn names(dir: BorrowedFd<'_>) -> std::io::Result<Vec<CString>> {
+/// The names in a directory, but for what a file system keeps in the topmost of its own.
+pub(super) fn names(dir: BorrowedFd<'_>) -> std::io::Result<Vec<CString>> {
     let mut names = Vec::new();
     for entry in Dir::read_from(dir)? {
         let name = entry?.file_name().to_owned();
-        if !matches!(name.to_bytes(), b"." | b"..") {
+        if !matches!(name.to_bytes(), b"." | b".." | b"lost+found") {
             names.push(name);
         }
     }
@@ -488,9 +550,12 @@ fn sweep_below(
         let file_type = FileType::from_raw_mode(found.st_mode);
         match (stays(&path), file_type) {
             (Some(Stays::Whatever), _) => continue,
-            // with another name, somebody's copy would be written to; without these rights nothing could be
+            // with another name, somebody's copy would be written to; of others, or without these rights, nothing
+            // could be
             (Some(Stays::File), FileType::RegularFile)
-                if found.st_nlink == 1 && found.st_mode & 0o600 == 0o600 =>
+                if found.st_nlink == 1
+                    && found.st_mode & 0o600 == 0o600
+                    && found.st_uid == geteuid().as_raw() =>
             {
                 continue;
             }
@@ -511,6 +576,30 @@ fn sweep_below(
         removed = removed.saturating_add(1);
     }
     Ok(removed)
+}
+
+/// The first directory on another file system than `device`, by its path behind `prefix`.
+fn first_elsewhere(
+    dir: BorrowedFd<'_>,
+    prefix: &Path,
+    device: u64,
+) -> std::io::Result<Option<PathBuf>> {
+    for name in names(dir)? {
+        let found = rustix::fs::statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let name = OsStr::from_bytes(name.to_bytes());
+        let path = prefix.join(name);
+        if FileType::from_raw_mode(found.st_mode) != FileType::Directory {
+            continue;
+        }
+        if found.st_dev != device && path.as_os_str() != "pg_wal" {
+            return Ok(Some(path));
+        }
+        let below = open_dir(dir, name, false)?;
+        if let Some(path) = first_elsewhere(below.as_fd(), &path, found.st_dev)? {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
 }
 
 /// Takes what is in a directory, a directory before what is in it: nobody else changes it then.
