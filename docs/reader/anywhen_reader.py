@@ -461,7 +461,7 @@ class Repository:
             plain = self.decode(path, base64.b64decode(record["sealed"], validate=True))[1]
             clear = {field: value for field, value in record.items() if field != "sealed"}
             record = parse_json(plain, path)
-            whole = {field: value for field, value in record.items() if field != "damaged_pages"}
+            whole = {field: value for field, value in record.items() if field not in ("damaged_pages", "outside")}
             need(clear == {**whole, "label": "", "tablespaces": []}, f"{path} says other than was sealed")
         return record
 
@@ -572,7 +572,8 @@ def write_segment(repository, asked):
 def write_file(repository, asked):
     packs, lines = repository.manifest(asked.system, asked.backup)
     for kind, entry in lines:
-        if kind == "file" and disk_path(entry["path"]) == os.fsencode(asked.path):
+        is_asked = kind == "outside" and entry["path"] == asked.path
+        if is_asked or (kind == "file" and disk_path(entry["path"]) == os.fsencode(asked.path)):
             write_out(asked.out, repository.content(asked.system, packs, entry))
             return
     raise NotStored(asked.path)
@@ -585,6 +586,7 @@ def write_backup(repository, asked):
     os.makedirs(root, mode=0o700)
     places = dict(mapping.split("=", 1) for mapping in asked.tablespace)
     order = {"link": 0, "directory": 1, "file": 2}  # what lies in a tablespace goes through its link
+    lines = [line for line in lines if line[0] in order]  # what lay outside of the data directory stays out
     for kind, entry in sorted(lines, key=lambda line: order[line[0]]):
         path = disk_path(entry["path"])
         place = os.path.join(root, path)

@@ -296,6 +296,7 @@ impl BackupTaker {
             pages::page_layout(&self.settings).await?
         };
         let needed = NeededWal::reserve(&self.settings, facts, id, &*self.clock).await?;
+        let outside = self.what_lies_outside().await?;
         let started_at = self.start_moment().await?;
         let (stream, before) = self.begin(asked, &to_ask).await?;
         let (start_lsn, timeline) = (stream.start(), stream.timeline());
@@ -304,7 +305,8 @@ impl BackupTaker {
 
         let checks = layout.map(|layout| PageChecks::new(layout, start_lsn));
         let events = self.events(&stream)?;
-        let writer = Writer::new(events, recipe.clone(), id, before, checks, kept);
+        let outside_paths = outside.iter().map(|file| file.path.clone()).collect();
+        let writer = Writer::new(events, recipe.clone(), id, before, checks, kept).with(outside);
         let begun = Begun {
             facts,
             repository,
@@ -313,6 +315,7 @@ impl BackupTaker {
             start_lsn,
             started_at,
             tablespaces,
+            outside: outside_paths,
         };
         let received = match self.receive(stream, repository, writer, progress).await {
             Ok(received) => received,
@@ -428,6 +431,7 @@ impl BackupTaker {
             from_standby: false,
             damaged_page_count: 0,
             damaged_pages: Vec::new(),
+            outside: begun.outside,
             sealed: None,
             digest: None,
         }
@@ -575,6 +579,8 @@ struct Begun<'a> {
     start_lsn: Lsn,
     started_at: Timestamp,
     tablespaces: Vec<TablespaceRecord>,
+    /// Files that are kept though they lie outside of the data directory.
+    outside: Vec<String>,
 }
 
 /// A backup that broke off, and what was stored of it where the next one can use that.

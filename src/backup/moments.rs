@@ -8,9 +8,9 @@ use replication::connection::Connection;
 use tokio::time::Instant;
 use wal::Lsn;
 
+use super::BackupTaker;
 use super::tries::Tries;
 use super::writer::Written;
-use super::{BackupTaker, outside};
 use crate::error::{Error, Result};
 use crate::retry::Backoff;
 use crate::server::{self, ServerFacts};
@@ -35,7 +35,6 @@ pub(super) struct End {
 impl BackupTaker {
     pub(super) async fn start_moment(&self) -> Result<Timestamp> {
         let mut sql = server::connect_sql(&self.settings).await?;
-        outside::name_what_lies_outside(&mut sql).await?;
         Ok(moment(&mut sql).await?.time)
     }
 

@@ -10,7 +10,7 @@ use replication::conninfo::ConnectionSettings;
 use wal::Lsn;
 
 use crate::error::{Error, Result, chain};
-use crate::repository::records::DamagedPages;
+use crate::repository::records::{DamagedPages, bytes_of_hex};
 use crate::server;
 
 /// So many are looked at again, and named in the backup's record; of the others their number.
@@ -231,11 +231,7 @@ async fn page_now(
             return Looked::Nothing;
         }
     };
-    let digits = page.as_bytes().chunks_exact(2);
-    let bytes = digits.map(|two| u8::from_str_radix(str::from_utf8(two).ok()?, 16).ok());
-    bytes
-        .collect::<Option<Vec<u8>>>()
-        .map_or(Looked::Nothing, Looked::Page)
+    bytes_of_hex(&page).map_or(Looked::Nothing, Looked::Page)
 }
 
 /// Says which pages are damaged.

@@ -19,6 +19,7 @@ use wal::Lsn;
 use super::extents::{EXTENT_BYTES, Extents, Made, Next, NextExtent};
 use super::increments::Increments;
 use super::inflating::Inflater;
+use super::outside::OutsideFile;
 use super::pages::{PageChecks, Pages, Suspects};
 use super::rebuilding::{ClosedIncrement, OpenIncrement, Predecessor, RebuiltFile, Stretch, Sums};
 use crate::error::{Error, Kind, Result, chain};
@@ -31,6 +32,8 @@ use crate::repository::{BackupRecipe, PLAIN_BYTES_MAX};
 
 /// A pack is closed once it holds so many stored bytes.
 const PACK_BYTES: u64 = 32 << 20;
+/// Of files whose own mode is not known: nobody but their owner may read them.
+const OUTSIDE_MODE: u32 = 0o600;
 /// Files whose content is read besides being stored are no larger.
 const KEPT_FILE_BYTES_MAX: u64 = 64 << 10;
 /// The checksum that the server is asked for, which is its default.
@@ -204,6 +207,8 @@ pub(super) struct Writer {
     manifest: ManifestText,
     /// Where the manifest is kept too.
     kept: Option<KeptManifests>,
+    /// Files that lie outside of the data directory.
+    outside: Vec<OutsideFile>,
     checks: Option<PageChecks>,
     /// The pages that look damaged of the first file that has not ended on its way to the packs.
     bad: Vec<u32>,
@@ -247,6 +252,7 @@ impl Writer {
             shared_bytes: 0,
             manifest: ManifestText::new(id, FILE_LIST_BYTES),
             kept,
+            outside: Vec::new(),
             checks,
             bad: Vec::new(),
             suspects: Suspects::default(),
@@ -256,6 +262,12 @@ impl Writer {
             label: None,
             control: None,
         }
+    }
+
+    /// Stores files that lie outside of the data directory too.
+    pub(super) fn with(mut self, outside: Vec<OutsideFile>) -> Self {
+        self.outside = outside;
+        self
     }
 
     /// Takes messages until there are no more; then everything must have come.
@@ -591,10 +603,18 @@ impl Writer {
                         increments.rebuilt(rebuilt, &sums);
                     }
                     let extents = std::mem::take(&mut self.packed);
-                    let line = ManifestLine::File {
-                        entry,
-                        size,
-                        extents,
+                    let line = if is_outside(&entry) {
+                        ManifestLine::Outside {
+                            entry,
+                            size,
+                            extents,
+                        }
+                    } else {
+                        ManifestLine::File {
+                            entry,
+                            size,
+                            extents,
+                        }
                     };
                     self.file_line(&line, objects)?;
                 }
@@ -762,6 +782,7 @@ impl Writer {
             check_readable("the backup_manifest", length(&self.backup_manifest))?;
         }
         self.store_backup_manifest(objects)?;
+        self.store_what_lies_outside();
         let missing = |what| Error::damaged(format!("the backup has no {what}"));
         let packed = self.store_the_rest(objects)?;
         self.events.finish().map_err(|error| refused(&error))?;
@@ -817,6 +838,22 @@ impl Writer {
         compared.map(|()| manifest)
     }
 
+    /// Files that no base backup has, each in one extent. They are not counted among its files.
+    fn store_what_lies_outside(&mut self) {
+        for OutsideFile { path, bytes } in std::mem::take(&mut self.outside) {
+            let size = length(&bytes);
+            let entry = ManifestEntry {
+                path: ManifestPath::from_bytes(path.as_bytes()),
+                mode: OUTSIDE_MODE,
+                mtime: 0,
+            };
+            if !bytes.is_empty() {
+                self.extents.push(bytes, None, None);
+            }
+            self.extents.end_file(entry, size, None);
+        }
+    }
+
     /// The manifest becomes a file of the backup, as `pg_verifybackup` wants it.
     fn store_backup_manifest(&mut self, objects: &mpsc::Sender<Object>) -> Result<()> {
         let bytes = std::mem::take(&mut self.backup_manifest);
@@ -825,6 +862,11 @@ impl Writer {
         self.file_data(&bytes, objects)?;
         self.close_file(objects)
     }
+}
+
+/// Whether a file lies outside of the data directory: those in it have paths that begin with a name.
+fn is_outside(entry: &ManifestEntry) -> bool {
+    matches!(&entry.path, ManifestPath::Text(path) if path.starts_with('/'))
 }
 
 fn packed_bytes(extents: &[Extent]) -> u64 {

@@ -323,6 +323,9 @@ pub(super) struct RestoreArgs {
         value_name = "OID=DIR|OLDDIR=DIR"
     )]
     pub(super) tablespaces: Vec<String>,
+    /// Write files that the server kept outside of its data directory, such as Debian's configuration, below this folder
+    #[arg(long, env = "ANYWHEN_OUTSIDE", value_name = "DIR")]
+    pub(super) outside: Option<PathBuf>,
     /// Whether the restored server archives
     #[arg(long, env = "ANYWHEN_ARCHIVE_MODE", default_value = "off")]
     pub(super) archive_mode: ArchiveModeArg,

@@ -211,6 +211,7 @@ fn restore_options(
         standby: args.standby,
         primary_conninfo: args.primary_conninfo,
         tablespaces: tablespaces?,
+        outside: absolute(args.outside)?,
         archive_mode_preserve: args.archive_mode == ArchiveModeArg::Preserve,
         owner: args.owner,
         replay: args.replay,
@@ -281,11 +282,15 @@ fn is_needed(name: &str, remote: bool, credentials: bool) -> bool {
 /// The restored server runs elsewhere; only what systemd hands over is found by its bare name.
 fn absolute_identity(path: Option<PathBuf>) -> Result<Option<PathBuf>> {
     match path {
-        Some(path) if handed_over(&path).is_none() => std::path::absolute(&path)
-            .map(Some)
-            .map_err(|error| io("find", &path, &error)),
+        Some(path) if handed_over(&path).is_none() => absolute(Some(path)),
         path => Ok(path),
     }
+}
+
+fn absolute(path: Option<PathBuf>) -> Result<Option<PathBuf>> {
+    let found =
+        path.map(|path| std::path::absolute(&path).map_err(|error| io("find", &path, &error)));
+    found.transpose()
 }
 
 fn target(args: TargetArgs) -> Result<Target> {

@@ -294,6 +294,7 @@ impl BackupRecord {
             label: String::new(),
             tablespaces: Vec::new(),
             damaged_pages: Vec::new(),
+            outside: Vec::new(),
             ..self.clone()
         }
     }

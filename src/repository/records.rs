@@ -169,8 +169,11 @@ pub struct BackupRecord {
     /// Which those are, at most the first thousand.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub damaged_pages: Vec<DamagedPages>,
+    /// Files that lay outside of the data directory, and are kept with it: full paths on the server.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outside: Vec<String>,
     /// Where the repository is encrypted, the whole record as a sealed object in base64; label,
-    /// tablespaces and damaged pages stand only there then.
+    /// tablespaces, damaged pages and files outside stand only there then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealed: Option<String>,
     /// The digest of the record's other fields as JSON, keys sorted, without spaces. Stands in every
@@ -239,6 +242,16 @@ pub enum ManifestLine {
         /// Its content, in order.
         extents: Vec<Extent>,
     },
+    /// A file that lay outside of the data directory; its path is a full one on the server.
+    Outside {
+        /// Path, mode and time; the latter two are not known.
+        #[serde(flatten)]
+        entry: ManifestEntry,
+        /// The file's size in bytes.
+        size: u64,
+        /// Its content, in order.
+        extents: Vec<Extent>,
+    },
     /// A symbolic link; a tablespace's, where the path is `pg_tblspc/<oid>`.
     Link {
         /// Path, mode and time.
@@ -292,14 +305,17 @@ impl ManifestPath {
     pub fn to_bytes(&self) -> Option<Vec<u8>> {
         match self {
             Self::Text(text) => Some(text.as_bytes().to_vec()),
-            Self::Bytes { hex } if hex.is_ascii() => hex
-                .as_bytes()
-                .chunks(2)
-                .map(|pair| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok())
-                .collect(),
-            Self::Bytes { .. } => None,
+            Self::Bytes { hex } => bytes_of_hex(hex),
         }
     }
+}
+
+/// The bytes that these digits stand for, two each; `None` where they are not hexadecimal.
+pub fn bytes_of_hex(digits: &str) -> Option<Vec<u8>> {
+    let pairs = digits.as_bytes().chunks(2);
+    pairs
+        .map(|pair| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok())
+        .collect()
 }
 
 /// A stretch of a file.
@@ -353,6 +369,11 @@ mod tests {
             ManifestLine::Files {
                 path: "backups/x/files/00000000".to_owned(),
                 digest: "blake3:ab".to_owned(),
+            },
+            ManifestLine::Outside {
+                entry: entry(b"/etc/postgresql/18/main/postgresql.conf"),
+                size: 8,
+                extents: vec![Extent::Stored(0, 110, 10, 8, "ab".repeat(32))],
             },
             ManifestLine::Link {
                 entry: entry(b"pg_tblspc/16385"),

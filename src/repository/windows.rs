@@ -355,6 +355,7 @@ mod tests {
             from_standby: false,
             damaged_page_count: 0,
             damaged_pages: Vec::new(),
+            outside: Vec::new(),
             sealed: None,
             digest: None,
         }

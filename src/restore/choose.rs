@@ -11,7 +11,7 @@ use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
 use super::RestoreOptions;
 use super::execute::{fetch_manifest, top_of};
 use super::over::OverCluster;
-use super::place::{Owner, check_made_later, check_target, plan_tablespaces};
+use super::place::{Owner, check_made_later, check_outside, check_target, plan_tablespaces};
 use super::plan::RestorePlan;
 use super::resolve::{Findings, Point, Resolved, Resolver, Span, Wanted};
 use super::settings::StopAt;
@@ -81,6 +81,9 @@ pub async fn plan(
         backup.major,
     )?;
     let made_later = made_later(&chosen, &tablespaces)?;
+    if let Some(folder) = &options.outside {
+        check_outside(folder, &target_dir, &tablespaces)?;
+    }
     let mut warnings = chooser.warnings(&chosen);
     let mut over_cluster = None;
     if found.has_links_of_a_cluster() {

@@ -132,6 +132,7 @@ async fn carry_out(
 
     let began = Instant::now();
     let control = write_settings(plan, &manifest, &footprint, &written.control)?;
+    write_outside(&repository, plan, &manifest, &mut footprint).await?;
     report.notes.extend(notes(plan, &footprint)?);
     footprint.give_contents()?;
     disks.sync().await?;
@@ -509,12 +510,40 @@ async fn file_bytes(repository: &Repository, manifest: &Manifest, path: &str) ->
     let Some(job) = manifest.file(path)? else {
         return Err(Error::damaged(format!("the backup has no {path}")).hint("use another backup"));
     };
+    bytes_of_job(repository, manifest, job).await
+}
+
+async fn bytes_of_job(
+    repository: &Repository,
+    manifest: &Manifest,
+    job: FileJob,
+) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     for read in reads_of(manifest, vec![job]) {
         let stored = fetch_stretch(repository, &read).await?;
         bytes = blocking(move || decode_all(read, stored, &mut bytes).map(|()| bytes)).await?;
     }
     Ok(bytes)
+}
+
+/// Writes files that lay outside of the data directory to where that was asked for, below their full paths.
+async fn write_outside(
+    repository: &Repository,
+    plan: &RestorePlan,
+    manifest: &Manifest,
+    footprint: &mut Footprint,
+) -> Result<()> {
+    let Some(folder) = &plan.options.outside else {
+        return Ok(());
+    };
+    let root = footprint.make_outside(folder)?;
+    for job in &manifest.outside {
+        let bytes = bytes_of_job(repository, manifest, job.clone()).await?;
+        let path = job.path.as_path();
+        root.make_parents(path)?;
+        write_all(&root, path, &bytes, footprint.file_mode())?;
+    }
+    Ok(())
 }
 
 /// Writes `postgresql.auto.conf` and the signal file.
@@ -716,7 +745,8 @@ fn notes(plan: &RestorePlan, footprint: &Footprint) -> Result<Vec<String>> {
     match read_all(footprint.target(), Path::new("postgresql.conf"))? {
         None => notes.push(format!(
             "{target} has no postgresql.conf: the source keeps it elsewhere (Debian: /etc/postgresql), so \
-             start the server with one that has the source's settings"
+             start the server with one that has the source's settings{}",
+            where_settings_are(plan)
         )),
         Some(text) => {
             if settings::sets(&text, "data_directory") {
@@ -728,6 +758,19 @@ fn notes(plan: &RestorePlan, footprint: &Footprint) -> Result<Vec<String>> {
         }
     }
     Ok(notes)
+}
+
+/// Where to find the settings that the source keeps outside of its data directory.
+fn where_settings_are(plan: &RestorePlan) -> String {
+    match &plan.options.outside {
+        _ if plan.backup.outside.is_empty() => String::new(),
+        Some(folder) => format!("; what it had is in {}", folder.display()),
+        None => format!(
+            "; the backup has {}: `anywhen restore --delta --outside DIR` over {} writes them below DIR",
+            plan.backup.outside.join(", "),
+            plan.target_dir.display()
+        ),
+    }
 }
 
 fn how_to_go_on(plan: &RestorePlan) -> String {

@@ -63,6 +63,8 @@ pub struct RestoreOptions {
     pub primary_conninfo: Option<String>,
     /// Where tablespaces go.
     pub tablespaces: Vec<TablespaceMapping>,
+    /// Where files go that lay outside of the data directory and are kept with the backup.
+    pub outside: Option<PathBuf>,
     /// Leave `archive_mode` as it was.
     pub archive_mode_preserve: bool,
     /// As root: whom the files are given to.

@@ -24,7 +24,7 @@ use found::{LOCK_FILE, MARKER, Unfinished, check_no_server, check_still};
 use root::{Made, MayBe};
 pub(super) use root::{Root, Roots, Stays};
 pub use tablespaces::TablespacePlan;
-pub(super) use tablespaces::{check_made_later, plan_tablespaces};
+pub(super) use tablespaces::{check_made_later, check_outside, plan_tablespaces};
 
 use crate::durable;
 use crate::error::{Error, Result, io};
@@ -351,6 +351,11 @@ impl Footprint {
     /// Makes the place of a tablespace that replay makes.
     pub(super) fn make_place(&mut self, path: &Path) -> Result<()> {
         self.make_root(path, MayBe::Absent).map(drop)
+    }
+
+    /// Makes the folder for files from outside of the data directory, or takes over an empty one.
+    pub(super) fn make_outside(&mut self, path: &Path) -> Result<Arc<Root>> {
+        self.make_root(path, MayBe::Empty)
     }
 
     fn make_root(&mut self, path: &Path, may_be: MayBe) -> Result<Arc<Root>> {

@@ -232,6 +232,13 @@ impl RestorePlan {
                 place.display()
             )?;
         }
+        if !self.backup.outside.is_empty() {
+            let to = match &self.options.outside {
+                Some(folder) => format!("to {}", folder.display()),
+                None => "not restored; --outside DIR writes them below DIR".to_owned(),
+            };
+            writeln!(f, "  outside      {}: {to}", self.backup.outside.join(", "))?;
+        }
         if let Some(owner) = self.owner {
             writeln!(f, "  owner        uid {} gid {}", owner.uid, owner.gid)?;
         }

@@ -38,6 +38,8 @@ pub(super) struct Manifest {
     pub(super) directories: Vec<(RelativePath, u32)>,
     /// Tablespace links by OID.
     pub(super) links: Vec<u32>,
+    /// Files that lay outside of the data directory, by their full paths without the first slash.
+    pub(super) outside: Vec<FileJob>,
 }
 
 /// A file to write.
@@ -90,6 +92,7 @@ impl Manifest {
             packs: BTreeMap::new(),
             directories: Vec::new(),
             links: Vec::new(),
+            outside: Vec::new(),
         };
         for line in lines(&plain) {
             match manifest.parse(line)? {
@@ -115,6 +118,15 @@ impl Manifest {
                         manifest.bad(&format!("a link that is no tablespace's: {path}"))
                     })?;
                     manifest.links.push(oid);
+                }
+                ManifestLine::Outside {
+                    entry,
+                    size,
+                    extents,
+                } => {
+                    let path = manifest.outside_path(&entry)?;
+                    let job = manifest.job(path, entry.mode, size, extents)?;
+                    manifest.outside.push(job);
                 }
                 ManifestLine::File { .. } => {}
             }
@@ -148,7 +160,10 @@ impl Manifest {
                 entry,
                 size,
                 extents,
-            }) => Some(self.job(&entry, size, extents)),
+            }) => Some(
+                self.path(&entry)
+                    .and_then(|path| self.job(path, entry.mode, size, extents)),
+            ),
             Ok(_) => None,
             Err(error) => Some(Err(error)),
         })
@@ -209,8 +224,13 @@ impl Manifest {
         })
     }
 
-    fn job(&self, entry: &ManifestEntry, size: u64, extents: Vec<Extent>) -> Result<FileJob> {
-        let path = self.path(entry)?;
+    fn job(
+        &self,
+        path: RelativePath,
+        mode: u32,
+        size: u64,
+        extents: Vec<Extent>,
+    ) -> Result<FileJob> {
         let lengths = extents.iter().map(Extent::plain_bytes);
         let sum = lengths.fold(0u64, u64::saturating_add);
         if sum != size {
@@ -228,7 +248,7 @@ impl Manifest {
         Ok(FileJob {
             path,
             size,
-            mode: entry.mode,
+            mode,
             extents,
             kept: Vec::new(),
         })
@@ -244,6 +264,14 @@ impl Manifest {
         let bytes =
             bytes.ok_or_else(|| self.bad(&format!("not a path: {}", shown(&entry.path))))?;
         RelativePath::parse(&bytes).map_err(|error| self.bad(&chain(&error)))
+    }
+
+    /// A full path, without its first slash.
+    fn outside_path(&self, entry: &ManifestEntry) -> Result<RelativePath> {
+        let bad = || self.bad(&format!("not a full path: {:?}", entry.path));
+        let bytes = entry.path.to_bytes().ok_or_else(bad)?;
+        let below = bytes.strip_prefix(b"/").ok_or_else(bad)?;
+        RelativePath::parse(below).map_err(|error| self.bad(&chain(&error)))
     }
 
     fn bad(&self, reason: &str) -> Error {

@@ -29,6 +29,10 @@ const REFUSED: i32 = 200;
 /// Of the document's examples.
 const SYSTEM: &str = "7710446195935103786";
 
+/// A file of settings outside of the data directory, and what it holds.
+const OUTSIDE: &str = "outside.conf";
+const OUTSIDE_SETTINGS: &[u8] = b"# gr\xf6\xdfer\nwork_mem = '5MB'\n";
+
 /// A repository with a backup, complete segments and pieces, whose stream has stopped.
 struct Stored {
     record: Record,
@@ -59,10 +63,15 @@ impl Stored {
     }
 
     fn new(encryption: Environment) -> Self {
-        let mut record = Record::of_server(&Options {
+        let ground = Ground::new();
+        let outside = ground.path(OUTSIDE);
+        write_as_account(&outside, OUTSIDE_SETTINGS, 0o600);
+        let options = Options {
             wal_segment_mib: 1,
+            settings: format!("include '{}'", outside.display()),
             ..Options::default()
-        });
+        };
+        let mut record = Record::on(ground, &options);
         let elsewhere = record.ground.make_dir("elsewhere", 0o700);
         let tablespace = format!(
             "create tablespace elsewhere location '{}'",
@@ -349,6 +358,10 @@ fn assert_reads_backup(stored: &Stored) -> PathBuf {
         let equal = fs::read(file).unwrap() == fs::read(data.join(path)).unwrap();
         assert!(equal, "the bytes of {path} differ");
     }
+    let outside = stored.record.ground.path(OUTSIDE);
+    let arguments = [stored.backup.as_str(), outside.to_str().unwrap()];
+    let copy = stored.read_to("outside.read", "file", &arguments);
+    assert_eq!(fs::read(copy).unwrap(), OUTSIDE_SETTINGS);
     data
 }
 

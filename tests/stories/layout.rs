@@ -289,21 +289,45 @@ fn a_busy_cluster_comes_back_sound() {
 /// Debian keeps the configuration in /etc: the data directory alone does not start. `--replay` does.
 #[test]
 fn a_cluster_whose_configuration_is_elsewhere_is_replayed_nevertheless() {
-    let mut record = Record::of_server(&Options::default());
+    let mut record = Record::of_server(&Options {
+        hba: "local all,replication archiver trust".to_owned(),
+        ..Options::default()
+    });
     record.server.stop(Shutdown::Fast);
     let etc = record.ground.make_dir("etc", 0o700);
     record.server.move_configuration(&etc);
     record.server.start();
     record.insert(0);
     record.stream = Some(record.anywhen.stream(&record.server));
-    let backup = record
-        .anywhen
-        .run_on(&record.server, &["backup", "--checkpoint", "fast"])
-        .succeeded();
     let configuration = etc.join("postgresql.conf");
-    backup.says(&["keep copies", configuration.to_str().unwrap()]);
     let auto = record.server.data().join("postgresql.auto.conf");
-    assert!(!backup.stderr.contains(auto.to_str().unwrap()), "{backup}");
+    for is_allowed in [false, true] {
+        record.server.execute(if is_allowed {
+            "grant pg_read_server_files to archiver; grant execute on function
+             pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean) to archiver"
+        } else {
+            "create role archiver login replication in role pg_read_all_settings"
+        });
+        let conninfo = record
+            .server
+            .conninfo()
+            .replace("user=postgres", "user=archiver");
+        let backup = ["backup", "--checkpoint", "fast", "-d", &conninfo];
+        let backup = record.anywhen.run(&backup).succeeded();
+        let said = [
+            "keep copies",
+            "GRANT pg_read_server_files",
+            configuration.to_str().unwrap(),
+        ];
+        for said in said {
+            assert_eq!(
+                backup.stderr.contains(said),
+                !is_allowed,
+                "{said}: {backup}"
+            );
+        }
+        assert!(!backup.stderr.contains(auto.to_str().unwrap()), "{backup}");
+    }
     let known = record.insert(1);
     record.insert(2);
     record.store_all();
@@ -312,9 +336,24 @@ fn a_cluster_whose_configuration_is_elsewhere_is_replayed_nevertheless() {
     let to = ["--to-time", &known.after, "--replay"];
     let report = record.anywhen.restore(&target, &to);
     assert!(report["reached"]["lsn"].is_string(), "{report}");
-    // the operator puts the configuration back
+    // the operator puts the configuration back, of which the backup has a copy
+    let outside = record.target("outside");
+    let again = ["--delta", "--outside", outside.to_str().unwrap()];
+    let again = [to.as_slice(), &again].concat();
+    record.anywhen.restore(&target, &again);
     for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
-        let contents = fs::read_to_string(etc.join(name))
+        let original = etc.join(name);
+        let copy = outside.join(original.strip_prefix("/").unwrap());
+        assert_eq!(
+            fs::metadata(&copy).unwrap().permissions().mode() & 0o7777,
+            0o600
+        );
+        assert_eq!(
+            fs::read(&copy).unwrap(),
+            fs::read(&original).unwrap(),
+            "{name}"
+        );
+        let contents = fs::read_to_string(&copy)
             .unwrap()
             .replace("data_directory", "# ");
         write_as_account(&target.join(name), contents.as_bytes(), 0o600);

@@ -397,6 +397,7 @@ async fn store(
         from_standby: false,
         damaged_page_count: 0,
         damaged_pages: Vec::new(),
+        outside: Vec::new(),
         sealed: None,
         digest: None,
     })

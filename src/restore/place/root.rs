@@ -169,6 +169,16 @@ impl Root {
         }
     }
 
+    /// Makes the folders above what is below it.
+    pub(in crate::restore) fn make_parents(&self, below: &Path) -> Result<()> {
+        let mut folders: Vec<&Path> = below.ancestors().skip(1).collect();
+        folders.retain(|folder| !folder.as_os_str().is_empty());
+        folders
+            .iter()
+            .rev()
+            .try_for_each(|folder| self.make_dir(folder))
+    }
+
     /// As [`Self::make_dir`], with permissions as the server had them, and at least the owner's.
     pub(super) fn make_dir_with_mode(&self, below: &Path, mode: u32) -> Result<()> {
         self.make_dir(below)?;

@@ -165,6 +165,33 @@ fn check_own_tablespace(
     Ok(())
 }
 
+/// Refuses a folder for files from outside that is not free, or not apart from the rest.
+pub(in crate::restore) fn check_outside(
+    folder: &Path,
+    target: &Path,
+    tablespaces: &[TablespacePlan],
+) -> Result<()> {
+    let shown = folder.display();
+    let places = tablespaces.iter().filter_map(|it| it.to.as_deref());
+    if let Some(other) = places
+        .chain([target])
+        .find(|other| folder.starts_with(other) || other.starts_with(folder))
+    {
+        return Err(Error::usage(format!(
+            "the folder for --outside would share its place: {shown} and {}",
+            other.display()
+        )));
+    }
+    if is_absent_or_empty(folder)? {
+        return Ok(());
+    }
+    Err(
+        Error::usage(format!("the folder for --outside is not empty: {shown}")).hint(
+            "name one that is empty or not there; move the files to where they belong yourself",
+        ),
+    )
+}
+
 fn check_tablespace(record: &TablespaceRecord, to: &Path, is_mapped: bool) -> Result<()> {
     if is_absent_or_empty(to)? {
         return Ok(());
