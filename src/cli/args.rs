@@ -323,6 +323,9 @@ pub(super) struct RestoreArgs {
         value_name = "OID=DIR|OLDDIR=DIR"
     )]
     pub(super) tablespaces: Vec<String>,
+    /// Where WAL goes; pg_wal is a link to it [default: into the folder]
+    #[arg(long, env = "ANYWHEN_WALDIR", value_name = "DIR")]
+    pub(super) waldir: Option<PathBuf>,
     /// Write files that the server kept outside of its data directory, such as Debian's configuration, below this folder
     #[arg(long, env = "ANYWHEN_OUTSIDE", value_name = "DIR")]
     pub(super) outside: Option<PathBuf>,

@@ -211,6 +211,7 @@ fn restore_options(
         standby: args.standby,
         primary_conninfo: args.primary_conninfo,
         tablespaces: tablespaces?,
+        waldir: absolute(args.waldir)?,
         outside: absolute(args.outside)?,
         archive_mode_preserve: args.archive_mode == ArchiveModeArg::Preserve,
         owner: args.owner,

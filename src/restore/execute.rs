@@ -99,40 +99,35 @@ async fn carry_out(
         return Err(Error::damaged(format!("backup {id} is gone")).hint("use another backup"));
     };
     let manifest = fetch_manifest(&repository, &record).await?;
-    let (system_id, found) = (plan.system_id, plan.found);
-    if found.is_filled() {
-        // the directory itself is not empty
-        let name = format!("anywhen-trial-{}", plan.decided_at.as_nanosecond());
-        let folder = std::env::temp_dir().join(name);
-        let mut trial = Footprint::begin(&folder, plan.owner, system_id, Found::Nothing)?;
-        try_restore_command(plan, &mut trial).await?;
-        // what is there is of more use than half of another
-        check_packs(&repository, &manifest).await?;
-    }
-    let mut footprint = Footprint::begin(&plan.target_dir, plan.owner, system_id, found)?;
-    if found.is_filled() {
+    let first = read_first(&repository, &manifest).await?;
+    let mut footprint = take_directory(&repository, plan, &manifest).await?;
+    if plan.found.is_filled() {
         let stamp = plan.decided_at.strftime("%Y%m%dT%H%M%S%3fZ").to_string();
         let aside = footprint.set_aside(&stamp)?;
         report.notes.extend(aside.as_ref().map(ToString::to_string));
         report.set_aside = aside.map(|aside| aside.path);
-    } else {
-        try_restore_command(plan, &mut footprint).await?;
-    }
-    take_tablespaces(plan, &mut footprint)?;
-    if found.is_filled() {
         clear(&repository, &manifest, &footprint).await?;
     }
     make_directories(&manifest, plan, &mut footprint)?;
     let disks = Disks::open(&footprint)?;
 
     let settling = Settling::new(&disks);
-    let written = write_files(&repository, plan, &manifest, &footprint, settling, progress).await?;
+    let written = write_files(
+        &repository,
+        plan,
+        (&manifest, first),
+        &footprint,
+        settling,
+        progress,
+    )
+    .await?;
     report.phases.push(Phase::new("files", began.elapsed()));
     report.kept_bytes = written.kept_bytes;
 
     let began = Instant::now();
     let control = write_settings(plan, &manifest, &footprint, &written.control)?;
-    write_outside(&repository, plan, &manifest, &mut footprint).await?;
+    write_outside(&repository, &manifest, &footprint).await?;
+    make_places(plan, &mut footprint)?;
     report.notes.extend(notes(plan, &footprint)?);
     footprint.give_contents()?;
     disks.sync().await?;
@@ -152,6 +147,43 @@ async fn carry_out(
         report.notes.push(how_to_go_on(plan));
     }
     Ok(())
+}
+
+/// Takes the directory, and every other place, once it is known that all can go on from there.
+async fn take_directory(
+    repository: &Repository,
+    plan: &RestorePlan,
+    manifest: &Manifest,
+) -> Result<Footprint> {
+    let (system_id, found) = (plan.system_id, plan.found);
+    if found.is_filled() {
+        // the directory itself is not empty
+        let name = format!("anywhen-trial-{}", plan.decided_at.as_nanosecond());
+        let folder = std::env::temp_dir().join(name);
+        let mut trial = Footprint::begin(&folder, plan.owner, system_id, Found::Nothing, None)?;
+        try_restore_command(plan, &mut trial).await?;
+        // what is there is of more use than half of another
+        check_packs(repository, manifest).await?;
+    }
+    let over = plan.over_cluster.as_ref();
+    let follows = over.map(|over| over.follows.as_slice());
+    let mut footprint = Footprint::begin(&plan.target_dir, plan.owner, system_id, found, follows)?;
+    if !found.is_filled() {
+        try_restore_command(plan, &mut footprint).await?;
+    }
+    for planned in &plan.tablespaces {
+        if let Some(to) = &planned.to {
+            footprint.make_tablespace(planned.oid, to)?;
+        }
+    }
+    if let Some(place) = &plan.wal_place {
+        footprint.take_wal_place(place)?;
+    }
+    if let Some(folder) = &plan.options.outside {
+        footprint.make_outside(folder)?;
+    }
+    footprint.disarm()?;
+    Ok(footprint)
 }
 
 /// The manifest of a backup, once it and its file lists were found to be that.
@@ -210,16 +242,6 @@ fn gone(error: RepositoryError) -> Error {
             .hint("restore this object from a copy of the repository, or use another backup");
     }
     error.into()
-}
-
-/// Makes the places of the backup's tablespaces, or takes those that are there.
-fn take_tablespaces(plan: &RestorePlan, footprint: &mut Footprint) -> Result<()> {
-    for planned in &plan.tablespaces {
-        if let Some(to) = &planned.to {
-            footprint.make_tablespace(planned.oid, to)?;
-        }
-    }
-    Ok(())
 }
 
 /// The paths of all files of a backup.
@@ -301,6 +323,29 @@ fn make_directories(
             .hint("use another backup"));
         }
     }
+    let of_global = |(path, _): &&(RelativePath, u32)| path.as_bytes() == b"global";
+    if let Some((_, mode)) = manifest.directories.iter().find(of_global) {
+        footprint.set_mode(*mode);
+    }
+    let pg_wal = Path::new("pg_wal");
+    if let Some(place) = &plan.wal_place
+        && !footprint.target().is_link(pg_wal)
+    {
+        footprint.make_link(pg_wal, place)?;
+    }
+    for (path, mode) in &manifest.directories {
+        if path.as_path() != pg_wal || plan.wal_place.is_none() {
+            footprint.make_dir_with_mode(path.as_path(), *mode)?;
+        }
+    }
+    // replay needs them, also where the server had pg_wal elsewhere
+    footprint.make_dir(pg_wal)?;
+    footprint.make_dir(Path::new("pg_wal/archive_status"))
+}
+
+/// Makes the places of tablespaces that replay makes. They are the last: where a restore is broken off, they would
+/// be in the way of the next.
+fn make_places(plan: &RestorePlan, footprint: &mut Footprint) -> Result<()> {
     // replay removes what is at a place before it makes another tablespace there
     let mut made: BTreeSet<&Path> = plan
         .tablespaces
@@ -312,16 +357,7 @@ fn make_directories(
             footprint.make_place(path)?;
         }
     }
-    let of_global = |(path, _): &&(RelativePath, u32)| path.as_bytes() == b"global";
-    if let Some((_, mode)) = manifest.directories.iter().find(of_global) {
-        footprint.set_mode(*mode);
-    }
-    for (path, mode) in &manifest.directories {
-        footprint.make_dir_with_mode(path.as_path(), *mode)?;
-    }
-    // replay needs them, also where the server had pg_wal elsewhere
-    footprint.make_dir(Path::new("pg_wal"))?;
-    footprint.make_dir(Path::new("pg_wal/archive_status"))
+    Ok(())
 }
 
 /// Runs `restore_command` as the server will, with nothing in its environment: what is missing is
@@ -389,25 +425,51 @@ struct WrittenFiles {
     kept_bytes: u64,
 }
 
-async fn write_files(
-    repository: &Repository,
-    plan: &RestorePlan,
-    manifest: &Manifest,
-    footprint: &Footprint,
-    mut settling: Settling,
-    progress: &(dyn Fn(u64, u64) + Sync),
-) -> Result<WrittenFiles> {
+/// What is read before anything is written: it is small, and nothing goes without it.
+struct First {
+    server_manifest: basebackup::Manifest,
+    /// `pg_control`.
+    control: Vec<u8>,
+}
+
+async fn read_first(repository: &Repository, manifest: &Manifest) -> Result<First> {
     let text = file_bytes(repository, manifest, BACKUP_MANIFEST).await?;
     let limit = u64::try_from(text.len()).unwrap_or(u64::MAX);
     let server_manifest = basebackup::Manifest::parse(&text, limit).map_err(|error| {
         Error::damaged(format!("damaged backup_manifest: {error}")).hint("use another backup")
     })?;
+    let control = file_bytes(repository, manifest, CONTROL_FILE).await?;
+    parsed(&control)?;
+    Ok(First {
+        server_manifest,
+        control,
+    })
+}
+
+fn parsed(control: &[u8]) -> Result<ControlFile> {
+    ControlFile::parse(control).map_err(|error| {
+        Error::damaged(format!("damaged pg_control in the backup: {error}"))
+            .hint("use another backup")
+    })
+}
+
+async fn write_files(
+    repository: &Repository,
+    plan: &RestorePlan,
+    (manifest, first): (&Manifest, First),
+    footprint: &Footprint,
+    mut settling: Settling,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<WrittenFiles> {
+    let First {
+        server_manifest,
+        control,
+    } = first;
     let files = server_manifest.files.iter();
     let listed: BTreeMap<_, _> = files
         .map(|file| (file.path.clone(), file.sum.checksum.algorithm()))
         .collect();
     let listed = Arc::new(listed);
-    let control = file_bytes(repository, manifest, CONTROL_FILE).await?;
 
     let mut ledger = Ledger::new();
     let (done, total) = (AtomicU64::new(0), plan.backup.bytes);
@@ -529,19 +591,17 @@ async fn bytes_of_job(
 /// Writes files that lay outside of the data directory to where that was asked for, below their full paths.
 async fn write_outside(
     repository: &Repository,
-    plan: &RestorePlan,
     manifest: &Manifest,
-    footprint: &mut Footprint,
+    footprint: &Footprint,
 ) -> Result<()> {
-    let Some(folder) = &plan.options.outside else {
+    let Some(root) = footprint.outside() else {
         return Ok(());
     };
-    let root = footprint.make_outside(folder)?;
     for job in &manifest.outside {
         let bytes = bytes_of_job(repository, manifest, job.clone()).await?;
         let path = job.path.as_path();
         root.make_parents(path)?;
-        write_all(&root, path, &bytes, footprint.file_mode())?;
+        write_all(root, path, &bytes, footprint.file_mode())?;
     }
     Ok(())
 }
@@ -553,10 +613,7 @@ fn write_settings(
     footprint: &Footprint,
     control: &[u8],
 ) -> Result<ControlFile> {
-    let control = ControlFile::parse(control).map_err(|error| {
-        Error::damaged(format!("damaged pg_control in the backup: {error}"))
-            .hint("use another backup")
-    })?;
+    let control = parsed(control)?;
     let target = footprint.target();
     let auto = Path::new("postgresql.auto.conf");
     let before = read_all(target, auto)?.unwrap_or_default();
@@ -729,20 +786,26 @@ fn notes(plan: &RestorePlan, footprint: &Footprint) -> Result<Vec<String>> {
         ));
     }
     let target = plan.target_dir.display();
-    if plan.options.standby {
-        let mut follows = false;
-        for file in ["postgresql.auto.conf", "postgresql.conf"] {
-            let text = read_all(footprint.target(), Path::new(file))?.unwrap_or_default();
-            follows |= settings::sets(&text, "primary_conninfo");
-        }
-        if !follows {
-            notes.push(format!(
-                "{target} has no primary_conninfo: the standby follows what is stored, and streams from no \
-                 primary; restore with --primary-conninfo, or set it before starting"
-            ));
-        }
+    let (auto, conf) = ["postgresql.auto.conf", "postgresql.conf"]
+        .map(Path::new)
+        .into();
+    let follows =
+        |text: Option<Vec<u8>>| settings::sets(&text.unwrap_or_default(), "primary_conninfo");
+    // the operator's own link stays, and where it leads is theirs
+    if footprint.target().is_link(conf) {
+        return Ok(notes);
     }
-    match read_all(footprint.target(), Path::new("postgresql.conf"))? {
+    let text = read_all(footprint.target(), conf)?;
+    let is_alone = plan.options.standby
+        && !follows(text.clone())
+        && !follows(read_all(footprint.target(), auto)?);
+    if is_alone {
+        notes.push(format!(
+            "{target} has no primary_conninfo: the standby follows what is stored, and streams from no \
+             primary; restore with --primary-conninfo, or set it before starting"
+        ));
+    }
+    match text {
         None => notes.push(format!(
             "{target} has no postgresql.conf: the source keeps it elsewhere (Debian: /etc/postgresql), so \
              start the server with one that has the source's settings{}",

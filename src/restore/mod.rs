@@ -2,7 +2,7 @@
 //! settings, and the server fetches its WAL through [`fetch`].
 //!
 //! Reading order: what is asked for ([`Target`]), which record that is (`resolve`, `walk`), the
-//! decision (`choose`, [`RestorePlan`]), what is written
+//! decision (`choose`, `planning`, [`RestorePlan`]), what is written
 //! (`settings`, `place`, `execute`), the private server that replays (`replay`), and PostgreSQL's
 //! `restore_command` ([`fetch`]).
 
@@ -12,6 +12,7 @@ pub mod fetch;
 mod over;
 mod place;
 mod plan;
+mod planning;
 mod replay;
 mod resolve;
 mod settings;
@@ -23,11 +24,11 @@ use std::path::PathBuf;
 
 use wal::TimelineId;
 
-pub use choose::plan;
 pub use execute::execute;
 pub use over::OverCluster;
 pub use place::{Found, Over, Owner, TablespacePlan};
 pub use plan::{Phase, Reached, RestorePlan, RestoreReport, TargetReport};
+pub use planning::plan;
 pub use resolve::{Behind, CommitSeen, Parameters, Span};
 pub use settings::{Environment, RestoreCommand, StopAt};
 pub use target::{MappedFrom, ParsedTime, TablespaceMapping, Target, TargetAction, parse_time};
@@ -63,6 +64,8 @@ pub struct RestoreOptions {
     pub primary_conninfo: Option<String>,
     /// Where tablespaces go.
     pub tablespaces: Vec<TablespaceMapping>,
+    /// Where WAL goes, if not into the data directory, which then has a link to there.
+    pub waldir: Option<PathBuf>,
     /// Where files go that lay outside of the data directory and are kept with the backup.
     pub outside: Option<PathBuf>,
     /// Leave `archive_mode` as it was.

@@ -6,20 +6,18 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use super::RestoreOptions;
-use super::place::{TablespacePlan, is_expected, wal_place};
+use super::place::{Found, TablespacePlan, Unfinished, check_tree, is_expected};
 use super::settings;
 use crate::error::{Error, Result, io};
 
 /// What a plan says of the cluster that was there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OverCluster {
-    /// Where its WAL is, if that is not in the data directory.
-    pub wal_place: Option<PathBuf>,
     /// What is removed though the server knows nothing of it, by its name in the directory.
     pub removed: Vec<String>,
     /// Its tablespaces that the backup does not have where they are: OID and place.
     pub left: Vec<(String, PathBuf)>,
-    /// Lines of its `postgresql.auto.conf` that say which primary it follows.
+    /// Lines of its `postgresql.auto.conf` that say which primary it followed.
     pub(super) follows: Vec<u8>,
 }
 
@@ -30,13 +28,17 @@ impl OverCluster {
     /// Looks at a directory that a backup with these files and folders at its top is restored over.
     pub(super) fn of(
         target: &Path,
+        found: Found,
         options: &RestoreOptions,
         top: &BTreeSet<Vec<u8>>,
         planned: &[TablespacePlan],
+        wal_place: Option<&Path>,
     ) -> Result<Self> {
-        let wal_place = wal_place(target)?;
+        if found == Found::Cluster {
+            check_tree(target)?;
+        }
         check_needed(target, &options.needed)?;
-        if let Some(place) = &wal_place {
+        if let Some(place) = wal_place {
             check_needed(place, &options.needed)?;
         }
         let read = |error: std::io::Error| io("read", target, &error);
@@ -50,13 +52,15 @@ impl OverCluster {
             }
         }
         removed.sort();
-        let follows = if options.standby && options.primary_conninfo.is_none() {
-            follows_of(target)?
-        } else {
-            Vec::new()
+        // what stands there now may be the backup's
+        let follows = match Unfinished::read(target)? {
+            Some(Unfinished {
+                follows: Some(follows),
+                ..
+            }) if found != Found::Cluster => follows,
+            _ => follows_of(target)?,
         };
         Ok(Self {
-            wal_place,
             removed,
             left: left_tablespaces(target, planned),
             follows,

@@ -3,12 +3,13 @@
 
 mod aside;
 mod found;
+mod marker;
 mod root;
 mod tablespaces;
+mod tree;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, TryLockError};
-use std::io::Write as _;
+use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,27 +18,31 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::geteuid;
 
-pub(super) use aside::wal_place;
+pub(super) use aside::plan_wal_place;
 pub(super) use found::check_target;
 pub use found::{Found, Over};
-use found::{LOCK_FILE, MARKER, Unfinished, check_no_server, check_still};
+use found::{LOCK_FILE, check_no_server, check_still};
+use marker::Marker;
+pub(super) use marker::{MARKER, Unfinished};
 use root::{Made, MayBe};
 pub(super) use root::{Root, Roots, Stays};
 pub use tablespaces::TablespacePlan;
-pub(super) use tablespaces::{check_made_later, check_outside, plan_tablespaces};
+pub(super) use tablespaces::{check_apart, check_folder, check_made_later, plan_tablespaces};
+pub(super) use tree::check_tree;
 
 use crate::durable;
 use crate::error::{Error, Result, io};
 
 /// Without it no server starts in a directory.
 pub(super) const CONTROL_FILE: &str = "global/pg_control";
-/// Where that of a cluster is while it is looked whether a server began to use it.
-const CONTROL_FILE_BEFORE: &str = "global/pg_control.before-restore";
-/// What says to a server how to begin, or that it must not: never left of a cluster, also not as links.
-const SIGNALS: [&str; 8] = [
+const GLOBAL_DIR: &str = "global";
+/// What says to a server how to begin, or that it must not, and what a restore writes anew: never left of a
+/// cluster, also not as links.
+const NEVER_LEFT: [&str; 9] = [
     "backup_label",
     "fallback_promote",
     LOCK_FILE,
+    "postgresql.auto.conf",
     "promote",
     "recovery.conf",
     "recovery.signal",
@@ -56,8 +61,14 @@ const MADE_BY_SERVERS: [&str; 4] = [
 /// Whether the directory of a cluster may be expected to have this at its top though no backup has it.
 pub(super) fn is_expected(name: &Path) -> bool {
     let text = name.to_str().unwrap_or_default();
-    let is_known = [MARKER, aside::WAL_DIR, "pg_tblspc", "lost+found"].contains(&text)
-        || SIGNALS.contains(&text)
+    let is_known = [
+        MARKER,
+        aside::WAL_DIR,
+        "pg_tblspc",
+        tablespaces::LOST_AND_FOUND,
+    ]
+    .contains(&text)
+        || NEVER_LEFT.contains(&text)
         || MADE_BY_SERVERS.contains(&text);
     is_known || aside::LOG_DIRS.contains(&text) || aside::is_set_aside(name)
 }
@@ -140,6 +151,11 @@ fn id_of(flag: &str, user: &str) -> Option<u32> {
     text.trim().parse().ok()
 }
 
+/// Syncs the names in a directory.
+fn sync(directory: &fs::File, below: &Path) -> Result<()> {
+    durable::sync_file(directory).map_err(|error| io("sync what is in", below, &error))
+}
+
 /// What a restore has made, and takes away again unless it is kept.
 ///
 /// As root, everything stays root's and closed until [`Self::hand_over`].
@@ -154,10 +170,14 @@ pub(super) struct Footprint {
     keep: bool,
     /// What was there; the places may hold what is right already.
     found: Found,
+    /// Whether that is a cluster that can still be started.
+    is_armed: bool,
     /// Of the cluster that is restored.
     system_id: u64,
-    /// Locked: nobody else restores here.
-    marker: Option<File>,
+    /// Nobody else restores here.
+    marker: Option<Marker>,
+    /// Where files from outside of the data directory go.
+    outside: Option<Arc<Root>>,
     /// The permissions of the server's directories.
     mode: u32,
     /// Set once writers must stop.
@@ -165,16 +185,19 @@ pub(super) struct Footprint {
 }
 
 impl Footprint {
-    /// Takes the directory for this restore, with what was `found` in it.
-    ///
-    /// A cluster that was there can no longer be started from then on.
+    /// Takes the directory for this restore, with what was `found` in it; `follows` are the lines by which the
+    /// server of a cluster that is there follows a primary.
     pub(super) fn begin(
         target: &Path,
         owner: Option<Owner>,
         system_id: u64,
         found: Found,
+        follows: Option<&[u8]>,
     ) -> Result<Self> {
         check_still(target, found, system_id)?;
+        if found == Found::Cluster {
+            check_tree(target)?;
+        }
         let may_be = if found.is_filled() {
             MayBe::Filled
         } else {
@@ -193,105 +216,78 @@ impl Footprint {
             // until it is known to be ours
             keep: found.is_filled(),
             found,
+            is_armed: found == Found::Cluster,
             system_id,
             marker: None,
+            outside: None,
             mode: 0o700,
             given_up: Arc::default(),
         };
-        footprint.mark()?;
-        match found {
-            Found::Nothing => return Ok(footprint),
+        footprint.mark(follows)?;
+        if let Found::Unfinished { .. } = found {
             // once nobody else is at it
-            Found::Unfinished { .. } => {
-                check_still(target, found, system_id)?;
-                footprint.check_wal_place()?;
+            check_still(target, found, system_id)?;
+            // a kill may have come before that
+            if let Ok(global) = root.open_dir(Path::new(GLOBAL_DIR)) {
+                sync(&global, target)?;
             }
-            Found::Cluster => footprint.disarm().inspect_err(|_| footprint.unmark())?,
+            root.seize()?;
         }
         footprint.keep = false;
-        root.seize()?;
-        footprint.take_wal_place()?;
         Ok(footprint)
     }
 
-    /// Sees that no server can start from the cluster that is there, nor has started.
-    fn disarm(&self) -> Result<()> {
-        let target = self.target();
-        check_still(target.path(), self.found, self.system_id)?;
-        target.check_one_file_system()?;
-        self.check_wal_place()?;
-        target.check_directory(Path::new("global"))?;
-        let [control, before] = [CONTROL_FILE, CONTROL_FILE_BEFORE].map(Path::new);
-        target.rename(control, before)?;
-        // a server makes its lock file before it reads pg_control (postmaster.c, PostmasterMain)
-        if let Err(error) = check_no_server(target.path()) {
-            target.rename(before, control)?;
-            return Err(error);
-        }
-        target.remove(before)?;
-        // before anything else is changed: after a power cut, too, nothing starts there
-        target.sync_directory(Path::new("global"))
-    }
-
-    fn mark(&mut self) -> Result<()> {
-        let (target, path) = (self.target(), Path::new(MARKER));
-        let failed = |doing, error| io(doing, &target.path().join(path), &error);
-        if let Found::Unfinished { .. } = self.found {
-            // what it says holds on
-            let marker = target.open(path)?;
-            let missing = || failed("open", std::io::ErrorKind::NotFound.into());
-            let marker = marker.ok_or_else(missing)?;
-            self.lock(&marker)?;
-            self.marker = Some(marker);
+    /// Sees that no server starts any more from a cluster that is there. From here on it is gone, and an
+    /// unfinished restore in its place.
+    pub(super) fn disarm(&mut self) -> Result<()> {
+        if !self.is_armed {
             return Ok(());
         }
-        let left = target.open(path)?.filter(|_| self.found.is_filled());
-        if let Some(left) = &left {
-            self.lock(left)?;
-            target.remove(path)?;
+        let target = Arc::clone(&self.roots.target);
+        check_still(target.path(), self.found, self.system_id)?;
+        target.check_name()?;
+        let global = target.open_dir(Path::new(GLOBAL_DIR))?;
+        let [control, before] = ["pg_control", "pg_control.before-restore"].map(Path::new);
+        let failed = |error| io("remove", &target.path().join(CONTROL_FILE), &error);
+        durable::rename_at(&global, control, &global, before).map_err(failed)?;
+        self.is_armed = false;
+        // a server makes its lock file before it reads pg_control (postmaster.c, PostmasterMain)
+        if let Err(error) = check_no_server(target.path()) {
+            durable::rename_at(&global, before, &global, control).map_err(failed)?;
+            self.is_armed = true;
+            return Err(error);
         }
-        let mut marker = target.create(path)?;
-        let unfinished = Unfinished {
+        // before anything else is changed: after a power cut, too, nothing starts there
+        sync(&global, target.path())?;
+        let mut filled = self.all.iter().filter(|root| root.is_filled());
+        filled.try_for_each(|root| root.seize())
+    }
+
+    fn mark(&mut self, follows: Option<&[u8]>) -> Result<()> {
+        let target = Arc::clone(&self.roots.target);
+        let left = if self.found.is_filled() {
+            Marker::take(&target)?
+        } else {
+            None
+        };
+        if let Found::Unfinished { .. } = self.found {
+            // what it says holds on
+            let gone =
+                || Error::usage(format!("{MARKER} is gone from {}", target.path().display()));
+            self.marker = Some(left.ok_or_else(gone)?);
+            return Ok(());
+        }
+        if let Some(left) = &left {
+            left.remove(&target)?;
+        }
+        let over_cluster = self.found == Found::Cluster;
+        let says = Unfinished {
             system_id: self.system_id,
             owner: self.owner,
-            over_cluster: self.found == Found::Cluster,
+            follows: over_cluster.then(|| follows.unwrap_or_default().to_vec()),
         };
-        let written = marker.write_all(unfinished.text().as_bytes());
-        written.map_err(|error| failed("write", error))?;
-        self.lock(&marker)?;
-        if self.found.is_filled() {
-            let synced =
-                durable::sync_file(&marker).and_then(|()| durable::sync_file(target.dir()));
-            synced.map_err(|error| failed("sync", error))?;
-        }
-        self.marker = Some(marker);
+        self.marker = Some(Marker::make(&target, &says, self.found.is_filled())?);
         Ok(())
-    }
-
-    /// Sees that nobody else restores here.
-    fn lock(&self, marker: &File) -> Result<()> {
-        let shown = self.target().path().display();
-        match marker.try_lock() {
-            Ok(()) => Ok(()),
-            Err(TryLockError::Error(error)) if self.found.is_filled() => {
-                Err(io("lock", &self.target().path().join(MARKER), &error))
-            }
-            // a file system without locks
-            Err(TryLockError::Error(error)) => {
-                tracing::debug!("no lock on {MARKER}: {error}");
-                Ok(())
-            }
-            Err(TryLockError::WouldBlock) => Err(Error::usage(format!(
-                "another restore into {shown} is under way"
-            ))),
-        }
-    }
-
-    /// The cluster that is there stays as it was.
-    fn unmark(&self) {
-        if let Err(error) = self.target().remove(Path::new(MARKER)) {
-            tracing::warn!("{}", error.message());
-        }
     }
 
     /// Whether the places may hold what is right already.
@@ -302,10 +298,10 @@ impl Footprint {
     /// Removes what the backup does not have, once all tablespaces are made; how much that was.
     pub(super) fn sweep(&self, stays: &dyn Fn(&Path) -> Option<Stays>) -> Result<u64> {
         let of_target = |path: &Path| match path.to_str() {
-            Some(MARKER) => Some(Stays::Whatever),
+            Some(MARKER | tablespaces::LOST_AND_FOUND) => Some(Stays::Whatever),
             Some("pg_wal") if self.roots.wal().is_some() => Some(Stays::Whatever),
             Some("pg_wal" | "pg_wal/archive_status" | "pg_tblspc") => Some(Stays::Directory),
-            _ if self.roots.is_tablespace(path) || aside::is_set_aside(path) => {
+            _ if aside::is_set_aside(path) || self.is_link_of_a_tablespace(path) => {
                 Some(Stays::Whatever)
             }
             _ => stays(path).or_else(|| {
@@ -326,11 +322,15 @@ impl Footprint {
         Ok(removed)
     }
 
+    fn is_link_of_a_tablespace(&self, path: &Path) -> bool {
+        self.roots.is_tablespace(path) && self.target().link_at(path).is_some()
+    }
+
     /// A link in the data directory itself, such as to a configuration file: no base backup has those
     /// (`basebackup.c`, `sendDir`), and the server may need it.
     fn is_link_of_the_operator(&self, path: &Path) -> bool {
         let is_top = path.components().count() == 1;
-        let is_signal = path.to_str().is_some_and(|name| SIGNALS.contains(&name));
+        let is_signal = path.to_str().is_some_and(|name| NEVER_LEFT.contains(&name));
         is_top && !is_signal && self.target().link_at(path).is_some()
     }
 
@@ -341,9 +341,6 @@ impl Footprint {
         let is_own = self.found.is_filled() && is_linked;
         let may_be = if is_own { MayBe::Filled } else { MayBe::Empty };
         let root = self.make_root(path, may_be)?;
-        if is_own {
-            root.seize()?;
-        }
         self.roots.add_tablespace(oid, root);
         Ok(())
     }
@@ -354,14 +351,23 @@ impl Footprint {
     }
 
     /// Makes the folder for files from outside of the data directory, or takes over an empty one.
-    pub(super) fn make_outside(&mut self, path: &Path) -> Result<Arc<Root>> {
-        self.make_root(path, MayBe::Empty)
+    pub(super) fn make_outside(&mut self, path: &Path) -> Result<()> {
+        self.outside = Some(self.make_root(path, MayBe::Empty)?);
+        Ok(())
+    }
+
+    /// The folder for files from outside of the data directory.
+    pub(super) fn outside(&self) -> Option<&Root> {
+        self.outside.as_deref()
     }
 
     fn make_root(&mut self, path: &Path, may_be: MayBe) -> Result<Arc<Root>> {
         let root = Root::take(path, self.owner, may_be, &mut self.parents)?;
         let root = Arc::new(root);
         self.all.push(Arc::clone(&root));
+        if root.is_filled() && !self.is_armed {
+            root.seize()?;
+        }
         Ok(root)
     }
 
@@ -432,7 +438,7 @@ impl Footprint {
         let target = self.target();
         let emptied = target.close().and_then(|()| target.empty());
         emptied.map_err(|error| io("empty", target.path(), &error))?;
-        self.mark()
+        self.mark(None)
     }
 
     /// Gives all that was written to the owner, who cannot reach it yet.
@@ -452,7 +458,8 @@ impl Footprint {
 
     /// The restore is whole: takes the marker away, lets the owner in, and syncs every name.
     pub(super) fn hand_over(&self) -> Result<()> {
-        self.target().remove(Path::new(MARKER))?;
+        let marker = self.marker.as_ref();
+        marker.map_or(Ok(()), |marker| marker.remove(self.target()))?;
         // the data directory last: without it the rest is of no use
         self.all
             .iter()
@@ -474,6 +481,16 @@ impl Drop for Footprint {
             return;
         }
         self.given_up.store(true, Ordering::SeqCst);
+        if self.is_armed {
+            // nothing is written yet
+            self.all.iter().rev().for_each(|root| root.give_back());
+            self.parents.iter().rev().for_each(Made::remove);
+            let marker = self.marker.as_ref();
+            if let Some(Err(error)) = marker.map(|marker| marker.remove(self.target())) {
+                tracing::warn!("{}", error.message());
+            }
+            return;
+        }
         if self.found.is_filled() {
             tracing::warn!(
                 "{} is left unfinished, and no server starts there: the same command goes on",
@@ -551,7 +568,7 @@ mod tests {
         let target = folder.path().join("new/data");
         let space = folder.path().join("space");
         fs::create_dir(&space).unwrap();
-        let mut footprint = Footprint::begin(&target, None, 7, Found::Nothing).unwrap();
+        let mut footprint = Footprint::begin(&target, None, 7, Found::Nothing, None).unwrap();
         footprint.make_tablespace(7, &space).unwrap();
         footprint.make_dir(Path::new("base")).unwrap();
         footprint.make_dir(Path::new("pg_tblspc")).unwrap();
@@ -579,7 +596,7 @@ mod tests {
             ["data", "space", "moved", "live"].map(|name| folder.path().join(name));
         fs::create_dir(&live).unwrap();
         fs::write(live.join("precious"), "x").unwrap();
-        let mut footprint = Footprint::begin(&target, None, 7, Found::Nothing).unwrap();
+        let mut footprint = Footprint::begin(&target, None, 7, Found::Nothing, None).unwrap();
         footprint.make_dir(Path::new("pg_tblspc")).unwrap();
         footprint.make_tablespace(7, &space).unwrap();
         fs::remove_dir(&space).unwrap();
@@ -599,6 +616,45 @@ mod tests {
         assert!(is_absent_or_empty(&moved).unwrap());
     }
 
+    /// Until it is known that a restore can go on to its end, a cluster that is there can be started again.
+    #[test]
+    fn a_cluster_stays_whole_until_it_is_disarmed() {
+        let folder = tempfile::tempdir().unwrap();
+        let [data, space] = ["data", "new/space"].map(|name| folder.path().join(name));
+        fs::create_dir_all(data.join("global")).unwrap();
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o750)).unwrap();
+        fs::write(data.join(CONTROL_FILE), "x").unwrap();
+        // whose it is need not be told by pg_control then
+        fs::write(data.join(MARKER), "7 over-cluster\n").unwrap();
+        let begin = || {
+            let mut begun =
+                Footprint::begin(&data, None, 7, Found::Cluster, Some(b"a = 'b'\n")).unwrap();
+            begun.make_tablespace(5, &space).unwrap();
+            begun
+        };
+        let mut footprint = begin();
+        let mode = || fs::metadata(&data).unwrap().permissions().mode() & 0o7777;
+        assert!(space.is_dir() && data.join(CONTROL_FILE).exists());
+        fs::write(data.join(LOCK_FILE), "2147483647\n").unwrap();
+        let error = footprint.disarm().unwrap_err();
+        assert!(error.message().contains(LOCK_FILE), "{error}");
+        drop(footprint);
+        assert!(data.join(CONTROL_FILE).exists() && !data.join(MARKER).exists());
+        assert!(!folder.path().join("new").exists());
+        assert_eq!(mode(), 0o750);
+
+        fs::remove_file(data.join(LOCK_FILE)).unwrap();
+        fs::write(data.join(MARKER), "7 over-cluster\n").unwrap();
+        let mut footprint = begin();
+        footprint.disarm().unwrap();
+        assert!(!data.join(CONTROL_FILE).exists());
+        drop(footprint);
+        let left = Unfinished::read(&data).unwrap().unwrap();
+        assert_eq!(left.follows.as_deref(), Some(b"a = 'b'\n".as_slice()));
+        let found = check_target(&data, Over::Cluster, 7).unwrap();
+        assert_eq!(found, Found::Unfinished { over_cluster: true });
+    }
+
     #[test]
     fn a_directory_that_was_there_gets_its_mode_back() {
         let folder = tempfile::tempdir().unwrap();
@@ -606,7 +662,7 @@ mod tests {
         let mode = || fs::metadata(&target).unwrap().permissions().mode() & 0o7777;
         fs::create_dir(&target).unwrap();
         fs::set_permissions(&target, fs::Permissions::from_mode(0o2750)).unwrap();
-        let footprint = Footprint::begin(&target, None, 7, Found::Nothing).unwrap();
+        let footprint = Footprint::begin(&target, None, 7, Found::Nothing, None).unwrap();
         assert_eq!(mode(), 0o700);
         drop(footprint);
         assert_eq!(mode(), 0o2750);
@@ -617,7 +673,7 @@ mod tests {
     fn a_lent_directory_comes_back_empty_but_for_its_marker() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("data");
-        let mut footprint = Footprint::begin(&target, None, 7, Found::Nothing).unwrap();
+        let mut footprint = Footprint::begin(&target, None, 7, Found::Nothing, None).unwrap();
         footprint.make_dir(Path::new("pg_wal")).unwrap();
         footprint.lend().unwrap();
         fs::write(target.join("pg_wal/left"), "x").unwrap();

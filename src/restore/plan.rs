@@ -27,6 +27,8 @@ pub struct RestorePlan {
     pub found: Found,
     /// What becomes of the cluster that is there, if one is.
     pub over_cluster: Option<OverCluster>,
+    /// Where WAL goes, if not into the data directory.
+    pub wal_place: Option<PathBuf>,
     /// The cluster's system identifier.
     pub system_id: u64,
     /// The backup that it begins with.
@@ -85,11 +87,7 @@ impl RestorePlan {
             action: self.action,
             standby: self.options.standby,
             primary_conninfo: self.options.primary_conninfo.clone(),
-            follows: self
-                .over_cluster
-                .as_ref()
-                .map(|over| over.follows.clone())
-                .unwrap_or_default(),
+            follows: self.over_cluster.as_ref().map(|over| over.follows.clone()),
             archive_mode_preserve: self.options.archive_mode_preserve,
             in_place_tablespaces: self.in_place_tablespaces,
             raised: Vec::new(),
@@ -189,21 +187,21 @@ impl RestorePlan {
                 "  kept         what is right there already, by content; all else in it is replaced or removed"
             )?;
         }
-        let Some(over) = &self.over_cluster else {
+        if self.over_cluster.is_none() {
             return Ok(());
-        };
+        }
         writeln!(
             f,
             "  first        global/pg_control is removed: no server starts there until all is done"
         )?;
-        let place = over
+        let place = self
             .wal_place
             .as_ref()
-            .map(|place| format!("{}/", place.display()));
+            .map(|place| place.display().to_string());
         writeln!(
             f,
-            "  set aside    WAL and logs that are there, in {}before-…; that WAL is not replayed",
-            place.as_deref().unwrap_or("pg_wal/")
+            "  set aside    WAL and logs that are there, in {}/before-…; that WAL is not replayed",
+            place.as_deref().unwrap_or("pg_wal")
         )
     }
 
@@ -231,6 +229,9 @@ impl RestorePlan {
                 "  tablespace   {oid} is made by replay at {}",
                 place.display()
             )?;
+        }
+        if let Some(place) = &self.wal_place {
+            writeln!(f, "  pg_wal       a link to {}", place.display())?;
         }
         if !self.backup.outside.is_empty() {
             let to = match &self.options.outside {
@@ -267,10 +268,14 @@ impl RestorePlan {
         writeln!(f, "  emptied      {}", emptied.join(", "))?;
         if self.options.standby {
             let settings = self.settings();
-            let whose = match settings.follows.is_empty() {
-                true if settings.primary_conninfo.is_some() => "primary_slot_name of the source",
-                true => "primary_conninfo and primary_slot_name of the source",
-                false => "primary_conninfo and primary_slot_name of the directory",
+            let names = match &settings.primary_conninfo {
+                Some(_) => "primary_slot_name",
+                None => "primary_conninfo and primary_slot_name",
+            };
+            let whose = match &settings.follows {
+                None => format!("{names} of the source"),
+                Some(lines) if lines.is_empty() => format!("no {names}: the directory has none"),
+                Some(_) => format!("{names} of the directory"),
             };
             writeln!(f, "  kept         {whose}")?;
         } else {

@@ -174,8 +174,8 @@ pub(super) struct RecoverySettings {
     pub(super) standby: bool,
     /// How a standby reaches its primary, where that was said.
     pub(super) primary_conninfo: Option<String>,
-    /// Lines of the `postgresql.auto.conf` that was there before, which go before the source's.
-    pub(super) follows: Vec<u8>,
+    /// Over a cluster: the lines by which it followed its primary, which take the place of the source's.
+    pub(super) follows: Option<Vec<u8>>,
     pub(super) archive_mode_preserve: bool,
     /// Tablespaces inside of the data directory are there, or replay makes some.
     pub(super) in_place_tablespaces: bool,
@@ -287,12 +287,16 @@ impl RecoverySettings {
     /// recovery, and ours below.
     pub(super) fn auto_conf(&self, before: &[u8]) -> Vec<u8> {
         let ours = self.list();
+        let names = |name: &str| {
+            let mut ours = ours.iter();
+            ours.any(|(other, _)| other.eq_ignore_ascii_case(name))
+        };
         let replaced = |name: &str| {
             let is = |other: &&str| other.eq_ignore_ascii_case(name);
             let of_standby = OF_STANDBYS.iter().any(is);
-            ours.iter().any(|(other, _)| is(other))
+            names(name)
                 || (OF_RECOVERY.iter().any(is) && !self.keeps(name))
-                || (of_standby && !(self.standby && self.follows.is_empty()))
+                || (of_standby && (!self.standby || self.follows.is_some()))
         };
         let mut out: Vec<u8> = Vec::new();
         for line in before.split_inclusive(|byte| *byte == b'\n') {
@@ -304,7 +308,11 @@ impl RecoverySettings {
         if out.last().is_some_and(|last| *last != b'\n') {
             out.push(b'\n');
         }
-        out.extend_from_slice(&self.follows);
+        if let (true, Some(follows)) = (self.standby, &self.follows) {
+            let lines = follows.split_inclusive(|byte| *byte == b'\n');
+            let is_wanted = |line: &&[u8]| setting_name(line).is_some_and(|name| !names(&name));
+            out.extend(lines.filter(is_wanted).flatten());
+        }
         out.extend(HEADING.as_bytes());
         out.push(b'\n');
         for (name, value) in ours {
@@ -325,18 +333,34 @@ impl RecoverySettings {
     }
 }
 
-/// The lines of a configuration file by which a server follows another, each with its end.
+/// The lines of a configuration file by which a server follows another, each with its end: of each setting the
+/// last one, which counts, if it says anything.
 pub(super) fn lines_that_follow(file: &[u8]) -> Vec<u8> {
     let mut follows = Vec::new();
-    for line in file.split(|byte| *byte == b'\n') {
-        let name = setting_name(line).unwrap_or_default();
-        let is_one = |known: &&str| known.eq_ignore_ascii_case(&name);
-        if ["primary_conninfo", "primary_slot_name"].iter().any(is_one) {
+    for name in ["primary_conninfo", "primary_slot_name"] {
+        if let Some(line) = last_line(file, name).filter(|line| !is_empty(line)) {
             follows.extend_from_slice(line);
             follows.push(b'\n');
         }
     }
     follows
+}
+
+/// The line of a configuration file that counts for `name`, without its end.
+fn last_line<'a>(file: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    let mut lines = file.rsplit(|byte| *byte == b'\n');
+    lines.find(|line| setting_name(line).is_some_and(|found| found.eq_ignore_ascii_case(name)))
+}
+
+/// Whether a line sets its name to nothing.
+fn is_empty(line: &[u8]) -> bool {
+    let line = String::from_utf8_lossy(line);
+    let name = |c: char| c.is_ascii_alphanumeric() || "_.$".contains(c);
+    let value = line.trim_start().trim_start_matches(name).trim_start();
+    let value = value.strip_prefix('=').unwrap_or(value).trim_start();
+    value
+        .strip_prefix("''")
+        .is_some_and(|rest| !rest.starts_with('\''))
 }
 
 /// The name that a line of a configuration file sets.
@@ -348,12 +372,9 @@ fn setting_name(line: &[u8]) -> Option<String> {
     (!name.is_empty()).then(|| name.to_owned())
 }
 
-/// Whether a configuration file sets `name`.
+/// Whether a configuration file sets `name` to something.
 pub(super) fn sets(file: &[u8], name: &str) -> bool {
-    let lines = file.split(|byte| *byte == b'\n');
-    lines
-        .filter_map(setting_name)
-        .any(|found| found.eq_ignore_ascii_case(name))
+    last_line(file, name).is_some_and(|line| !is_empty(line))
 }
 
 #[cfg(test)]
@@ -380,7 +401,7 @@ mod tests {
             action: TargetAction::Pause,
             standby: false,
             primary_conninfo: None,
-            follows: Vec::new(),
+            follows: None,
             archive_mode_preserve: false,
             in_place_tablespaces: false,
             raised: Vec::new(),
@@ -565,7 +586,7 @@ mod tests {
         );
         let standby = RecoverySettings {
             standby: true,
-            follows,
+            follows: Some(follows),
             fetching: FOLLOWS,
             ..settings(b"/a", StopAt::Never)
         };
@@ -580,7 +601,6 @@ mod tests {
 
         let told = RecoverySettings {
             primary_conninfo: Some("host='x y'".to_owned()),
-            follows: Vec::new(),
             ..standby
         };
         let conf = String::from_utf8(told.auto_conf(of_backup)).unwrap();
@@ -588,7 +608,11 @@ mod tests {
             conf.contains("primary_conninfo = 'host=''x y'''\n"),
             "{conf}"
         );
-        assert!(conf.contains("theirs") && !conf.contains("other"), "{conf}");
+        assert!(conf.contains("primary_slot_name = 'mine'"), "{conf}");
+        for gone in ["live", "theirs", "other"] {
+            assert!(!conf.contains(gone), "{gone}: {conf}");
+        }
+        assert!(lines_that_follow(b"primary_conninfo = 'x'\nprimary_conninfo ''\n").is_empty());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,7 +11,7 @@ use basebackup::{Algorithm, FileChecker, FileSum, RelativePath};
 use bytes::Bytes;
 use container::FrameReader;
 
-use super::place::Roots;
+use super::place::{MARKER, Roots};
 use crate::error::{Error, Result, chain, io};
 use crate::repository::layout::ObjectName;
 use crate::repository::manifest::file_list;
@@ -57,7 +57,12 @@ impl FileJob {
     /// Looks which extents are there already.
     pub(super) fn compare(&mut self, roots: &Roots) -> Result<()> {
         let (root, below) = roots.find(self.path.as_path());
-        let Some(mut file) = root.open(below)? else {
+        let there = if is_left_out(&self.path) {
+            None
+        } else {
+            root.open(below)?
+        };
+        let Some(mut file) = there else {
             return Ok(());
         };
         let mut bytes = Vec::new();
@@ -496,7 +501,10 @@ impl UnitWriter {
             return Err(Error::failure("stopped"));
         }
         let (root, below) = self.roots.find(path.as_path());
-        let file = if self.changes {
+        let file = if is_left_out(&path) {
+            let nowhere = File::options().write(true).open("/dev/null");
+            nowhere.map_err(|error| io("open", Path::new("/dev/null"), &error))?
+        } else if self.changes {
             root.open_to_change(below, mode)?
         } else {
             root.create_with_mode(below, mode)?
@@ -562,7 +570,7 @@ impl UnitWriter {
 
     fn close(&mut self) -> Result<()> {
         if let Some(open) = self.open.take() {
-            if self.changes {
+            if self.changes && !is_left_out(&open.path) {
                 let cut = open.file.set_len(open.bytes);
                 cut.map_err(|error| io("cut off the end of", &open.place, &error))?;
             }
@@ -570,6 +578,12 @@ impl UnitWriter {
         }
         Ok(())
     }
+}
+
+/// Whether a file of a backup is read, and not written: the marker of another restore, which was killed before it
+/// had touched the cluster that was backed up then.
+fn is_left_out(path: &RelativePath) -> bool {
+    path.as_bytes() == MARKER.as_bytes()
 }
 
 /// The plain bytes of a job that is small enough to be held, such as `backup_manifest`.
@@ -700,7 +714,7 @@ mod tests {
         assert_eq!(reads.len(), 1);
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("data");
-        let footprint = Footprint::begin(&target, None, 7, Found::Nothing).unwrap();
+        let footprint = Footprint::begin(&target, None, 7, Found::Nothing, None).unwrap();
         let roots = footprint.roots().clone();
         let mut writer = UnitWriter::new(roots, Arc::default(), Arc::default(), false);
         writer
@@ -732,7 +746,7 @@ mod tests {
         let read = reads_of(&manifest, unit).remove(0);
         let folder = tempfile::tempdir().unwrap();
         let footprint =
-            Footprint::begin(&folder.path().join("data"), None, 7, Found::Nothing).unwrap();
+            Footprint::begin(&folder.path().join("data"), None, 7, Found::Nothing, None).unwrap();
         let roots = footprint.roots().clone();
         let mut writer = UnitWriter::new(roots, Arc::default(), Arc::default(), false);
         let error = writer.apply(read, Some(read_from_pack(bytes))).unwrap_err();

@@ -4,11 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use rustix::process::Signal;
 
-use crate::anywhen::binary;
 use crate::ground::{eventually, give, rename, write_as_account};
 use crate::judge::{End, assert_sound, assert_verified, moments, start_restored};
 use crate::objects::files_below;
@@ -23,7 +21,13 @@ const ROWS: &str = "select count(*) || ' ' || md5(string_agg(words, ',' order by
 /// A cluster with many files, a tablespace, a backup, WAL behind that, and more WAL that is stored nowhere; its
 /// server is stopped. The flag that names its tablespace, and what its rows come to.
 fn stopped() -> (Record, String, String) {
-    let record = Record::of_server(&Options::default());
+    let mut record = Record::of_server(&Options::default());
+    record.server.stop(Shutdown::Fast);
+    let conf = record.server.data().join("postgresql.conf");
+    let linked = record.ground.path("linked.conf");
+    rename(&conf, &linked);
+    symlink(&linked, &conf).unwrap();
+    record.server.start();
     let elsewhere = record.ground.make_dir("elsewhere", 0o700);
     record.server.execute(&format!(
         "create tablespace elsewhere location '{}'",
@@ -94,8 +98,17 @@ fn spoil(record: &Record, data: &Path) -> PathBuf {
     for signal in ["backup_label", "tablespace_map", "standby.signal"] {
         write_as_account(&data.join(signal), b"nonsense", 0o600);
     }
-    symlink(&precious, data.join("linked.conf")).unwrap();
     precious
+}
+
+/// No base backup has links, and `pg_verifybackup` counts those that are there.
+#[track_caller]
+fn assert_verified_but_for_links(data: &Path) {
+    let conf = data.join("postgresql.conf");
+    let linked = fs::read_link(&conf).unwrap();
+    fs::remove_file(&conf).unwrap();
+    assert_verified(data);
+    symlink(linked, &conf).unwrap();
 }
 
 /// What is right stays, and what the server wrote last is neither replayed nor lost.
@@ -134,10 +147,8 @@ fn a_cluster_is_restored_over_its_own_directory() {
     let (kept, bytes) = (&report["kept_bytes"], &report["bytes"]);
     let (kept, bytes) = (kept.as_u64().unwrap(), bytes.as_u64().unwrap());
     assert!(kept > bytes / 2 && kept < bytes, "{report}");
-    // no base backup has links, and pg_verifybackup counts them
-    assert!(data.join("linked.conf").is_symlink());
-    fs::remove_file(data.join("linked.conf")).unwrap();
-    assert_verified(&data);
+    assert!(data.join("postgresql.conf").is_symlink());
+    assert_verified_but_for_links(&data);
     assert_eq!(fs::read_to_string(&precious).unwrap(), "of somebody");
     for gone in [
         "notes.txt",
@@ -170,7 +181,7 @@ fn a_cluster_is_restored_over_its_own_directory() {
     let again = record
         .anywhen
         .restore(&data, &["--delta", "-T", &place, "--immediate"]);
-    assert_verified(&data);
+    assert_verified_but_for_links(&data);
     assert!(again["set_aside"] != report["set_aside"], "{again}");
     assert!(contents(&aside).len() > wal.len());
 }
@@ -253,39 +264,26 @@ fn nothing_is_written_over_that_is_not_this_clusters_own() {
     assert!(contents(&copied) == before, "a refusal changed something");
 
     // what is there already where it was said that something is: an ordinary restore
-    let report = record.anywhen.restore(&target("absent"), &["--delta"]);
+    let (absent, wal) = (target("absent"), target("absent.wal"));
+    let flags = ["--delta", "--waldir", wal.to_str().unwrap()];
+    let report = record.anywhen.restore(&absent, &flags);
     assert_eq!(report["kept_bytes"], 0, "{report}");
     assert!(report["set_aside"].is_null(), "{report}");
-    assert_verified(&target("absent"));
+    assert_verified(&absent);
+    assert_eq!(fs::read_link(absent.join("pg_wal")).unwrap(), wal);
+    let restored = start_restored(&record.ground, &absent, End::Promoted);
+    assert_eq!(moments(&restored), "0");
+    assert!(!files_below(&wal).is_empty());
 }
 
-/// As root, where the stories run as root: killed halfway, and gone on with. WAL stays where `pg_wal` leads.
-#[test]
-fn a_restore_over_a_cluster_that_was_killed_goes_on() {
-    let (record, place, rows) = stopped();
-    let data = record.server.data().to_owned();
-    let disk = record.ground.path("wal-disk");
-    rename(&data.join("pg_wal"), &disk);
-    symlink(&disk, data.join("pg_wal")).unwrap();
-    let wal = contents(&disk);
-    let original = record.ground.path("original");
-    copy_dir(&data, &original);
-    let restore = |flags: &[&str]| {
-        let mut restore = Command::new(binary());
-        restore
-            .args(["restore", "--cluster", "main", "-D"])
-            .arg(&data)
-            .args(record.anywhen.place())
-            .args(flags)
-            .envs(record.ground.environment());
-        restore
-    };
+/// Takes all files of tables away, so that there is time to kill it, and kills a restore over the cluster halfway.
+fn kill_halfway(record: &Record, data: &Path, flags: &[&str]) {
+    let asked = [&["restore", "-D", data.to_str().unwrap(), "--delta"], flags].concat();
     let is_killed = (0..20).any(|_| {
-        // everything is to be written, so that there is time to kill it
         for path in files_below(&data.join("base")) {
             fs::remove_file(path).unwrap();
         }
-        let mut killed = record.anywhen.launch(restore(&["--delta", "-T", &place]));
+        let mut killed = record.anywhen.launch(record.anywhen.command(&asked));
         eventually("some files are there", || {
             killed.ended().is_some() || files_below(&data.join("base")).len() > 300
         });
@@ -299,27 +297,53 @@ fn a_restore_over_a_cluster_that_was_killed_goes_on() {
         is_killed,
         "it came to its end before it was killed, each time"
     );
+}
 
-    // its links may still be those of the cluster that it was copied from
-    let ended = record.anywhen.run_command(restore(&["--resume"]));
-    ended.failed_with(2);
-    ended.says(&["only where it is named"]);
-    let ended = record
-        .anywhen
-        .run_command(restore(&["--delta", "-T", &place, "--json"]));
-    assert!(
-        ended.succeeded().document()["kept_bytes"].as_u64().unwrap() > 0,
-        "nothing was kept"
-    );
-    assert_verified(&data);
+/// WAL stays where `pg_wal` leads, and nothing is used that is not named: not a copy's links either.
+#[test]
+fn a_restore_over_a_cluster_that_was_killed_goes_on() {
+    let (record, place, rows) = stopped();
+    let data = record.server.data().to_owned();
+    let disk = record.ground.path("wal-disk");
+    rename(&data.join("pg_wal"), &disk);
+    symlink(&disk, data.join("pg_wal")).unwrap();
+    let wal = contents(&disk);
+    let tablespace = ["-T", place.as_str()];
+    let waldir = ["--waldir", disk.to_str().unwrap()];
+    let named = [tablespace, waldir].concat();
+    let asked = |how: &str, flags: &[&str]| {
+        let asked = [&["restore", "-D", data.to_str().unwrap(), how], flags].concat();
+        record.anywhen.run(&asked)
+    };
+    let refused = asked("--delta", &tablespace);
+    refused.failed_with(2);
+    refused.says(&["is a link to", "--waldir"]);
+    assert!(contents(&disk) == wal, "a refusal changed something");
+    let logs = data.join("log");
+    fs::create_dir(&logs).unwrap();
+    give(&logs);
+    write_as_account(&logs.join("postgresql.log"), b"PANIC", 0o600);
+
+    kill_halfway(&record, &data, &named);
+    for flags in [tablespace, waldir] {
+        let refused = asked("--resume", &flags);
+        refused.failed_with(2);
+        refused.says(&["only where it is named"]);
+    }
+    let went_on = asked("--delta", &[named.as_slice(), &["--json"]].concat());
+    let kept = &went_on.succeeded().document()["kept_bytes"];
+    assert!(kept.as_u64().unwrap() > 0, "nothing was kept");
+    assert_verified_but_for_links(&data);
     assert_eq!(fs::read_link(data.join("pg_wal")).unwrap(), disk);
     let files = contents(&disk);
+    let is_there = |path: &Path, bytes: &[u8]| {
+        let mut files = files.iter();
+        files.any(|(found, same)| found.ends_with(path) && same == bytes)
+    };
     for (path, bytes) in &wal {
-        let is_there = files
-            .iter()
-            .any(|(found, same)| found.ends_with(path) && same == bytes);
-        assert!(is_there, "{} is lost", path.display());
+        assert!(is_there(path, bytes), "{} is lost", path.display());
     }
+    assert!(is_there(Path::new("log/postgresql.log"), b"PANIC"));
     let mut restored = start_restored(&record.ground, &data, End::Promoted);
     let mut sql = restored.sql();
     assert_eq!(value(&mut sql, ROWS), rows);
@@ -364,6 +388,11 @@ fn a_damaged_standby_is_restored_and_follows_its_primary_again() {
     );
     let report = record.anywhen.restore(&data, &["--delta", "--standby"]);
     assert!(report["kept_bytes"].as_u64().unwrap() > 0, "{report}");
+    assert_verified(&data);
+    // also if it is killed once the backup's settings lie there
+    kill_halfway(&record, &data, &["--standby"]);
+    fs::remove_file(data.join("postgresql.auto.conf")).unwrap();
+    record.anywhen.restore(&data, &["--resume", "--standby"]);
     assert_verified(&data);
     standby.start();
     record.insert(4);

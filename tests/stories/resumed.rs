@@ -140,8 +140,14 @@ fn nothing_is_resumed_but_a_restore_of_this_cluster_that_was_broken_off() {
     let asked = ["restore", "-D", data.to_str().unwrap(), "--resume"];
     let ended = record.anywhen.run(&asked);
     ended.failed_with(2);
-    ended.says(&["all files of the restore into"]);
-    fs::remove_file(data.join(MARKER)).unwrap();
+    ended.says(&["is a whole cluster", "--delta"]);
+    // a server does not mind it, and its backups have it
     record.server.start();
     assert_eq!(moments(&record.server), "0,1");
+    record.anywhen.backup(&record.server);
+    let target = record.target("of-a-marked-one");
+    record.anywhen.restore(&target, &[]);
+    assert!(!target.join(MARKER).exists());
+    let restored = start_restored(&record.ground, &target, End::Promoted);
+    assert_eq!(moments(&restored), "0,1");
 }

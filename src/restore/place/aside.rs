@@ -6,15 +6,16 @@ use std::fmt;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::Errno;
 use wal::WalFileName;
 
+use super::root::MayBe;
 use super::root::{names, open_dir};
-use super::{Footprint, Root};
+use super::tablespaces::{LOST_AND_FOUND, are_nested};
+use super::{Footprint, Found, Root, check_tree};
 use crate::durable;
 use crate::error::{Error, Result, io};
 use crate::restore::plan::mib;
@@ -74,20 +75,53 @@ fn is_folder_for_it(name: &str) -> bool {
     })
 }
 
-/// Where the link `pg_wal` in a data directory leads; `None` where it is none.
-pub(in crate::restore) fn wal_place(target: &Path) -> Result<Option<PathBuf>> {
-    let link = target.join(WAL_DIR);
-    if !link.is_symlink() {
-        return Ok(None);
+/// Where WAL goes if not into the data directory: what was `asked` for, which is where a link that is there leads.
+pub(in crate::restore) fn plan_wal_place(
+    target: &Path,
+    found: Found,
+    asked: Option<&Path>,
+) -> Result<Option<PathBuf>> {
+    let pg_wal = target.join(WAL_DIR);
+    if found.is_filled() && pg_wal.is_symlink() {
+        let place = linked_wal_place(target, &pg_wal)?;
+        let is_asked =
+            asked.is_some_and(|asked| fs::canonicalize(asked).ok().as_ref() == Some(&place));
+        if is_asked {
+            return Ok(Some(place));
+        }
+        let shown = place.display();
+        return Err(Error::usage(format!(
+            "pg_wal in the directory is a link to {shown}: what is there is set aside only where it is named"
+        ))
+        .hint(format!(
+            "a copy of a data directory leads to the WAL of the original, which may be a live server's. If this \
+             one is not shared: --waldir {shown}; else remove the link first"
+        )));
     }
-    let place = fs::canonicalize(&link).map_err(|error| {
-        Error::usage(io("follow", &link, &error).message()).hint(
+    let Some(asked) = asked else {
+        return Ok(None);
+    };
+    if found.is_filled() && pg_wal.exists() {
+        return Err(Error::usage(format!(
+            "{} is a directory: WAL cannot go to {}",
+            pg_wal.display(),
+            asked.display()
+        ))
+        .hint("leave --waldir out"));
+    }
+    Ok(Some(asked.to_owned()))
+}
+
+/// Where the link `pg_wal` leads, if that is a place for WAL alone.
+fn linked_wal_place(target: &Path, link: &Path) -> Result<PathBuf> {
+    let place = fs::canonicalize(link).map_err(|error| {
+        Error::usage(io("follow", link, &error).message()).hint(
             "mount the file system that this link leads to; or remove the link, and WAL goes into the \
              data directory",
         )
     })?;
     let canonical = fs::canonicalize(target).map_err(|error| io("find", target, &error))?;
-    if place.starts_with(&canonical) || canonical.starts_with(&place) {
+    if are_nested(&place, &canonical) {
         return Err(Error::usage(format!(
             "{} leads to the data directory itself: {}",
             link.display(),
@@ -95,18 +129,21 @@ pub(in crate::restore) fn wal_place(target: &Path) -> Result<Option<PathBuf>> {
         ))
         .hint("remove the link first"));
     }
-    let dir = open_dir(rustix::fs::CWD, place.as_os_str(), false);
-    let dir = dir.map_err(|error| io("open", &place, &error.into()))?;
-    let names = names(dir.as_fd()).map_err(|error| io("read", &place, &error))?;
-    let stray = names.iter().find(|name| !is_of_wal(name.to_bytes()));
-    match stray {
-        None => Ok(Some(place)),
-        Some(stray) => Err(Error::usage(format!(
-            "pg_wal leads to a folder that holds something else than WAL: {}",
-            place.join(OsStr::from_bytes(stray.to_bytes())).display()
-        ))
-        .hint("move that away first, or remove the link, and WAL goes into the data directory")),
+    check_tree(&place)?;
+    let failed = |error: std::io::Error| io("read", &place, &error);
+    for entry in fs::read_dir(&place).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if !is_of_wal(entry.file_name().as_bytes()) {
+            return Err(Error::usage(format!(
+                "pg_wal leads to a folder that holds something else than WAL: {}",
+                entry.path().display()
+            ))
+            .hint(
+                "move that away first, or remove the link, and WAL goes into the data directory",
+            ));
+        }
     }
+    Ok(place)
 }
 
 /// Whether a server has files and folders of this name in `pg_wal`, or a restore has.
@@ -117,43 +154,22 @@ fn is_of_wal(name: &[u8]) -> bool {
     let is_temporary = ["xlogtemp.", "RECOVERY"]
         .iter()
         .any(|it| name.starts_with(it));
-    let is_folder = ["archive_status", "summaries"].contains(&name) || is_folder_for_it(name);
+    let is_folder =
+        ["archive_status", "summaries", LOST_AND_FOUND].contains(&name) || is_folder_for_it(name);
     is_temporary || is_folder || name.parse::<WalFileName>().is_ok()
 }
 
 impl Footprint {
-    /// Takes the place that `pg_wal` leads to, if it is a link: WAL stays where the operator has put it.
-    pub(super) fn take_wal_place(&mut self) -> Result<()> {
-        let Some(place) = wal_place(self.target().path())? else {
-            return Ok(());
+    /// Takes the place where WAL goes, where that is not the data directory.
+    pub(in crate::restore) fn take_wal_place(&mut self, place: &Path) -> Result<()> {
+        let is_linked = self.target().link_at(Path::new(WAL_DIR)).is_some();
+        let may_be = if self.found.is_filled() && is_linked {
+            MayBe::Filled
+        } else {
+            MayBe::Empty
         };
-        let root = self.make_root(&place, super::MayBe::Filled)?;
-        root.seize()?;
+        let root = self.make_root(place, may_be)?;
         self.roots.set_wal(root);
-        Ok(())
-    }
-
-    /// As root: refuses to take a place that does not belong to whom the data directory belongs to. A link
-    /// there may be its owner's, to any directory of this machine.
-    pub(super) fn check_wal_place(&self) -> Result<()> {
-        let target = self.target();
-        let Some(place) = wal_place(target.path())? else {
-            return Ok(());
-        };
-        let uid = |path: &Path| {
-            let found = fs::symlink_metadata(path);
-            found
-                .map(|it| it.uid())
-                .map_err(|error| io("read", path, &error))
-        };
-        let (of_place, of_target) = (uid(&place)?, uid(target.path())?);
-        if self.owner.is_some() && of_place != of_target {
-            return Err(Error::usage(format!(
-                "pg_wal leads to a folder of another user: {}, uid={of_place}, expected={of_target}",
-                place.display()
-            ))
-            .hint("give that folder to the owner of the data directory, if it is the cluster's"));
-        }
         Ok(())
     }
 
@@ -172,8 +188,10 @@ impl Footprint {
         };
         let mut moved: Vec<CString> = Vec::new();
         for name in names(wal.as_fd()).map_err(failed)? {
-            let is_from_before = name.to_str().is_ok_and(is_folder_for_it);
-            if !is_from_before && aside.count(wal.as_fd(), &name).map_err(failed)? {
+            let stays = name
+                .to_str()
+                .is_ok_and(|name| name == LOST_AND_FOUND || is_folder_for_it(name));
+            if !stays && aside.count(wal.as_fd(), &name).map_err(failed)? {
                 moved.push(name);
             }
         }
@@ -214,7 +232,7 @@ impl Footprint {
         let mut logs = Vec::new();
         for name in LOG_DIRS {
             if let Some(dir) = directory(self.target(), name)?
-                && self.found == super::Found::Cluster
+                && self.found.has_links_of_a_cluster()
                 && !names(dir.as_fd())?.is_empty()
             {
                 logs.push(name);

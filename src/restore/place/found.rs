@@ -3,26 +3,20 @@
 
 use std::fs::{self, File};
 use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use basebackup::ControlFile;
-use rustix::process::{Pid, test_kill_process};
+use rustix::process::{Pid, geteuid, test_kill_process};
 
-use super::{CONTROL_FILE, Owner};
+use super::CONTROL_FILE;
+use super::marker::{MARKER, Unfinished};
 use crate::error::{Error, Result, io};
 
-/// Stands in a directory while it is being restored, so that no second restore writes there, and so
-/// that what a killed one left says what it is.
-pub(super) const MARKER: &str = "anywhen-restore-unfinished";
 /// A server's lock file.
 pub(super) const LOCK_FILE: &str = "postmaster.pid";
 /// More than `pg_control` has on any major (`PG_CONTROL_FILE_SIZE`), in bytes.
 const CONTROL_BYTES_MAX: u64 = 64 << 10;
-/// More than a marker says, in bytes.
-const MARKER_BYTES_MAX: u64 = 1 << 10;
-/// Ends a marker in what was a cluster's own directory.
-const OVER_CLUSTER: &str = "over-cluster";
-
 /// What a restore may write over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Over {
@@ -78,11 +72,32 @@ pub(in crate::restore) fn check_target(path: &Path, over: Over, system_id: u64) 
         ))
         .hint("restore into another directory, or stop that server and move its directory away"));
     }
-    match over {
+    let found = match over {
         Over::Nothing => check_free(path, system_id),
         Over::Unfinished => check_unfinished(path, system_id),
         Over::Cluster => check_cluster(path, system_id),
+    }?;
+    if found.is_filled() {
+        let metadata = fs::metadata(path).map_err(|error| io("read", path, &error))?;
+        check_user(path, geteuid().as_raw(), metadata.uid())?;
     }
+    Ok(found)
+}
+
+/// Refuses to write, as root, over what somebody else may change meanwhile: links, and folders that are moved,
+/// would lead root to any place. What a restore as root has begun is root's.
+fn check_user(path: &Path, user: u32, owner: u32) -> Result<()> {
+    if user != 0 || owner == 0 {
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "root does not write over what belongs to another user: {}, uid={owner}",
+        path.display()
+    ))
+    .hint(format!(
+        "run the same as that user, whose server needs the repository too: \
+         runuser -u \"$(id -nu {owner})\" -- anywhen restore …"
+    )))
 }
 
 /// Refuses a directory that is not any more what was `found` there.
@@ -144,12 +159,12 @@ fn check_unfinished(path: &Path, system_id: u64) -> Result<Found> {
     // somebody may have started it
     if path.join(CONTROL_FILE).exists() {
         return Err(Error::usage(format!(
-            "all files of the restore into {shown} were there when it was broken off"
+            "{shown} is a whole cluster: its restore was all but done, or had touched nothing"
         ))
         .hint("restore again with --delta instead of --resume, or remove that directory first"));
     }
     Ok(Found::Unfinished {
-        over_cluster: unfinished.over_cluster,
+        over_cluster: unfinished.follows.is_some(),
     })
 }
 
@@ -211,7 +226,10 @@ pub(super) fn check_no_server(path: &Path) -> Result<()> {
              this machine",
             lock.display()
         ))
-        .hint("see that no server runs there, in no container and on no other machine; then remove that file"),
+        .hint(
+            "see that no process of a server is left, in no container and on no other machine; then remove that \
+             file",
+        ),
     })
 }
 
@@ -229,7 +247,7 @@ fn control_of(data: &Path) -> Result<Option<ControlFile>> {
 }
 
 /// The first bytes of a file; `None` where there is none.
-fn read_up_to(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>> {
+pub(super) fn read_up_to(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -239,53 +257,6 @@ fn read_up_to(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>> {
     let read = file.take(bytes_max).read_to_end(&mut bytes);
     read.map_err(|error| io("read", path, &error))?;
     Ok(Some(bytes))
-}
-
-/// What the marker of a restore says.
-pub(super) struct Unfinished {
-    pub(super) system_id: u64,
-    /// Whom its files are for.
-    pub(super) owner: Option<Owner>,
-    /// Whether it was begun over the cluster's own directory.
-    pub(super) over_cluster: bool,
-}
-
-impl Unfinished {
-    /// `None` where there is none, or one that says nothing.
-    pub(super) fn read(target: &Path) -> Result<Option<Self>> {
-        let bytes = read_up_to(&target.join(MARKER), MARKER_BYTES_MAX)?;
-        let text = String::from_utf8(bytes.unwrap_or_default()).unwrap_or_default();
-        let mut words: Vec<&str> = text.split_whitespace().collect();
-        let over_cluster = words.last() == Some(&OVER_CLUSTER);
-        if over_cluster {
-            words.pop();
-        }
-        let mut words = words.into_iter();
-        let system_id = words.next().and_then(|word| word.parse().ok());
-        let mut id = || words.next()?.parse().ok();
-        let owner = match (id(), id()) {
-            (Some(uid), Some(gid)) => Some(Owner { uid, gid }),
-            _ => None,
-        };
-        Ok(system_id.map(|system_id| Self {
-            system_id,
-            owner,
-            over_cluster,
-        }))
-    }
-
-    pub(super) fn text(&self) -> String {
-        let owner = self
-            .owner
-            .map(|owner| format!(" {} {}", owner.uid, owner.gid))
-            .unwrap_or_default();
-        let over = if self.over_cluster {
-            format!(" {OVER_CLUSTER}")
-        } else {
-            String::new()
-        };
-        format!("{}{owner}{over}\n", self.system_id)
-    }
 }
 
 /// The server whose lock file names a process that lives.
@@ -306,5 +277,20 @@ pub(super) fn is_absent_or_empty(path: &Path) -> Result<bool> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => Ok(false),
         Err(error) => Err(io("read", path, &error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_writes_over_its_own_alone() {
+        let path = Path::new("/srv/data");
+        check_user(path, 26, 26).unwrap();
+        check_user(path, 26, 27).unwrap();
+        check_user(path, 0, 0).unwrap();
+        let error = check_user(path, 0, 26).unwrap_err();
+        assert!(error.hint_text().unwrap().contains("id -nu 26"), "{error}");
     }
 }

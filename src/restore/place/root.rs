@@ -76,6 +76,8 @@ enum Before {
     Absent,
     /// An empty directory with this owner and mode.
     Empty(Metadata),
+    /// A directory with something in it.
+    Filled,
 }
 
 /// A directory that a restore fills; closed to everybody else until it is handed over.
@@ -116,6 +118,7 @@ impl Root {
         let read = |error: std::io::Error| io("read", path, &error);
         let before = match before {
             None => Before::Absent,
+            Some(()) if may_be == MayBe::Filled => Before::Filled,
             Some(()) => Before::Empty(dir.metadata().map_err(read)?),
         };
         let root = Self {
@@ -128,7 +131,7 @@ impl Root {
             before,
             owner,
         };
-        if may_be == MayBe::Filled {
+        if root.is_filled() {
             return Ok(root);
         }
         let closed = root
@@ -227,48 +230,32 @@ impl Root {
         &self.made.dir
     }
 
-    /// Renames what is below it.
-    pub(super) fn rename(&self, from: &Path, to: &Path) -> Result<()> {
-        let renamed = durable::rename_at(self.dir(), from, self.dir(), to);
-        renamed.map_err(|error| io("rename", &self.path().join(from), &error))
+    /// Whether something was there already.
+    pub(super) fn is_filled(&self) -> bool {
+        matches!(self.before, Before::Filled)
     }
 
-    /// Refuses a place below it where no directory is.
-    pub(super) fn check_directory(&self, below: &Path) -> Result<()> {
+    /// A directory below it, not through a link.
+    pub(super) fn open_dir(&self, below: &Path) -> Result<File> {
         let opened = open_dir(self.dir(), below.as_os_str(), false);
-        opened
-            .map(drop)
-            .map_err(|error| io("open", &self.path().join(below), &error.into()))
+        opened.map_err(|error| io("open", &self.path().join(below), &error.into()))
     }
 
-    /// Syncs the names in a directory below it.
-    pub(super) fn sync_directory(&self, below: &Path) -> Result<()> {
-        let opened = open_dir(self.dir(), below.as_os_str(), false);
-        let synced = opened
-            .map_err(Into::into)
-            .and_then(|dir| durable::sync_file(&dir));
-        synced.map_err(|error| io("sync", &self.path().join(below), &error))
-    }
-
-    /// Refuses a directory below which another file system begins, but for `pg_wal`: it could be neither
-    /// replaced nor removed.
-    pub(super) fn check_one_file_system(&self) -> Result<()> {
-        let found = first_elsewhere(self.dir().as_fd(), Path::new(""), self.device()?);
-        match found.map_err(|error| io("read", self.path(), &error))? {
-            None => Ok(()),
-            Some(below) => Err(Error::usage(format!(
-                "another file system begins below {}: {}",
-                self.path().display(),
-                self.path().join(below).display()
-            ))
-            .hint("unmount it first, or restore into another directory")),
-        }
+    /// Gives a file below it another name too, which nothing has.
+    pub(super) fn link(&self, from: &Path, to: &Path) -> std::io::Result<()> {
+        let dir = self.dir();
+        Ok(rustix::fs::linkat(dir, from, dir, to, AtFlags::empty())?)
     }
 
     /// Where a link below it leads; `None` where none is.
     pub(super) fn link_at(&self, below: &Path) -> Option<PathBuf> {
         let to = rustix::fs::readlinkat(&self.made.dir, below, Vec::new()).ok()?;
         Some(PathBuf::from(OsStr::from_bytes(to.to_bytes())))
+    }
+
+    /// Whether a link is below it.
+    pub(in crate::restore) fn is_link(&self, below: &Path) -> bool {
+        self.link_at(below).is_some()
     }
 
     /// Removes what does not stay, by its path behind `prefix`; how much that was.
@@ -388,9 +375,10 @@ impl Root {
 
     /// Leaves the place as it was found; it must be empty.
     pub(super) fn give_back(&self) {
-        let Before::Empty(before) = &self.before else {
-            self.made.remove();
-            return;
+        let before = match &self.before {
+            Before::Absent => return self.made.remove(),
+            Before::Filled => return,
+            Before::Empty(before) => before,
         };
         let mut done = Ok(());
         if self.owner.is_some() {
@@ -412,7 +400,7 @@ fn permissions(mode: u32) -> Mode {
 /// Where the files of a backup go: its tablespaces have roots of their own.
 #[derive(Debug, Clone)]
 pub(in crate::restore) struct Roots {
-    target: Arc<Root>,
+    pub(super) target: Arc<Root>,
     /// Where `pg_wal` leads, if it is a link.
     wal: Option<Arc<Root>>,
     tablespaces: BTreeMap<u32, Arc<Root>>,
@@ -520,12 +508,12 @@ pub(super) fn open_dir(at: impl AsFd, name: &OsStr, follow: bool) -> rustix::io:
     opened.map(File::from)
 }
 
-/// The names in a directory, but for what a file system keeps in the topmost of its own.
+/// The names in a directory.
 pub(super) fn names(dir: BorrowedFd<'_>) -> std::io::Result<Vec<CString>> {
     let mut names = Vec::new();
     for entry in Dir::read_from(dir)? {
         let name = entry?.file_name().to_owned();
-        if !matches!(name.to_bytes(), b"." | b".." | b"lost+found") {
+        if !matches!(name.to_bytes(), b"." | b"..") {
             names.push(name);
         }
     }
@@ -586,30 +574,6 @@ fn sweep_below(
         removed = removed.saturating_add(1);
     }
     Ok(removed)
-}
-
-/// The first directory on another file system than `device`, by its path behind `prefix`.
-fn first_elsewhere(
-    dir: BorrowedFd<'_>,
-    prefix: &Path,
-    device: u64,
-) -> std::io::Result<Option<PathBuf>> {
-    for name in names(dir)? {
-        let found = rustix::fs::statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW)?;
-        let name = OsStr::from_bytes(name.to_bytes());
-        let path = prefix.join(name);
-        if FileType::from_raw_mode(found.st_mode) != FileType::Directory {
-            continue;
-        }
-        if found.st_dev != device && path.as_os_str() != "pg_wal" {
-            return Ok(Some(path));
-        }
-        let below = open_dir(dir, name, false)?;
-        if let Some(path) = first_elsewhere(below.as_fd(), &path, found.st_dev)? {
-            return Ok(Some(path));
-        }
-    }
-    Ok(None)
 }
 
 /// Takes what is in a directory, a directory before what is in it: nobody else changes it then.

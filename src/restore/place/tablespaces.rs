@@ -2,16 +2,16 @@
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::process::geteuid;
-
-use super::Found;
 use super::found::is_absent_or_empty;
+use super::{Found, check_tree};
 use crate::error::{Error, Result, io};
 use crate::repository::records::TablespaceRecord;
 use crate::restore::target::TablespaceMapping;
+
+/// What a file system keeps in the topmost of its directories.
+pub(super) const LOST_AND_FOUND: &str = "lost+found";
 
 /// Where a tablespace of the backup goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,10 +81,8 @@ pub(in crate::restore) fn plan_tablespaces(
             } else if !is_own {
                 check_tablespace(record, to, mapping.is_some())?;
             }
-            let nested =
-                |one: &Path, other: &Path| one.starts_with(other) || other.starts_with(one);
             let taken = plans.iter().filter_map(|plan| plan.to.as_deref());
-            if let Some(other) = taken.chain([target]).find(|other| nested(other, to)) {
+            if let Some(other) = taken.chain([target]).find(|other| are_nested(other, to)) {
                 return Err(Error::usage(format!(
                     "tablespace {} would share its place: {} and {}",
                     record.oid,
@@ -101,6 +99,11 @@ pub(in crate::restore) fn plan_tablespaces(
         });
     }
     Ok(plans)
+}
+
+/// Whether one of these lies in the other.
+pub(super) fn are_nested(one: &Path, other: &Path) -> bool {
+    one.starts_with(other) || other.starts_with(one)
 }
 
 /// Whether the directory has this place, as a cluster, or because the restore that was broken off has taken it.
@@ -123,28 +126,17 @@ fn check_own_tablespace(
             "the directory has tablespace {oid} at {place}: it is written over only where it is named"
         ))
         .hint(format!(
-            "a copy of a data directory leads to the tablespaces of the original, which may be a live              server's. If this one is not shared: -T {oid}={place}; else -T {oid}=/another/directory"
+            "a copy of a data directory leads to the tablespaces of the original, which may be a live \
+             server's. If this one is not shared: -T {oid}={place}; else -T {oid}=/another/directory"
         )));
     }
-    if to.is_symlink() && geteuid().is_root() {
-        return Err(
-            Error::usage(format!("the place of tablespace {oid} is a link: {place}"))
-                .hint("as root, name the directory itself and not a link to it"),
-        );
-    }
-    let device = |path: &Path| {
-        let found = fs::symlink_metadata(path);
-        found
-            .map(|it| it.dev())
-            .map_err(|error| io("read", path, &error))
-    };
     let of_this_major = format!("PG_{major}_");
     let failed = |error: std::io::Error| io("read", to, &error);
     for entry in fs::read_dir(to).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let name = entry.file_name();
         let is_ours = name.as_bytes().starts_with(of_this_major.as_bytes());
-        if !is_ours && name != "lost+found" {
+        if !is_ours && name != LOST_AND_FOUND {
             return Err(Error::usage(format!(
                 "tablespace {oid} shares its place with something else: {}",
                 entry.path().display()
@@ -154,42 +146,41 @@ fn check_own_tablespace(
                  -T {oid}=/another/directory"
             )));
         }
-        if is_ours && device(&entry.path())? != device(to)? {
-            return Err(Error::usage(format!(
-                "another file system begins in the place of tablespace {oid}: {}",
-                entry.path().display()
-            ))
-            .hint("unmount it first, or map the tablespace elsewhere"));
-        }
     }
-    Ok(())
+    check_tree(to)
 }
 
-/// Refuses a folder for files from outside that is not free, or not apart from the rest.
-pub(in crate::restore) fn check_outside(
+/// Refuses a folder that is asked for by `flag`, and is not free, or not apart from the rest.
+pub(in crate::restore) fn check_folder<'a>(
+    flag: &str,
     folder: &Path,
-    target: &Path,
-    tablespaces: &[TablespacePlan],
+    others: impl Iterator<Item = &'a Path>,
 ) -> Result<()> {
-    let shown = folder.display();
-    let places = tablespaces.iter().filter_map(|it| it.to.as_deref());
-    if let Some(other) = places
-        .chain([target])
-        .find(|other| folder.starts_with(other) || other.starts_with(folder))
-    {
-        return Err(Error::usage(format!(
-            "the folder for --outside would share its place: {shown} and {}",
-            other.display()
-        )));
-    }
+    check_apart(flag, folder, others)?;
     if is_absent_or_empty(folder)? {
         return Ok(());
     }
+    let shown = folder.display();
     Err(
-        Error::usage(format!("the folder for --outside is not empty: {shown}")).hint(
-            "name one that is empty or not there; move the files to where they belong yourself",
-        ),
+        Error::usage(format!("the folder for {flag} is not empty: {shown}"))
+            .hint("name one that is empty or not there"),
     )
+}
+
+/// Refuses a folder that shares its place with another.
+pub(in crate::restore) fn check_apart<'a>(
+    flag: &str,
+    folder: &Path,
+    mut others: impl Iterator<Item = &'a Path>,
+) -> Result<()> {
+    match others.find(|other| are_nested(folder, other)) {
+        None => Ok(()),
+        Some(other) => Err(Error::usage(format!(
+            "the folder for {flag} would share its place: {} and {}",
+            folder.display(),
+            other.display()
+        ))),
+    }
 }
 
 fn check_tablespace(record: &TablespaceRecord, to: &Path, is_mapped: bool) -> Result<()> {
@@ -222,7 +213,8 @@ pub(in crate::restore) fn check_made_later(oid: u32, place: &Path) -> Result<()>
     ))
     .hint(
         "a live server may use it, and -T cannot move it; restore on another machine, from a later \
-         backup, or to a target before the tablespace was made",
+         backup, or to a target before the tablespace was made. If it is what this cluster, or a restore of it \
+         that was broken off, has left there: move it away",
     ))
 }
 
