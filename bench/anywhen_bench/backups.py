@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 
 from .figures import median, print_table, spread
-from .machine import busy_seconds, family_seconds
+from .machine import busy_seconds, family_seconds, write_seconds
 from .programs import account, give_away, make_folder
 from .receivers import chosen
 from .server import Server, stored_bytes
@@ -165,7 +165,9 @@ def run(options, programs, folder):
         files = sum(len(files) for _, _, files in os.walk(server.data))
         print(f"{raw / 1e6:.0f} MB in {files} files, zstd level {LEVEL} for all")
         runs = []
+        writes = []
         for round_ in range(options.rounds):
+            writes.append(write_seconds(folder, raw))
             # who comes first changes
             turn = round_ % len(tools)
             for tool in tools[turn:] + tools[:turn]:
@@ -174,7 +176,7 @@ def run(options, programs, folder):
                 measured = measure(tool, programs, server, place, len(runs))
                 runs.append({"tool": tool.name, "round": round_, **measured})
                 shutil.rmtree(place)
-    return report(tools, runs, raw)
+    return report(tools, runs, raw, writes)
 
 
 def all_tools():
@@ -289,7 +291,7 @@ def measure(tool, programs, server, place, number):
     }
 
 
-def report(tools, runs, raw):
+def report(tools, runs, raw, writes):
     for step in ["backup", "restore"]:
         rows = []
         took = {tool.name: [run[step]["seconds"] for run in runs if run["tool"] == tool.name] for tool in tools}
@@ -306,9 +308,11 @@ def report(tools, runs, raw):
                 f"{median(run['stored_bytes'] for run in own) / raw:.1%} in {median(run['files'] for run in own):.0f} files",
             ])
         print(f"\n{step}:")
+        if step == "restore":
+            print(f"as many bytes in one file, written and synced: {spread(writes, 2)} s")
         print_table(["tool", "seconds", "of best peer", "CPU s", "others'", "peak MiB", "stored"], rows)
     report_again(tools, runs)
-    return {"raw_bytes": raw, "runs": runs}
+    return {"raw_bytes": raw, "runs": runs, "write_seconds": writes}
 
 
 def report_again(tools, runs):

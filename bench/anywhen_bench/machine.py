@@ -33,6 +33,21 @@ def sync_microseconds(folder, times=200):
     return sorted(took)[times // 2] * 1e6
 
 
+def write_seconds(folder, size):
+    """What writing so many bytes to one file and syncing it takes: no restore of as many can be faster on this disk."""
+    path = folder / "write-probe"
+    stretch = os.urandom(1 << 20)
+    os.sync()
+    begun = time.perf_counter()
+    with open(path, "wb", buffering=0) as file:
+        for _ in range(size >> 20):
+            file.write(stretch)
+        os.fsync(file.fileno())
+    took = time.perf_counter() - begun
+    path.unlink()
+    return took
+
+
 def busy_seconds():
     """Processor seconds that the whole machine spent on anything since it started."""
     with open("/proc/stat", encoding="utf-8") as file:
