@@ -9,7 +9,7 @@ use super::store::stretches;
 use super::tally::Seen;
 use super::world::{Removal, SEGMENT, World};
 use crate::receive::pieces::Superseded;
-use crate::receive::resume::{ResumeAt, floor, resume_at, skip_to_earliest};
+use crate::receive::resume::{ResumeAt, floor, last_before, resume_at, skip_to_earliest};
 use crate::receive::session::{Before, Event};
 
 impl World {
@@ -267,6 +267,11 @@ impl World {
         }
         assert!(at.start <= until, "{at:?} lies behind {until}");
         assert!(!over || at.start < until, "{at:?} was over at {until}");
+        let catalog = self.store.catalog(&self.tips);
+        if last_before(&server.branch, &catalog, server.end, size).is_none() {
+            // what was stored before lies on branches that this one is none of
+            self.first = Some(at.start);
+        }
         self.first.get_or_insert(at.start);
         self.refused = None;
         let stored = self.store.assembled(at.timeline, at.start);
