@@ -10,7 +10,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, StatxFlags};
+use rustix::fs::{AtFlags, RenameFlags, StatxFlags};
 use rustix::io::Errno;
 
 /// Tells the files apart that this process stages.
@@ -208,7 +208,7 @@ impl Staged {
     /// Gives the file its name if nothing has it yet; else the error is `AlreadyExists`. The name is
     /// there for all that run now; after a power cut it may be gone.
     pub fn create_unsynced(mut self, to: &Path) -> io::Result<()> {
-        let flags = rustix::fs::RenameFlags::NOREPLACE;
+        let flags = RenameFlags::NOREPLACE;
         match rustix::fs::renameat_with(rustix::fs::CWD, &self.path, rustix::fs::CWD, to, flags) {
             Ok(()) => {
                 self.path.clear();
@@ -288,6 +288,12 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
 /// Renames what `from` names in one open directory to `to` in another; neither is synced.
 pub fn rename_at(from_dir: impl AsFd, from: &Path, to_dir: impl AsFd, to: &Path) -> io::Result<()> {
     Ok(rustix::fs::renameat(from_dir, from, to_dir, to)?)
+}
+
+/// Renames a file in an open directory to a name that nothing has there; the directory is not synced.
+pub fn rename_new_at(dir: impl AsFd, from: &Path, to: &Path) -> io::Result<()> {
+    let flags = RenameFlags::NOREPLACE;
+    Ok(rustix::fs::renameat_with(&dir, from, &dir, to, flags)?)
 }
 
 /// Removes a file, and syncs the directory that held it.

@@ -391,8 +391,12 @@ fn packs_of(lines: &[ManifestLine]) -> BTreeMap<u32, String> {
 }
 
 fn move_extents(line: &mut ManifestLine, moved: &Moved) -> Result<(), String> {
-    let ManifestLine::File { extents, .. } = line else {
-        return Ok(());
+    let extents = match line {
+        ManifestLine::File { extents, .. } | ManifestLine::Outside { extents, .. } => extents,
+        ManifestLine::Pack { .. }
+        | ManifestLine::Directory(_)
+        | ManifestLine::Files { .. }
+        | ManifestLine::Link { .. } => return Ok(()),
     };
     for extent in extents {
         if let Extent::Stored(pack, offset, stored, _, _) = extent {
@@ -415,6 +419,7 @@ mod tests {
             r#"{"pack":{"number":0,"path":"packs/x/00000000"}}"#,
             r#"{"file":{"path":"a","mode":384,"mtime":0,"size":8,"extents":[[0,10,5,4,"aa"],[0,15,6,4,"bb"]]}}"#,
             r#"{"file":{"path":"b","mode":384,"mtime":0,"size":4,"extents":[[0,10,5,4,"aa"]]}}"#,
+            r#"{"outside":{"path":"/c","mode":384,"mtime":0,"size":4,"extents":[[0,15,6,4,"bb"]]}}"#,
         ];
         let mut lines: Vec<ManifestLine> = lines
             .iter()

@@ -5,24 +5,22 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::{Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use basebackup::{Algorithm, ControlFile, FileChecker, Ledger, RelativePath};
 use futures_util::future::try_join_all;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use tokio::process::Command;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use wal::SegmentName;
 
-use super::place::{CONTROL_FILE, Footprint, Found, Root, Roots, Stays};
+use super::place::{CONTROL_FILE, Footprint, Root, Roots, Stays, how_it_was_left};
 use super::plan::{Phase, RestorePlan, RestoreReport};
 use super::replay;
 use super::settings::{self, StopAt};
 use super::target::TargetAction;
+use super::trial::try_restore_command;
 use super::unit::{FileJob, Manifest, Read, StoredStretch, UnitWriter, decode_all, reads_of};
 use crate::durable::{self, FileSystem};
 use crate::error::{Error, Kind, Result, io};
@@ -36,8 +34,6 @@ const UNITS_AT_ONCE: usize = 4;
 const LISTS_AT_ONCE: usize = 8;
 /// After so many bytes more they are put on disk, while others are written.
 const SETTLED_BYTES: u64 = 128 << 20;
-/// How long one try of `restore_command` may take; it has retries of its own.
-const TRIAL_LIMIT: Duration = Duration::from_mins(2);
 const BACKUP_MANIFEST: &str = "backup_manifest";
 
 /// Carries out a plan. `progress` hears how many bytes of how many are written.
@@ -68,12 +64,8 @@ pub async fn execute(
                 Error::failure(format!("stopped while the server replayed: {dir} is whole, and stays"))
                     .hint(format!("{}, or remove it", replay::start_command(plan)))
             } else {
-                let stopped = Error::failure("stopped before the restore was complete");
-                if plan.found.is_filled() {
-                    stopped.hint("the same command goes on with what is there")
-                } else {
-                    stopped.hint("what was written is removed again; nothing is left to clean up")
-                }
+                Error::failure("stopped before the restore was complete")
+                    .hint(how_it_was_left(plan.found, &plan.target_dir))
             });
         }
     }
@@ -99,7 +91,9 @@ async fn carry_out(
         return Err(Error::damaged(format!("backup {id} is gone")).hint("use another backup"));
     };
     let manifest = fetch_manifest(&repository, &record).await?;
+    check_names(&repository, plan, &manifest).await?;
     let first = read_first(&repository, &manifest).await?;
+    let outside = read_outside(&repository, plan, &manifest).await?;
     let mut footprint = take_directory(&repository, plan, &manifest).await?;
     if plan.found.is_filled() {
         let stamp = plan.decided_at.strftime("%Y%m%dT%H%M%S%3fZ").to_string();
@@ -126,11 +120,14 @@ async fn carry_out(
 
     let began = Instant::now();
     let control = write_settings(plan, &manifest, &footprint, &written.control)?;
-    write_outside(&repository, &manifest, &footprint).await?;
     make_places(plan, &mut footprint)?;
     report.notes.extend(notes(plan, &footprint)?);
     footprint.give_contents()?;
-    disks.sync().await?;
+    Arc::clone(&disks).sync().await?;
+    if footprint.outside().is_some() {
+        write_outside(outside, &footprint)?;
+        disks.sync().await?;
+    }
     write_control(&repository, &manifest, &footprint, written).await?;
     footprint.hand_over()?;
     report.phases.push(Phase::new("sync", began.elapsed()));
@@ -149,28 +146,49 @@ async fn carry_out(
     Ok(())
 }
 
+/// Refuses a backup with names that no recovery could begin with.
+async fn check_names(
+    repository: &Repository,
+    plan: &RestorePlan,
+    manifest: &Manifest,
+) -> Result<()> {
+    for oid in &manifest.links {
+        let is_listed = plan.tablespaces.iter().any(|it| it.oid == *oid);
+        // the server lists its tablespaces before it sends their links: replay makes those in between
+        let is_made_later = plan.made_later.iter().any(|(made, _)| made == oid);
+        if !is_listed && !is_made_later {
+            return Err(Error::damaged(format!(
+                "the backup has a link for a tablespace that it does not list, and that no WAL makes: \
+                 {oid}"
+            ))
+            .hint("use another backup"));
+        }
+    }
+    // recovery would link the tablespaces back to where the live server has them
+    if all_paths(repository, manifest)
+        .await?
+        .contains(b"tablespace_map".as_slice())
+    {
+        return Err(Error::damaged("the backup has a tablespace_map").hint("take a new backup"));
+    }
+    Ok(())
+}
+
 /// Takes the directory, and every other place, once it is known that all can go on from there.
 async fn take_directory(
     repository: &Repository,
     plan: &RestorePlan,
     manifest: &Manifest,
 ) -> Result<Footprint> {
+    try_restore_command(plan).await?;
     let (system_id, found) = (plan.system_id, plan.found);
     if found.is_filled() {
-        // the directory itself is not empty
-        let name = format!("anywhen-trial-{}", plan.decided_at.as_nanosecond());
-        let folder = std::env::temp_dir().join(name);
-        let mut trial = Footprint::begin(&folder, plan.owner, system_id, Found::Nothing, None)?;
-        try_restore_command(plan, &mut trial).await?;
         // what is there is of more use than half of another
         check_packs(repository, manifest).await?;
     }
     let over = plan.over_cluster.as_ref();
     let follows = over.map(|over| over.follows.as_slice());
     let mut footprint = Footprint::begin(&plan.target_dir, plan.owner, system_id, found, follows)?;
-    if !found.is_filled() {
-        try_restore_command(plan, &mut footprint).await?;
-    }
     for planned in &plan.tablespaces {
         if let Some(to) = &planned.to {
             footprint.make_tablespace(planned.oid, to)?;
@@ -181,6 +199,9 @@ async fn take_directory(
     }
     if let Some(folder) = &plan.options.outside {
         footprint.make_outside(folder)?;
+    }
+    for (_, path) in &plan.made_later {
+        footprint.try_place(path)?;
     }
     footprint.disarm()?;
     Ok(footprint)
@@ -311,18 +332,6 @@ fn make_directories(
             None => footprint.make_dir(&link)?,
         }
     }
-    for oid in &manifest.links {
-        let is_listed = plan.tablespaces.iter().any(|it| it.oid == *oid);
-        // the server lists its tablespaces before it sends their links: replay makes those in between
-        let is_made_later = plan.made_later.iter().any(|(made, _)| made == oid);
-        if !is_listed && !is_made_later {
-            return Err(Error::damaged(format!(
-                "the backup has a link for a tablespace that it does not list, and that no WAL makes: \
-                 {oid}"
-            ))
-            .hint("use another backup"));
-        }
-    }
     let of_global = |(path, _): &&(RelativePath, u32)| path.as_bytes() == b"global";
     if let Some((_, mode)) = manifest.directories.iter().find(of_global) {
         footprint.set_mode(*mode);
@@ -358,60 +367,6 @@ fn make_places(plan: &RestorePlan, footprint: &mut Footprint) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Runs `restore_command` as the server will, with nothing in its environment: what is missing is
-/// said now and not by a server at start. The directory is lent to the server's user meanwhile, and
-/// empty again behind it.
-async fn try_restore_command(plan: &RestorePlan, footprint: &mut Footprint) -> Result<()> {
-    const FETCHED: &str = "pg_wal/RECOVERYXLOG";
-    let start = plan.backup.start_lsn;
-    let segment = SegmentName::of(plan.backup.timeline, start, plan.segment_size);
-    let settings = plan.settings();
-    let command = &settings.restore_command;
-    let line = command.shell_line(settings.fetching, &segment.to_string(), FETCHED);
-    footprint.make_dir(Path::new("pg_wal"))?;
-    footprint.lend()?;
-    let mut shell = Command::new("/bin/sh");
-    shell
-        .arg("-c")
-        .arg(&line)
-        .env_clear()
-        .envs(settings.restore_command.environment.0.iter().cloned())
-        .current_dir(footprint.target().path());
-    shell
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    if let Some(owner) = footprint.owner() {
-        shell.uid(owner.uid).gid(owner.gid);
-    }
-    let shown = line.to_string_lossy().into_owned();
-    let failed = |how: &str| {
-        Error::failure(format!("restore_command does not work: {how}: {shown}")).hint(
-            "the server's user must be able to run this program and to read the repository and the \
-             configuration file, with no more than the repository's variables in its environment",
-        )
-    };
-    let ran = tokio::time::timeout(TRIAL_LIMIT, shell.output()).await;
-    let output = match ran {
-        Err(_elapsed) => return Err(failed("it takes too long")),
-        Ok(Err(error)) => return Err(failed(&error.to_string())),
-        Ok(Ok(output)) => output,
-    };
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(failed(&format!(
-            "{}: {}",
-            output.status,
-            said.trim().replace('\n', "; ")
-        )));
-    }
-    if !footprint.target().remove(Path::new(FETCHED))? {
-        return Err(failed("it fetched nothing"));
-    }
-    footprint.take_back()
 }
 
 /// What writing the files came to.
@@ -496,17 +451,11 @@ async fn write_files(
         let mut units = stream::iter(units).buffer_unordered(UNITS_AT_ONCE);
         while let Some(written) = units.try_next().await? {
             for (path, sum) in written {
-                if path.as_bytes() == b"tablespace_map" {
-                    // recovery would link the tablespaces back to where the live server has them
-                    return Err(
-                        Error::damaged("the backup has a tablespace_map").hint("take a new backup")
-                    );
-                }
                 ledger.record(path, sum);
             }
             settling.wrote(done.load(Ordering::Relaxed)).await?;
         }
-        Ok(())
+        Ok::<_, Error>(())
     };
     write(manifest.text(), &mut ledger).await?;
     for (list, digest) in &manifest.lists {
@@ -588,22 +537,33 @@ async fn bytes_of_job(
     Ok(bytes)
 }
 
-/// Writes files that lay outside of the data directory to where that was asked for, below their full paths.
-async fn write_outside(
+/// What the files hold that lay outside of the data directory, where they are asked for.
+async fn read_outside(
     repository: &Repository,
+    plan: &RestorePlan,
     manifest: &Manifest,
-    footprint: &Footprint,
-) -> Result<()> {
+) -> Result<Vec<(RelativePath, Vec<u8>)>> {
+    let mut files = Vec::new();
+    if plan.options.outside.is_some() {
+        for job in &manifest.outside {
+            let bytes = bytes_of_job(repository, manifest, job.clone()).await?;
+            files.push((job.path.clone(), bytes));
+        }
+    }
+    Ok(files)
+}
+
+/// Writes files that lay outside of the data directory to where that was asked for, below their full paths.
+fn write_outside(files: Vec<(RelativePath, Vec<u8>)>, footprint: &Footprint) -> Result<()> {
     let Some(root) = footprint.outside() else {
         return Ok(());
     };
-    for job in &manifest.outside {
-        let bytes = bytes_of_job(repository, manifest, job.clone()).await?;
-        let path = job.path.as_path();
+    for (path, bytes) in files {
+        let path = path.as_path();
         root.make_parents(path)?;
         write_all(root, path, &bytes, footprint.file_mode())?;
     }
-    Ok(())
+    root.give_contents()
 }
 
 /// Writes `postgresql.auto.conf` and the signal file.
@@ -741,7 +701,7 @@ async fn write_control(
         control,
         kept_bytes: _,
     } = written;
-    let Some(job) = manifest.file(CONTROL_FILE)? else {
+    let Some(mut job) = manifest.file(CONTROL_FILE)? else {
         return Ok(());
     };
     let algorithm = listed.get(&job.path).copied();
@@ -760,16 +720,22 @@ async fn write_control(
     }
     let (roots, given_up) = (footprint.roots().clone(), footprint.given_up());
     let writer = UnitWriter::new(roots, listed, given_up, false);
+    // it gets its name whole, or not at all
+    let unnamed = "global/pg_control.restored";
+    job.path = RelativePath::parse(unnamed.as_bytes())
+        .map_err(|error| Error::failure(error.to_string()))?;
     // the extents that it was read from a moment ago
     write_unit(repository, manifest, vec![job], writer, &|_, _| ()).await?;
     let target = footprint.target();
-    target.give_one(Path::new(CONTROL_FILE))?;
-    for path in [CONTROL_FILE, "global"] {
-        let path = Path::new(path);
-        if let Some(file) = target.open(path)? {
-            let synced = durable::sync_file(&file);
-            synced.map_err(|error| io("sync", &target.path().join(path), &error))?;
-        }
+    target.give_one(Path::new(unnamed))?;
+    let failed = |error| io("write", &target.path().join(CONTROL_FILE), &error);
+    if let Some(file) = target.open(Path::new(unnamed))? {
+        durable::sync_file(&file).map_err(failed)?;
+    }
+    let [from, to] = [unnamed, CONTROL_FILE].map(Path::new);
+    durable::rename_at(target.dir(), from, target.dir(), to).map_err(failed)?;
+    if let Some(directory) = target.open(Path::new("global"))? {
+        durable::sync_file(&directory).map_err(failed)?;
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ mod replay;
 mod resolve;
 mod settings;
 mod target;
+mod trial;
 mod unit;
 mod walk;
 

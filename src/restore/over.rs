@@ -34,8 +34,10 @@ impl OverCluster {
         planned: &[TablespacePlan],
         wal_place: Option<&Path>,
     ) -> Result<Self> {
+        let marked = Unfinished::read(target)?;
         if found == Found::Cluster {
-            check_tree(target)?;
+            let owner = marked.as_ref().and_then(|marked| marked.owner);
+            check_tree(target, owner.map(|owner| owner.uid))?;
         }
         check_needed(target, &options.needed)?;
         if let Some(place) = wal_place {
@@ -53,12 +55,12 @@ impl OverCluster {
         }
         removed.sort();
         // what stands there now may be the backup's
-        let follows = match Unfinished::read(target)? {
-            Some(Unfinished {
-                follows: Some(follows),
-                ..
-            }) if found != Found::Cluster => follows,
-            _ => follows_of(target)?,
+        let marked = marked.and_then(|marked| marked.follows).unwrap_or_default();
+        let follows = match (found, follows_of(target)?) {
+            (Found::Cluster, own) if !own.is_empty() => own,
+            _ if !marked.is_empty() => marked,
+            (Found::Cluster, own) => own,
+            _ => Vec::new(),
         };
         Ok(Self {
             removed,

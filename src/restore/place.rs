@@ -151,6 +151,20 @@ fn id_of(flag: &str, user: &str) -> Option<u32> {
     text.trim().parse().ok()
 }
 
+/// In words, how a restore that was broken off left the directory.
+pub(super) fn how_it_was_left(found: Found, path: &Path) -> &'static str {
+    match found {
+        Found::Nothing => "what was written is removed again; nothing is left to clean up",
+        _ if !path.join(CONTROL_FILE).exists() => {
+            "no server starts there; the same command goes on with what is there"
+        }
+        _ if path.join(MARKER).exists() => {
+            "all files are there; the same command with --delta comes to the end"
+        }
+        _ => "nothing was changed: its server starts as before",
+    }
+}
+
 /// Syncs the names in a directory.
 fn sync(directory: &fs::File, below: &Path) -> Result<()> {
     durable::sync_file(directory).map_err(|error| io("sync what is in", below, &error))
@@ -176,6 +190,8 @@ pub(super) struct Footprint {
     system_id: u64,
     /// Nobody else restores here.
     marker: Option<Marker>,
+    /// Whether another restore had left one in the cluster that is there.
+    was_marked: bool,
     /// Where files from outside of the data directory go.
     outside: Option<Arc<Root>>,
     /// The permissions of the server's directories.
@@ -196,7 +212,7 @@ impl Footprint {
     ) -> Result<Self> {
         check_still(target, found, system_id)?;
         if found == Found::Cluster {
-            check_tree(target)?;
+            check_tree(target, owner.map(|owner| owner.uid))?;
         }
         let may_be = if found.is_filled() {
             MayBe::Filled
@@ -214,16 +230,21 @@ impl Footprint {
             all: vec![Arc::clone(&root)],
             parents,
             // until it is known to be ours
-            keep: found.is_filled(),
+            keep: true,
             found,
             is_armed: found == Found::Cluster,
             system_id,
             marker: None,
+            was_marked: false,
             outside: None,
             mode: 0o700,
             given_up: Arc::default(),
         };
-        footprint.mark(follows)?;
+        let marked = footprint.mark(follows);
+        if let Err(error) = marked.and_then(|()| footprint.give_parents(0)) {
+            footprint.give_back_if_empty();
+            return Err(error);
+        }
         if let Found::Unfinished { .. } = found {
             // once nobody else is at it
             check_still(target, found, system_id)?;
@@ -277,17 +298,29 @@ impl Footprint {
             self.marker = Some(left.ok_or_else(gone)?);
             return Ok(());
         }
-        if let Some(left) = &left {
-            left.remove(&target)?;
-        }
         let over_cluster = self.found == Found::Cluster;
         let says = Unfinished {
             system_id: self.system_id,
             owner: self.owner,
             follows: over_cluster.then(|| follows.unwrap_or_default().to_vec()),
         };
-        self.marker = Some(Marker::make(&target, &says, self.found.is_filled())?);
+        self.was_marked = left.is_some();
+        self.marker = Some(Marker::make(
+            &target,
+            &says,
+            left.as_ref(),
+            self.found.is_filled(),
+        )?);
         Ok(())
+    }
+
+    /// Somebody else may restore there by now.
+    fn give_back_if_empty(&self) {
+        let target = self.target();
+        if target.is_empty() {
+            target.give_back();
+        }
+        self.parents.iter().rev().for_each(Made::remove);
     }
 
     /// Whether the places may hold what is right already.
@@ -345,6 +378,15 @@ impl Footprint {
         Ok(())
     }
 
+    /// Sees that the place of a tablespace that replay makes can be made.
+    pub(super) fn try_place(&self, path: &Path) -> Result<()> {
+        let mut parents = Vec::new();
+        let made = Root::take(path, self.owner, MayBe::Absent, &mut parents);
+        let tried = made.map(|root| root.give_back());
+        parents.iter().rev().for_each(Made::remove);
+        tried
+    }
+
     /// Makes the place of a tablespace that replay makes.
     pub(super) fn make_place(&mut self, path: &Path) -> Result<()> {
         self.make_root(path, MayBe::Absent).map(drop)
@@ -362,13 +404,22 @@ impl Footprint {
     }
 
     fn make_root(&mut self, path: &Path, may_be: MayBe) -> Result<Arc<Root>> {
+        let before = self.parents.len();
         let root = Root::take(path, self.owner, may_be, &mut self.parents)?;
         let root = Arc::new(root);
         self.all.push(Arc::clone(&root));
+        self.give_parents(before)?;
         if root.is_filled() && !self.is_armed {
             root.seize()?;
         }
         Ok(root)
+    }
+
+    /// Gives folders above the places to the owner, who must come by, from the one with this number on. At once:
+    /// whoever goes on with a restore that was killed does not know that it made them.
+    fn give_parents(&self, from: usize) -> Result<()> {
+        let mut made = self.parents.iter().skip(from);
+        made.try_for_each(|made| made.hand_over(self.owner))
     }
 
     /// Makes a directory, by its path in the backup; one that is there already is left.
@@ -411,10 +462,6 @@ impl Footprint {
         Arc::clone(&self.given_up)
     }
 
-    pub(super) fn owner(&self) -> Option<Owner> {
-        self.owner
-    }
-
     /// The data directory.
     pub(super) fn target(&self) -> &Root {
         self.roots.target()
@@ -427,18 +474,7 @@ impl Footprint {
 
     /// Lets the owner into the data directory, with all that is in it by now.
     pub(super) fn lend(&self) -> Result<()> {
-        self.target().lend()?;
-        // nothing is looked up through them again
-        let mut parents = self.parents.iter();
-        parents.try_for_each(|made| made.hand_over(self.owner))
-    }
-
-    /// Closes the data directory again, and empties it of what the owner may have put there.
-    pub(super) fn take_back(&mut self) -> Result<()> {
-        let target = self.target();
-        let emptied = target.close().and_then(|()| target.empty());
-        emptied.map_err(|error| io("empty", target.path(), &error))?;
-        self.mark(None)
+        self.target().lend()
     }
 
     /// Gives all that was written to the owner, who cannot reach it yet.
@@ -464,9 +500,7 @@ impl Footprint {
         self.all
             .iter()
             .rev()
-            .try_for_each(|root| root.hand_over(self.mode))?;
-        let mut parents = self.parents.iter();
-        parents.try_for_each(|made| made.hand_over(self.owner))
+            .try_for_each(|root| root.hand_over(self.mode))
     }
 
     /// Nothing is taken away.
@@ -485,17 +519,21 @@ impl Drop for Footprint {
             // nothing is written yet
             self.all.iter().rev().for_each(|root| root.give_back());
             self.parents.iter().rev().for_each(Made::remove);
-            let marker = self.marker.as_ref();
+            // whose cluster it is may be told by that alone
+            let marker = self.marker.as_ref().filter(|_| !self.was_marked);
             if let Some(Err(error)) = marker.map(|marker| marker.remove(self.target())) {
                 tracing::warn!("{}", error.message());
             }
             return;
         }
         if self.found.is_filled() {
-            tracing::warn!(
-                "{} is left unfinished, and no server starts there: the same command goes on",
-                self.target().path().display()
-            );
+            if let Some(outside) = &self.outside
+                && outside.empty().is_ok()
+            {
+                outside.give_back();
+            }
+            let path = self.target().path();
+            tracing::warn!("{}: {}", path.display(), how_it_was_left(self.found, path));
             return;
         }
         for root in self.all.iter().rev() {
@@ -639,12 +677,12 @@ mod tests {
         let error = footprint.disarm().unwrap_err();
         assert!(error.message().contains(LOCK_FILE), "{error}");
         drop(footprint);
-        assert!(data.join(CONTROL_FILE).exists() && !data.join(MARKER).exists());
+        // the marker alone says whose cluster this is
+        assert!(data.join(CONTROL_FILE).exists() && data.join(MARKER).exists());
         assert!(!folder.path().join("new").exists());
         assert_eq!(mode(), 0o750);
 
         fs::remove_file(data.join(LOCK_FILE)).unwrap();
-        fs::write(data.join(MARKER), "7 over-cluster\n").unwrap();
         let mut footprint = begin();
         footprint.disarm().unwrap();
         assert!(!data.join(CONTROL_FILE).exists());
@@ -666,20 +704,5 @@ mod tests {
         assert_eq!(mode(), 0o700);
         drop(footprint);
         assert_eq!(mode(), 0o2750);
-    }
-
-    /// What `restore_command` leaves behind in its trial would be in the way of the backup's files.
-    #[test]
-    fn a_lent_directory_comes_back_empty_but_for_its_marker() {
-        let folder = tempfile::tempdir().unwrap();
-        let target = folder.path().join("data");
-        let mut footprint = Footprint::begin(&target, None, 7, Found::Nothing, None).unwrap();
-        footprint.make_dir(Path::new("pg_wal")).unwrap();
-        footprint.lend().unwrap();
-        fs::write(target.join("pg_wal/left"), "x").unwrap();
-        footprint.take_back().unwrap();
-        let mut names = fs::read_dir(&target).unwrap();
-        assert_eq!(names.next().unwrap().unwrap().file_name(), MARKER);
-        assert!(names.next().is_none());
     }
 }

@@ -19,6 +19,9 @@ use crate::server::{Options, Server, Shutdown, copy_dir, value};
 const SHIFTED: &str = "select coalesce(max(flush_lsn), '0/0') >= pg_current_wal_flush_lsn()
                        from pg_stat_replication where application_name = 'anywhen'";
 
+/// A file of settings outside of the data directory.
+const OUTSIDE: &str = "outside.conf";
+
 /// A server whose cluster is in a folder and in a bucket.
 fn in_two(acknowledge: &str) -> Record {
     let ground = Ground::on_s3();
@@ -36,7 +39,12 @@ fn in_two(acknowledge: &str) -> Record {
         file.display()
     );
     let anywhen = Anywhen::with_table(&ground, "offsite", url, &table);
-    let mut record = Record::on(ground, &Options::default());
+    let outside = ground.write(OUTSIDE, "work_mem = '5MB'\n", 0o600);
+    let options = Options {
+        settings: format!("include '{}'", outside.display()),
+        ..Options::default()
+    };
+    let mut record = Record::on(ground, &options);
     record.anywhen = anywhen;
     record
 }
@@ -150,8 +158,12 @@ fn where_one_is_enough_the_other_is_filled_up_later() {
     // the first is lost: nothing is configured anew, and the second is enough
     record.stop_stream();
     fs::remove_dir_all(near(&record)).unwrap();
-    let target = record.target("without-near");
-    let report = record.anywhen.restore(&target, &[]);
+    let [target, outside] = ["without-near", "outside"].map(|name| record.target(name));
+    let flags = ["--outside", outside.to_str().unwrap()];
+    let report = record.anywhen.restore(&target, &flags);
+    let original = record.ground.path(OUTSIDE);
+    let copy = outside.join(original.strip_prefix("/").unwrap());
+    assert_eq!(fs::read(copy).unwrap(), fs::read(original).unwrap());
     let rows = restored_moments(&record.ground, &target, End::Promoted);
     assert_eq!(rows, "0,1,2", "{report}");
 }

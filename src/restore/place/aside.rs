@@ -83,7 +83,7 @@ pub(in crate::restore) fn plan_wal_place(
 ) -> Result<Option<PathBuf>> {
     let pg_wal = target.join(WAL_DIR);
     if found.is_filled() && pg_wal.is_symlink() {
-        let place = linked_wal_place(target, &pg_wal)?;
+        let place = linked_wal_place(target, found, &pg_wal)?;
         let is_asked =
             asked.is_some_and(|asked| fs::canonicalize(asked).ok().as_ref() == Some(&place));
         if is_asked {
@@ -113,7 +113,7 @@ pub(in crate::restore) fn plan_wal_place(
 }
 
 /// Where the link `pg_wal` leads, if that is a place for WAL alone.
-fn linked_wal_place(target: &Path, link: &Path) -> Result<PathBuf> {
+fn linked_wal_place(target: &Path, found: Found, link: &Path) -> Result<PathBuf> {
     let place = fs::canonicalize(link).map_err(|error| {
         Error::usage(io("follow", link, &error).message()).hint(
             "mount the file system that this link leads to; or remove the link, and WAL goes into the \
@@ -129,7 +129,9 @@ fn linked_wal_place(target: &Path, link: &Path) -> Result<PathBuf> {
         ))
         .hint("remove the link first"));
     }
-    check_tree(&place)?;
+    if found == Found::Cluster {
+        check_tree(&place, None)?;
+    }
     let failed = |error: std::io::Error| io("read", &place, &error);
     for entry in fs::read_dir(&place).map_err(failed)? {
         let entry = entry.map_err(failed)?;

@@ -81,28 +81,41 @@ impl Unfinished {
 pub(super) struct Marker(File);
 
 impl Marker {
-    /// Makes it, whole and locked from the moment that it has its name.
-    pub(super) fn make(root: &Root, says: &Unfinished, needs_lock: bool) -> Result<Self> {
+    /// Makes it, whole and locked from the moment that it has its name, in the place of one that was `left`.
+    pub(super) fn make(
+        root: &Root,
+        says: &Unfinished,
+        left: Option<&Self>,
+        needs_lock: bool,
+    ) -> Result<Self> {
         let place = root.path().join(MARKER);
         let failed = |doing, error: std::io::Error| io(doing, &place, &error);
         let unnamed = PathBuf::from(format!("{MARKER}.{}", std::process::id()));
         root.remove(&unnamed)?;
         let mut file = root.create(&unnamed)?;
-        let written = file
+        let made = file
             .write_all(&says.bytes())
             .and_then(|()| durable::sync_file(&file))
             .map_err(|error| failed("write", error));
-        let named = written.and_then(|()| {
+        let made = made.and_then(|()| {
             lock(&file, &place, needs_lock)?;
-            match root.link(&unnamed, Path::new(MARKER)) {
+            let name = Path::new(MARKER);
+            let named = match left {
+                // nobody else may replace it while that is locked
+                Some(_) => durable::rename_at(root.dir(), &unnamed, root.dir(), name),
+                None => root.rename_new(&unnamed, name),
+            };
+            match named {
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                     Err(under_way(root))
                 }
-                linked => linked.map_err(|error| failed("create", error)),
+                named => named.map_err(|error| failed("create", error)),
             }
         });
-        root.remove(&unnamed)?;
-        named?;
+        if made.is_err() {
+            root.remove(&unnamed)?;
+        }
+        made?;
         durable::sync_file(root.dir()).map_err(|error| failed("sync", error))?;
         Ok(Self(file))
     }
@@ -205,16 +218,18 @@ mod tests {
             owner: None,
             follows: None,
         };
-        let mine = Marker::make(&root, &says, true).unwrap();
-        assert!(Marker::make(&root, &says, true).is_err());
+        let mine = Marker::make(&root, &says, None, true).unwrap();
+        assert!(Marker::make(&root, &says, None, true).is_err());
         assert!(Marker::take(&root).is_err());
         assert_eq!(Unfinished::read(folder.path()).unwrap(), Some(says.clone()));
         // of somebody who came after it was removed
         mine.remove(&root).unwrap();
-        let other = Marker::make(&root, &says, true).unwrap();
+        let other = Marker::make(&root, &says, None, true).unwrap();
         mine.remove(&root).unwrap();
         assert!(other.is_in(&root).unwrap());
-        drop(other);
+        let next = Marker::make(&root, &says, Some(&other), true).unwrap();
+        assert!(next.is_in(&root).unwrap());
+        drop(next);
         assert!(Marker::take(&root).unwrap().is_some());
         let names = std::fs::read_dir(folder.path()).unwrap().count();
         assert_eq!(names, 1);

@@ -226,7 +226,7 @@ impl Root {
     }
 
     /// Its handle.
-    pub(super) fn dir(&self) -> &File {
+    pub(in crate::restore) fn dir(&self) -> &File {
         &self.made.dir
     }
 
@@ -241,10 +241,21 @@ impl Root {
         opened.map_err(|error| io("open", &self.path().join(below), &error.into()))
     }
 
-    /// Gives a file below it another name too, which nothing has.
-    pub(super) fn link(&self, from: &Path, to: &Path) -> std::io::Result<()> {
-        let dir = self.dir();
-        Ok(rustix::fs::linkat(dir, from, dir, to, AtFlags::empty())?)
+    /// Renames a file below it to a name that nothing has.
+    pub(super) fn rename_new(&self, from: &Path, to: &Path) -> std::io::Result<()> {
+        match durable::rename_new_at(self.dir(), from, to) {
+            // a file system that cannot do that at once
+            Err(error)
+                if matches!(
+                    Errno::from_io_error(&error),
+                    Some(Errno::INVAL | Errno::NOSYS)
+                ) =>
+            {
+                rustix::fs::linkat(self.dir(), from, self.dir(), to, AtFlags::empty())?;
+                Ok(rustix::fs::unlinkat(self.dir(), from, AtFlags::empty())?)
+            }
+            renamed => renamed,
+        }
     }
 
     /// Where a link below it leads; `None` where none is.
@@ -323,7 +334,7 @@ impl Root {
     }
 
     /// Gives what is below it to the owner, who cannot reach it yet.
-    pub(super) fn give_contents(&self) -> Result<()> {
+    pub(in crate::restore) fn give_contents(&self) -> Result<()> {
         let Some(owner) = self.owner else {
             return Ok(());
         };
@@ -367,6 +378,10 @@ impl Root {
             Error::failure(format!("{shown} was replaced while it was restored"))
                 .hint("see who writes to the folder above it, and restore again"),
         )
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        names(self.made.dir.as_fd()).is_ok_and(|names| names.is_empty())
     }
 
     pub(super) fn empty(&self) -> std::io::Result<()> {

@@ -147,7 +147,7 @@ fn check_own_tablespace(
             )));
         }
     }
-    check_tree(to)
+    check_tree(to, None)
 }
 
 /// Refuses a folder that is asked for by `flag`, and is not free, or not apart from the rest.

@@ -16,14 +16,17 @@ use crate::error::{Error, Result, io};
 
 /// Refuses a directory below which something could be neither replaced nor removed: a mount point, but for
 /// `pg_wal`, or a directory that this user cannot change.
-pub(in crate::restore) fn check_tree(path: &Path) -> Result<()> {
+///
+/// Root may change also what is its future `owner`'s, in a directory that is closed to all others.
+pub(in crate::restore) fn check_tree(path: &Path, owner: Option<u32>) -> Result<()> {
     let opened = open_dir(CWD, path.as_os_str(), true);
     let dir = opened.map_err(|error| io("open", path, &error.into()))?;
-    Tree { top: path }.check(&dir, Path::new(""))
+    Tree { top: path, owner }.check(&dir, Path::new(""))
 }
 
 struct Tree<'a> {
     top: &'a Path,
+    owner: Option<u32>,
 }
 
 impl Tree<'_> {
@@ -31,7 +34,8 @@ impl Tree<'_> {
         let place = self.top.join(below);
         let failed = |error: std::io::Error| io("read", &place, &error);
         let here = look(dir, OsStr::new("")).map_err(failed)?;
-        if here.stx_uid != geteuid().as_raw() || here.stx_mode & 0o700 != 0o700 {
+        let is_ours = here.stx_uid == geteuid().as_raw() || Some(here.stx_uid) == self.owner;
+        if !is_ours || here.stx_mode & 0o700 != 0o700 {
             return Err(Error::usage(format!(
                 "a directory cannot be changed by this user: {}, uid={}, mode={:o}",
                 place.display(),
@@ -101,12 +105,12 @@ mod tests {
         fs::create_dir_all(&inner).unwrap();
         fs::write(inner.join("2"), "x").unwrap();
         std::os::unix::fs::symlink("/proc", inner.join("link")).unwrap();
-        check_tree(folder.path()).unwrap();
+        check_tree(folder.path(), None).unwrap();
         fs::set_permissions(&inner, fs::Permissions::from_mode(0o500)).unwrap();
-        let error = check_tree(folder.path()).unwrap_err();
+        let error = check_tree(folder.path(), None).unwrap_err();
         assert!(error.message().contains("base/1"), "{error}");
         // pseudo-terminals, and shared memory
-        let error = check_tree(Path::new("/dev")).unwrap_err();
+        let error = check_tree(Path::new("/dev"), None).unwrap_err();
         let refused = if geteuid().is_root() {
             "mounted"
         } else {
