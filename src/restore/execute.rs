@@ -91,7 +91,7 @@ async fn carry_out(
         return Err(Error::damaged(format!("backup {id} is gone")).hint("use another backup"));
     };
     let manifest = fetch_manifest(&repository, &record).await?;
-    check_names(&repository, plan, &manifest).await?;
+    check_links(plan, &manifest)?;
     let first = read_first(&repository, &manifest).await?;
     let outside = read_outside(&repository, plan, &manifest).await?;
     let mut footprint = take_directory(&repository, plan, &manifest).await?;
@@ -146,12 +146,8 @@ async fn carry_out(
     Ok(())
 }
 
-/// Refuses a backup with names that no recovery could begin with.
-async fn check_names(
-    repository: &Repository,
-    plan: &RestorePlan,
-    manifest: &Manifest,
-) -> Result<()> {
+/// Refuses a backup with links that lead nowhere.
+fn check_links(plan: &RestorePlan, manifest: &Manifest) -> Result<()> {
     for oid in &manifest.links {
         let is_listed = plan.tablespaces.iter().any(|it| it.oid == *oid);
         // the server lists its tablespaces before it sends their links: replay makes those in between
@@ -163,13 +159,6 @@ async fn check_names(
             ))
             .hint("use another backup"));
         }
-    }
-    // recovery would link the tablespaces back to where the live server has them
-    if all_paths(repository, manifest)
-        .await?
-        .contains(b"tablespace_map".as_slice())
-    {
-        return Err(Error::damaged("the backup has a tablespace_map").hint("take a new backup"));
     }
     Ok(())
 }
@@ -215,8 +204,13 @@ pub(super) async fn fetch_manifest(
     let name = ObjectName::Manifest(record.id.clone());
     let place = repository.locate(&name);
     let text = manifest_text(repository, &name, &record.manifest_digest).await?;
-    let manifest = blocking(move || Manifest::read(text, place)).await?;
     // what is damaged is found before anything is written
+    let manifest = blocking(move || {
+        let manifest = Manifest::read(text, place)?;
+        manifest.check(manifest.text())?;
+        Ok::<_, Error>(manifest)
+    })
+    .await?;
     for lists in manifest.lists.chunks(LISTS_AT_ONCE) {
         let checks = lists
             .iter()

@@ -236,6 +236,10 @@ impl Manifest {
         size: u64,
         extents: Vec<Extent>,
     ) -> Result<FileJob> {
+        if path.as_bytes() == b"tablespace_map" {
+            // recovery would link the tablespaces back to where the live server has them
+            return Err(Error::damaged("the backup has a tablespace_map").hint("take a new backup"));
+        }
         let lengths = extents.iter().map(Extent::plain_bytes);
         let sum = lengths.fold(0u64, u64::saturating_add);
         if sum != size {
