@@ -202,13 +202,17 @@ impl Member {
                 })?;
                 let mut files = self.manifest_lines_of(&list, digest).await?;
                 self.move_all(&list, &mut files, &moved)?;
-                let (new, bytes) = target.store_lines(&list, &files, sealing.as_ref()).await?;
+                let (new, bytes) = target
+                    .store_lines(&record.id, &list, &files, sealing.as_ref())
+                    .await?;
                 *digest = new;
                 stored_bytes = stored_bytes.saturating_add(bytes);
             }
         }
         self.move_all(&name, &mut lines, &moved)?;
-        let (digest, bytes) = target.store_lines(&name, &lines, sealing.as_ref()).await?;
+        let (digest, bytes) = target
+            .store_lines(&record.id, &name, &lines, sealing.as_ref())
+            .await?;
         // what was given up by another copier may land meanwhile
         for (pack, ours) in &stored {
             target.check_is_ours(pack, *ours).await?;
@@ -242,9 +246,17 @@ impl Member {
         all.map_err(|reason| self.bad_manifest(name, reason))
     }
 
-    /// Stores a manifest or a file list. Gives its digest, and how many bytes it has there.
+    /// Whether lines of a backup that are there say where frames of its packs were that somebody has written
+    /// over since: a store that ignores conditions lets a write that was given up land later. Nothing else
+    /// reads them: there is no such backup here.
+    async fn is_of_a_lost_copy(&self, id: &BackupId) -> Result<bool> {
+        Ok(!self.store()?.honours_conditions() && self.backup_fields(id).await?.is_none())
+    }
+
+    /// Stores a manifest or a file list of a backup. Gives its digest, and how many bytes it has there.
     async fn store_lines(
         &self,
+        id: &BackupId,
         name: &ObjectName,
         lines: &[ManifestLine],
         sealing: Option<&Sealing>,
@@ -262,7 +274,13 @@ impl Member {
                 .map(|object| (Bytes::from(object), digest))
         });
         let (object, digest) = encoded.await.map_err(|error| self.damaged(name, &error))?;
-        self.create_object(name, object, &digest).await?;
+        match self.create_object(name, object.clone(), &digest).await {
+            Err(RepositoryError::Conflict { .. }) if self.is_of_a_lost_copy(id).await? => {
+                self.store()?.delete(&name.path()).await?;
+                self.create_object(name, object, &digest).await?;
+            }
+            created => created?,
+        }
         // an earlier copy may have stored it, with another length
         let (_, bytes) = self.trailer_and_size(name).await?;
         Ok((digest, bytes))

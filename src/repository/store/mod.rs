@@ -351,6 +351,11 @@ impl Store {
         Ok(self.conditions() == Conditions::Honoured)
     }
 
+    /// Whether it was found to honour "create only if there is none".
+    pub fn honours_conditions(&self) -> bool {
+        self.conditions() == Conditions::Honoured
+    }
+
     fn conditions(&self) -> Conditions {
         Conditions::of(self.conditions.load(Ordering::Relaxed))
     }
