@@ -21,7 +21,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{ClusterSettings, GivenSettings, RepositorySettings, Settings, handed_over};
 use crate::error::{Error, Kind, Result, io};
 use crate::restore::{
-    self, Environment, Over, RestoreCommand, RestoreOptions, Target, TargetAction,
+    self, Environment, Over, RestoreCommand, RestoreOptions, Target, TargetAction, Work,
 };
 use crate::service::{self, ReceiverOptions, StoreOptions, WatchOptions};
 use crate::setup::{self, demo::StaysIn};
@@ -152,7 +152,13 @@ pub(super) async fn restore(global: &Global, args: RestoreArgs, stop: Stop) -> R
     let outcome = restore::execute(
         &repository,
         &plan,
-        &|done, total| progress.at(done, total),
+        &|work, done, total| {
+            progress.begin(match work {
+                Work::Files => "restore",
+                Work::Replay => "replay",
+            });
+            progress.at(done, total);
+        },
         stop,
     )
     .await;

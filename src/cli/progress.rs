@@ -12,15 +12,14 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Shows how far a copy has come, in bytes.
 pub(super) struct Progress {
-    doing: &'static str,
     bar: Option<ProgressBar>,
-    lines: Mutex<Option<Lines>>,
+    lines: Mutex<Lines>,
 }
 
-/// When the first bytes came, and when the last line was printed.
+/// What goes on, when the first bytes of it came, and when the last line was printed.
 struct Lines {
-    started: Instant,
-    last: Instant,
+    doing: &'static str,
+    since: Option<(Instant, Instant)>,
 }
 
 impl Progress {
@@ -35,10 +34,22 @@ impl Progress {
             bar.set_message(doing);
             bar
         });
-        Self {
-            doing,
-            bar,
-            lines: Mutex::new(None),
+        let lines = Mutex::new(Lines { doing, since: None });
+        Self { bar, lines }
+    }
+
+    /// Something else is counted from now on, if it is.
+    pub(super) fn begin(&self, doing: &'static str) {
+        let Ok(mut lines) = self.lines.lock() else {
+            return;
+        };
+        if lines.doing == doing {
+            return;
+        }
+        *lines = Lines { doing, since: None };
+        if let Some(bar) = &self.bar {
+            bar.set_message(doing);
+            bar.reset();
         }
     }
 
@@ -53,20 +64,18 @@ impl Progress {
             return;
         };
         // a checkpoint may have been waited for until now
-        let lines = lines.get_or_insert_with(|| Lines {
-            started: Instant::now(),
-            last: Instant::now(),
-        });
-        if lines.last.elapsed() < LINE_INTERVAL {
+        let now = Instant::now();
+        let (started, last) = lines.since.get_or_insert((now, now));
+        if last.elapsed() < LINE_INTERVAL {
             return;
         }
-        lines.last = Instant::now();
-        let seconds = lines.started.elapsed().as_secs().max(1);
+        *last = now;
+        let seconds = started.elapsed().as_secs().max(1);
         let rate = (done / seconds).max(1);
         let left = Duration::from_secs(total.saturating_sub(done) / rate);
         tracing::info!(
             "{}: {} of about {}, {}/s, {} left",
-            self.doing,
+            lines.doing,
             HumanBytes(done),
             HumanBytes(total.max(done)),
             HumanBytes(rate),

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::place::{CONTROL_FILE, Footprint, Root, Roots, Stays, how_it_was_left};
-use super::plan::{Phase, RestorePlan, RestoreReport};
+use super::plan::{Phase, RestorePlan, RestoreReport, Work};
 use super::replay;
 use super::settings::{self, StopAt};
 use super::target::TargetAction;
@@ -36,13 +36,13 @@ const LISTS_AT_ONCE: usize = 8;
 const SETTLED_BYTES: u64 = 128 << 20;
 const BACKUP_MANIFEST: &str = "backup_manifest";
 
-/// Carries out a plan. `progress` hears how many bytes of how many are written.
+/// Carries out a plan. `progress` hears how many bytes of how many are written, and then replayed.
 ///
 /// A restore that fails, or is stopped, leaves the places that it wrote to as it found them.
 pub async fn execute(
     repository: &Repository,
     plan: &RestorePlan,
-    progress: &(dyn Fn(u64, u64) + Sync),
+    progress: &(dyn Fn(Work, u64, u64) + Sync),
     mut stop: watch::Receiver<bool>,
 ) -> Result<RestoreReport> {
     let mut report = plan.report();
@@ -75,7 +75,7 @@ pub async fn execute(
 async fn carry_out(
     repository: &Repository,
     plan: &RestorePlan,
-    progress: &(dyn Fn(u64, u64) + Sync),
+    progress: &(dyn Fn(Work, u64, u64) + Sync),
     report: &mut RestoreReport,
 ) -> Result<()> {
     let began = Instant::now();
@@ -136,7 +136,7 @@ async fn carry_out(
 
     if let Some(postgres) = postgres {
         let began = Instant::now();
-        let replayed = replay::replay(plan, &control, &postgres).await?;
+        let replayed = replay::replay(plan, &control, &postgres, progress).await?;
         report.reached = Some(replayed.reached);
         report.notes.extend(replayed.notes);
         report.phases.push(Phase::new("replay", began.elapsed()));
@@ -408,7 +408,7 @@ async fn write_files(
     (manifest, first): (&Manifest, First),
     footprint: &Footprint,
     mut settling: Settling,
-    progress: &(dyn Fn(u64, u64) + Sync),
+    progress: &(dyn Fn(Work, u64, u64) + Sync),
 ) -> Result<WrittenFiles> {
     let First {
         server_manifest,
@@ -437,7 +437,7 @@ async fn write_files(
                     let all = done
                         .fetch_add(bytes, Ordering::Relaxed)
                         .saturating_add(bytes);
-                    progress(all, total);
+                    progress(Work::Files, all, total);
                 };
                 write_unit(repository, manifest, unit?, writer, &wrote).await
             }

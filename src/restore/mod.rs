@@ -28,7 +28,7 @@ use wal::TimelineId;
 pub use execute::execute;
 pub use over::OverCluster;
 pub use place::{Found, Over, Owner, TablespacePlan};
-pub use plan::{Phase, Reached, RestorePlan, RestoreReport, TargetReport};
+pub use plan::{Phase, Reached, RestorePlan, RestoreReport, TargetReport, Work};
 pub use planning::plan;
 pub use resolve::{Behind, CommitSeen, Parameters, Span};
 pub use settings::{Environment, RestoreCommand, StopAt};

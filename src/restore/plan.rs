@@ -344,6 +344,15 @@ impl fmt::Display for Commit {
     }
 }
 
+/// What of a restore is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// Files are written; counted in their bytes.
+    Files,
+    /// A server replays WAL; counted in its bytes.
+    Replay,
+}
+
 /// What a restore did, or would do; the JSON of `restore`.
 #[derive(Debug, Clone, Serialize)]
 pub struct RestoreReport {
@@ -432,6 +441,11 @@ impl fmt::Display for RestoreReport {
             if let Some(time) = &reached.time {
                 write!(f, ", last transaction of {time}")?;
             }
+            let took = self
+                .phases
+                .iter()
+                .map(|phase| format!("{} {:.1} s", phase.name, phase.seconds));
+            write!(f, "\ntook: {}", took.collect::<Vec<_>>().join(", "))?;
         }
         for note in &self.notes {
             write!(f, "\n{note}")?;

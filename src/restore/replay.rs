@@ -17,9 +17,9 @@ use replication::conninfo::{ConnectionSettings, Environment};
 use rustix::fs::OFlags;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
-use wal::Lsn;
+use wal::{Lsn, SegmentName, SegmentSize};
 
-use super::plan::{Reached, RestorePlan};
+use super::plan::{Reached, RestorePlan, Work};
 use super::resolve::Parameters;
 use super::target::{TargetAction, rfc3339};
 use crate::error::{Error, Kind, Result, chain, io};
@@ -42,6 +42,8 @@ const PAUSED_AT_TARGET: &str = "pausing at the end of recovery";
 /// Said by a server that cannot go on with the settings that it has (`xlogrecovery.c`,
 /// `RecoveryRequiresIntParameter`); since 14.
 const PAUSED_ELSEWHERE: &str = "recovery has paused";
+/// Said by a server of a file that `restore_command` has fetched, before its name (`xlogarchive.c`).
+const RESTORED: &str = "restored log file \"";
 /// Said by a server that has become a primary (`xlog.c`, `StartupXLOG`).
 const RECOVERY_COMPLETE: &str = "archive recovery complete";
 
@@ -122,10 +124,11 @@ pub(super) async fn replay(
     plan: &RestorePlan,
     control: &ControlFile,
     postgres: &Path,
+    progress: &(dyn Fn(Work, u64, u64) + Sync),
 ) -> Result<Replayed> {
     let private = PrivateFolder::create()?;
     let mut server = Server::start(plan, control, postgres, &private)?;
-    let outcome = server.until_at_target(plan, &private).await;
+    let outcome = server.until_at_target(plan, &private, progress).await;
     let stopped = server.stop().await;
     let reached = outcome.map_err(|error| {
         error.hint(format!(
@@ -275,8 +278,10 @@ impl Server {
         &mut self,
         plan: &RestorePlan,
         private: &PrivateFolder,
+        progress: &(dyn Fn(Work, u64, u64) + Sync),
     ) -> Result<Replayed> {
         let wanted = plan.replayed_up_to();
+        let start = plan.backup.start_lsn;
         let mut backoff = Backoff::new(POLL_FIRST, POLL_MAX);
         let mut asking = Asking::new(plan, private);
         let mut said_at = Instant::now();
@@ -285,12 +290,26 @@ impl Server {
             if let Some(status) = ended.map_err(|error| Error::failure(error.to_string()))? {
                 return after_end(plan, private, status);
             }
-            match asking.state().await {
+            let state = asking.state().await;
+            let at = match &state {
+                State::Recovering(at, _) => at.or_else(|| asking.fetched()),
+                _ => asking.fetched(),
+            };
+            if let Some(at) = at {
+                let at = at.min(wanted);
+                progress(
+                    Work::Replay,
+                    at.bytes_since(start),
+                    wanted.bytes_since(start),
+                );
+            }
+            match state {
                 State::Unknown => {}
-                State::Recovering(at) => {
+                State::Recovering(at, time) => {
                     if let Some(at) = at.filter(|_| said_at.elapsed() >= SAYING_INTERVAL) {
                         said_at = Instant::now();
-                        tracing::info!("replay stands at {at}, the target at {wanted}");
+                        let time = time.unwrap_or_else(|| "no transaction yet".to_owned());
+                        tracing::info!("replay stands at {at}, {time}; the target at {wanted}");
                     }
                 }
                 State::Paused(reached) if reached.lsn >= wanted => {
@@ -410,8 +429,8 @@ const PORT: &str = "5432";
 enum State {
     /// It does not answer yet.
     Unknown,
-    /// Replaying, and how far it has come.
-    Recovering(Option<Lsn>),
+    /// Replaying, how far it has come, and the stamp of the last transaction.
+    Recovering(Option<Lsn>, Option<String>),
     Paused(Reached),
     /// It paused before its target.
     Stuck,
@@ -514,10 +533,15 @@ impl<'a> Asking<'a> {
             return Asked::State(match (row.get("recovering"), row.get("paused"), reached) {
                 (Some("f"), _, Some(reached)) => State::Promoted(reached),
                 (_, Some("t"), Some(reached)) => State::Paused(reached),
-                _ => State::Recovering(lsn),
+                _ => State::Recovering(lsn, row.get("time").map(str::to_owned)),
             });
         }
         unknown
+    }
+
+    /// Where the segment begins that the server fetched last: it takes no questions before it is consistent.
+    fn fetched(&self) -> Option<Lsn> {
+        last_fetched(&self.private.log(), self.plan.segment_size)
     }
 
     fn state_from_log(&self) -> State {
@@ -536,6 +560,15 @@ impl<'a> Asking<'a> {
             State::Unknown
         }
     }
+}
+
+/// Where the segment begins that a server's log names last.
+fn last_fetched(log: &str, size: SegmentSize) -> Option<Lsn> {
+    let mut names = log.rsplit(RESTORED);
+    names.find_map(|rest| {
+        let name: SegmentName = rest.split('"').next()?.parse().ok()?;
+        name.start(size)
+    })
 }
 
 enum Asked {
@@ -666,6 +699,22 @@ mod tests {
         );
         assert_eq!(major_of("postgres (PostgreSQL) 19rc1\n"), Some(19));
         assert_eq!(major_of("something else"), None);
+    }
+
+    /// A server that is not consistent yet tells nobody else how far it has come.
+    #[test]
+    fn the_log_of_a_server_says_what_it_has_fetched() {
+        let size = SegmentSize::from_bytes(16 << 20).unwrap();
+        let log = "LOG:  restored log file \"00000002.history\" from archive\n\
+                   LOG:  restored log file \"000000010000000000000006\" from archive\n\
+                   LOG:  restored log file \"000000020000000000000007\" from archive\n\
+                   LOG:  restored log file \"00000003.history\" from archive\n\
+                   LOG:  consistent recovery state reached at 0/6000138\n";
+        assert_eq!(last_fetched(log, size), Some(Lsn::new(0x700_0000)));
+        assert_eq!(
+            last_fetched("LOG:  starting archive recovery\n", size),
+            None
+        );
     }
 
     #[test]
