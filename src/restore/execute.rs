@@ -189,7 +189,7 @@ async fn take_directory(
     if let Some(folder) = &plan.options.outside {
         footprint.make_outside(folder)?;
     }
-    for (_, path) in &plan.made_later {
+    for path in places_made_by_replay(plan) {
         footprint.try_place(path)?;
     }
     footprint.disarm()?;
@@ -349,18 +349,17 @@ fn make_directories(
 /// Makes the places of tablespaces that replay makes. They are the last: where a restore is broken off, they would
 /// be in the way of the next.
 fn make_places(plan: &RestorePlan, footprint: &mut Footprint) -> Result<()> {
+    let mut places = places_made_by_replay(plan).into_iter();
+    places.try_for_each(|path| footprint.make_place(path))
+}
+
+/// The places of tablespaces that replay makes, but for those that the restore has made then.
+fn places_made_by_replay(plan: &RestorePlan) -> BTreeSet<&Path> {
     // replay removes what is at a place before it makes another tablespace there
-    let mut made: BTreeSet<&Path> = plan
-        .tablespaces
-        .iter()
-        .filter_map(|it| it.to.as_deref())
-        .collect();
-    for (_, path) in &plan.made_later {
-        if made.insert(path) {
-            footprint.make_place(path)?;
-        }
-    }
-    Ok(())
+    let restored = plan.tablespaces.iter().filter_map(|it| it.to.as_deref());
+    let restored: BTreeSet<&Path> = restored.collect();
+    let made = plan.made_later.iter().map(|(_, path)| path.as_path());
+    made.filter(|path| !restored.contains(path)).collect()
 }
 
 /// What writing the files came to.

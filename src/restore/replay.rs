@@ -282,6 +282,7 @@ impl Server {
     ) -> Result<Replayed> {
         let wanted = plan.replayed_up_to();
         let start = plan.backup.start_lsn;
+        let mut furthest: Option<Lsn> = None;
         let mut backoff = Backoff::new(POLL_FIRST, POLL_MAX);
         let mut asking = Asking::new(plan, private);
         let mut said_at = Instant::now();
@@ -295,7 +296,9 @@ impl Server {
                 State::Recovering(at, _) => at.or_else(|| asking.fetched()),
                 _ => asking.fetched(),
             };
-            if let Some(at) = at {
+            // while it changes its state it tells less
+            furthest = furthest.max(at);
+            if let Some(at) = furthest {
                 let at = at.min(wanted);
                 progress(
                     Work::Replay,

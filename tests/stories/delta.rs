@@ -13,7 +13,7 @@ use crate::objects::files_below;
 use crate::record::Record;
 use crate::server::{Options, Server, Shutdown, copy_dir, value};
 use crate::standbys::{follow, standby_of};
-use crate::workloads::fill_a_file_list;
+use crate::workloads::fill_for_a_kill;
 
 const MARKER: &str = "anywhen-restore-unfinished";
 const ROWS: &str = "select count(*) || ' ' || md5(string_agg(words, ',' order by id)) from filled";
@@ -28,16 +28,7 @@ fn stopped() -> (Record, String, String) {
     rename(&conf, &linked);
     symlink(&linked, &conf).unwrap();
     record.server.start();
-    let elsewhere = record.ground.make_dir("elsewhere", 0o700);
-    record.server.execute(&format!(
-        "create tablespace elsewhere location '{}'",
-        elsewhere.display()
-    ));
-    record.server.execute(
-        "create table far tablespace elsewhere as select n from generate_series(1, 20000) n;
-         create table filled as select n as id, md5(n::text) as words from generate_series(1, 60000) n",
-    );
-    fill_a_file_list(&record.server);
+    let elsewhere = fill_for_a_kill(&record);
     let mut record = record.begin();
     record.insert(1);
     let rows = record.server.value(ROWS);

@@ -11,23 +11,14 @@ use crate::judge::{End, assert_verified, moments, start_restored};
 use crate::objects::files_below;
 use crate::record::Record;
 use crate::server::{Options, Shutdown, value};
-use crate::workloads::fill_a_file_list;
+use crate::workloads::fill_for_a_kill;
 
 const MARKER: &str = "anywhen-restore-unfinished";
 
 /// A cluster with many files, a tablespace, a backup, and WAL behind that; its server is stopped.
 fn stopped() -> Record {
     let record = Record::of_server(&Options::default());
-    let elsewhere = record.ground.make_dir("elsewhere", 0o700);
-    record.server.execute(&format!(
-        "create tablespace elsewhere location '{}'",
-        elsewhere.display()
-    ));
-    record.server.execute(
-        "create table far tablespace elsewhere as select n from generate_series(1, 20000) n;
-         create table filled as select n as id, md5(n::text) as words from generate_series(1, 60000) n",
-    );
-    fill_a_file_list(&record.server);
+    fill_for_a_kill(&record);
     let mut record = record.begin();
     record.insert(1);
     record.store_all();

@@ -2,6 +2,7 @@
 //! server's, and a restore has it all.
 
 use std::fs;
+use std::path::PathBuf;
 
 use crate::ground::{give, write_as_account};
 use crate::judge::{End, assert_sound, assert_verified, start_restored};
@@ -171,4 +172,19 @@ pub(crate) fn fill_a_file_list(server: &Server) {
         // a tar's paths end at 99 bytes
         write_as_account(&folder.join(format!("{number:0>94}")), b"", 0o600);
     }
+}
+
+/// So many files, and a tablespace with some of them, that a restore can be killed halfway. Where the tablespace is.
+pub(crate) fn fill_for_a_kill(record: &Record) -> PathBuf {
+    let elsewhere = record.ground.make_dir("elsewhere", 0o700);
+    record.server.execute(&format!(
+        "create tablespace elsewhere location '{}'",
+        elsewhere.display()
+    ));
+    record.server.execute(
+        "create table far tablespace elsewhere as select n from generate_series(1, 20000) n;
+         create table filled as select n as id, md5(n::text) as words from generate_series(1, 60000) n",
+    );
+    fill_a_file_list(&record.server);
+    elsewhere
 }
