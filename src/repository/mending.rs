@@ -72,7 +72,7 @@ impl Repository {
             name: member.name().to_owned(),
             url: member.place().url().to_owned(),
             missing: listed.map_err(|error| error.to_string()).map(|listed| {
-                let lacking = lacking(&all, &listed);
+                let lacking = lacking(&all, &BTreeSet::new(), &listed);
                 lacking.objects.len().saturating_add(lacking.backups.len())
             }),
         };
@@ -184,10 +184,9 @@ impl Repository {
                 continue;
             };
             let there = names(&target.list("").await?);
-            let mut here = names(&listed);
             // a listing may be late; what this process has written is looked for by name
-            here.extend(target.place().missed_names());
-            let lacking = lacking(&here, &there);
+            let written = target.place().missed_names();
+            let lacking = lacking(&names(&listed), &written, &there);
             let count = lacking.objects.len() + lacking.backups.len();
             if count > 0 && target.place().was_made_beside(source.place()) {
                 // a disk that is not mounted leaves an empty folder, to which all would be copied
@@ -374,10 +373,17 @@ fn names(listed: &[super::store::Listed]) -> BTreeSet<ObjectName> {
     names.flatten().collect()
 }
 
-/// What of `here` is not `there`. Hints and what belongs to an unfinished backup are nobody's loss.
-fn lacking(here: &BTreeSet<ObjectName>, there: &BTreeSet<ObjectName>) -> Lacking {
+/// What is listed `here`, or was `written` and may be, and is not `there`. Hints and what belongs to an unfinished
+/// backup are nobody's loss.
+///
+/// A segment that is listed is copied instead of its pieces; one that was written may be nowhere.
+fn lacking(
+    here: &BTreeSet<ObjectName>,
+    written: &BTreeSet<ObjectName>,
+    there: &BTreeSet<ObjectName>,
+) -> Lacking {
     let mut lacking = Lacking::default();
-    for name in here.difference(there) {
+    for name in here.union(written).filter(|name| !there.contains(name)) {
         match name {
             ObjectName::Backup(id) => lacking.backups.push(id.clone()),
             ObjectName::Piece { segment, range } => {
@@ -521,13 +527,23 @@ mod tests {
             },
         ]);
         let there = BTreeSet::from([ObjectName::Cluster, piece(2, 0, 150)]);
-        let found = lacking(&here, &there);
+        let found = lacking(&here, &BTreeSet::new(), &there);
         assert_eq!(found.backups, [id]);
         assert_eq!(
             found.objects,
             [ObjectName::Segment(segment(1)), piece(2, 100, 200)]
         );
-        assert_eq!(lacking(&here, &here), Lacking::default());
+        assert_eq!(lacking(&here, &here, &here), Lacking::default());
+    }
+
+    /// A segment that no place took would stand for the piece that one of them has acknowledged.
+    #[test]
+    fn what_was_written_in_vain_covers_nothing() {
+        let whole = ObjectName::Segment(segment(1));
+        let here = BTreeSet::from([piece(1, 0, 100)]);
+        let written = BTreeSet::from([whole.clone(), piece(1, 0, 100)]);
+        let found = lacking(&here, &written, &BTreeSet::new());
+        assert_eq!(found.objects, [whole, piece(1, 0, 100)]);
     }
 
     const MIB: u64 = 1 << 20;
