@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::frame::{self, Next};
 use crate::sealing::{SEALED_HEAD_BYTES, Sealing};
-use crate::{DataKey, Error, Header, Part, Reading, byte_count, read_header};
+use crate::{DataKey, Error, Header, Part, Reading, Trailer, byte_count, read_header, trailer};
 
 /// Reads frames of one object by themselves, such as extents in a pack, sealed or plain.
 ///
@@ -84,6 +84,28 @@ impl FrameReader {
         let mut sealed = rest.to_vec();
         let content = sealing.open_frame(offset, &mut sealed)?;
         frame::decode(content, expected_plain_bytes, offset)
+    }
+
+    /// Reads the trailer as [`crate::read_trailer`] does, and checks the seal of an encrypted object:
+    /// what it says was written by who wrote this object. Of the frames it still says nothing.
+    pub fn trailer(&self, tail: &[u8], object_bytes: u64) -> Result<Reading<Trailer>, Error> {
+        let parts = match trailer::read_parts(tail, object_bytes)? {
+            Reading::Done(parts) => parts,
+            Reading::NeedMore(bytes) => return Ok(Reading::NeedMore(bytes)),
+        };
+        let offset = object_bytes.saturating_sub(parts.frame_bytes());
+        match (&self.sealing, &parts.seal) {
+            (Some(sealing), Some(seal)) => sealing.check_trailer(offset, parts.text, seal)?,
+            (Some(_), None) => {
+                return Err(Error::Unsealed {
+                    part: Part::Trailer,
+                    offset,
+                });
+            }
+            (None, Some(_)) => return Err(Error::MissingField { field: "key" }),
+            (None, None) => {}
+        }
+        Ok(Reading::Done(parts.trailer))
     }
 }
 

@@ -87,6 +87,16 @@ pub(crate) struct Parts<'a> {
     pub(crate) seal: Option<Seal>,
 }
 
+impl Parts<'_> {
+    /// Bytes of the trailer's whole frame, which ends its object.
+    pub(crate) fn frame_bytes(&self) -> u64 {
+        byte_count(self.text.len())
+            .saturating_add(self.seal.map_or(0, |seal| byte_count(seal.len())))
+            .saturating_add(TAIL_BYTES)
+            .saturating_add(byte_count(FRAME_HEAD_BYTES))
+    }
+}
+
 /// The trailer's frame that begins at `offset` in an object that is `sealed` or is not, and that
 /// must end it. Does not check the seal, only that there is one or none.
 pub(crate) fn read_whole(frame: &[u8], offset: u64, sealed: bool) -> Result<Parts<'_>, Error> {
@@ -152,7 +162,7 @@ pub fn read_trailer(tail: &[u8], object_bytes: u64) -> Result<Reading<Trailer>, 
     })
 }
 
-fn read_parts(tail: &[u8], object_bytes: u64) -> Result<Reading<Parts<'_>>, Error> {
+pub(crate) fn read_parts(tail: &[u8], object_bytes: u64) -> Result<Reading<Parts<'_>>, Error> {
     let Some((rest, end)) = tail.split_last_chunk::<TAIL_LENGTH>() else {
         return if object_bytes < TAIL_BYTES {
             Err(Error::Truncated {

@@ -2,7 +2,8 @@
 //! can be mended, and still nothing passes but what was sealed, where it was sealed.
 
 use container::{
-    Decoder, Encoder, Error, FrameReader, Header, Part, Trailer, check_stored, decode, digest,
+    Decoder, Encoder, Error, FrameReader, Header, Part, Reading, Trailer, check_stored, decode,
+    digest,
 };
 use serde_json::{Map, json};
 
@@ -385,4 +386,62 @@ fn refuses_a_sealed_frame_with_anything_but_one_whole_frame_inside() {
             "{error}"
         );
     }
+}
+
+/// A plan is made by what trailers say, long before anybody reads the frames.
+#[test]
+fn refuses_a_trailer_read_by_itself_that_was_not_written_with_its_object() {
+    let read = |object: &[u8], tail: &[u8]| {
+        let (reader, _) = FrameReader::new(object, Some(&key())).unwrap();
+        reader.trailer(tail, object.len() as u64)
+    };
+    let good = sealed_object(&plain(5000));
+    let Ok(Reading::Done(trailer)) = read(&good, &good) else {
+        panic!("it is all there")
+    };
+    assert_eq!(trailer, check_stored(&good).unwrap().1);
+    let frame = Parts::of(&good).trailer_frame().len();
+    for start in 0..good.len() {
+        match read(&good, &good[start..]).unwrap() {
+            Reading::Done(found) => assert_eq!(found, trailer),
+            Reading::NeedMore(bytes) => assert!(bytes > (good.len() - start) as u64),
+        }
+    }
+    for bit in 0..frame * 8 {
+        let mut bad = good.clone();
+        let at = bad.len() - frame + bit / 8;
+        bad[at] ^= 1 << (bit % 8);
+        match read(&bad, &bad) {
+            Ok(Reading::Done(_)) => panic!("bit {bit}"),
+            // a length that was flipped can ask for bytes that there are not
+            Ok(Reading::NeedMore(_)) | Err(_) => {}
+        }
+    }
+    let mut edited = Parts::of(&good);
+    edited.trailer.facts.insert("more".to_owned(), json!(1));
+    let mut unsealed = Parts::of(&good);
+    unsealed.seal.clear();
+    let mut cut = Parts::of(&two_frames(SALT).0);
+    cut.frames.truncate(cut.frames.len() / 2);
+    for bad in [edited.mended(), cut.mended()] {
+        let refused = read(&bad, &bad).unwrap_err();
+        let part = Part::Trailer;
+        assert!(
+            matches!(refused, Error::Forged { part: found, .. } if found == part),
+            "{refused}"
+        );
+    }
+    let bad = unsealed.mended();
+    assert!(matches!(read(&bad, &bad), Err(Error::Unsealed { .. })));
+
+    // what is not encrypted has no seal, and nobody vouches for it
+    let plain_object = object(&plain(100));
+    assert!(matches!(
+        read(&plain_object, &plain_object),
+        Ok(Reading::Done(_))
+    ));
+    assert!(matches!(
+        read(&plain_object, &good),
+        Err(Error::MissingField { field: "key" })
+    ));
 }

@@ -27,6 +27,7 @@ pub(crate) mod simulation;
 mod spool;
 mod standing;
 pub mod store;
+pub mod summary;
 mod taking;
 mod unfinished;
 pub mod walk;

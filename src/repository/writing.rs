@@ -19,6 +19,7 @@ use super::layout::ObjectName;
 use super::member::{Cover, Member, Recipe};
 use super::place::Owed;
 use super::records::{AncestorFacts, HISTORY_FACTS, Hole, Tip, WalFacts};
+use super::summary::{SUMMARY_FACT, SegmentSummary};
 use super::{
     Acknowledge, EncodedWal, Repository, RepositoryError, Result, ServerIdentity, blocking,
     buffers, json_of, to_value,
@@ -614,6 +615,10 @@ pub(super) fn encode_each(
 ) -> std::result::Result<Vec<(usize, Bytes)>, container::Error> {
     let mut facts = serde_json::Map::new();
     facts.insert("wal".to_owned(), to_value(&wal_facts(&wal.checked)));
+    if let Some(summary) = wal.checked.summary() {
+        let summary = SegmentSummary::from(summary);
+        facts.insert(SUMMARY_FACT.to_owned(), to_value(&summary));
+    }
     let mut plain_objects: Vec<(i32, Bytes)> = Vec::new();
     let mut objects = Vec::with_capacity(recipes.len());
     for (number, Recipe { header, key }, level) in recipes {

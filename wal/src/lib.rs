@@ -29,6 +29,7 @@ mod reader;
 pub mod record;
 mod segment;
 mod segmenter;
+mod summary;
 mod time;
 mod timeline;
 pub mod verifier;
@@ -45,6 +46,7 @@ pub use reader::TooShort;
 pub use record::Record;
 pub use segment::{InvalidSegmentSize, SegmentSize};
 pub use segmenter::{Segmenter, Stretch};
+pub use summary::{CommitMark, ParameterMarks, Summary};
 pub use time::PgTime;
 pub use timeline::{InvalidTimelineId, TimelineId};
 pub use verifier::{

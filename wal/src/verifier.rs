@@ -13,10 +13,11 @@ use crate::lsn::{Lsn, WalRange};
 use crate::major::Major;
 use crate::marks::Marks;
 use crate::name::SegmentName;
-use crate::page::{LONG_HEADER_BYTES, PAGE_BYTES, PageHeader, SHORT_HEADER_BYTES};
+use crate::page::{LONG_HEADER_BYTES, PageHeader, SHORT_HEADER_BYTES};
 use crate::record::Record;
 use crate::segment::SegmentSize;
 use crate::segmenter::Segmenter;
+use crate::summary::{Summaries, Summary, end_before};
 use crate::walker::{Walk, Walker, WalkerStart};
 
 /// Bytes of the log with a verdict on them.
@@ -28,6 +29,7 @@ pub struct Checked<'a> {
     first_record: Option<Lsn>,
     last_record: Option<Lsn>,
     whole_records_end: Option<Lsn>,
+    summary: Option<Box<Summary>>,
 }
 
 impl Checked<'static> {
@@ -40,6 +42,7 @@ impl Checked<'static> {
             first_record: None,
             last_record: None,
             whole_records_end: None,
+            summary: None,
         }
     }
 }
@@ -80,25 +83,15 @@ impl<'a> Checked<'a> {
         self.whole_records_end
     }
 
+    /// What the records say that end in it, where it is a whole segment and verified.
+    pub fn summary(&self) -> Option<&Summary> {
+        self.summary.as_deref()
+    }
+
     /// The same with bytes of its own.
     pub fn into_owned(self) -> Checked<'static> {
-        let Self {
-            range,
-            bytes,
-            verdict,
-            first_record,
-            last_record,
-            whole_records_end,
-        } = self;
-        let bytes = Cow::Owned(bytes.into_owned());
-        Checked {
-            range,
-            bytes,
-            verdict,
-            first_record,
-            last_record,
-            whole_records_end,
-        }
+        let bytes = Cow::Owned(self.bytes.into_owned());
+        Checked { bytes, ..self }
     }
 }
 
@@ -152,6 +145,7 @@ pub struct Verifier {
     walker: Option<Walker>,
     seen: WalRange,
     marks: Marks,
+    summaries: Summaries,
     doubts: Vec<Doubt>,
 }
 
@@ -182,6 +176,7 @@ impl Verifier {
             walker: Some(Walker::new(start)),
             seen: WalRange::new(start.at, start.at),
             marks: Marks::new(start.segment_size),
+            summaries: Summaries::new(start.segment_size),
             doubts: Vec::new(),
         }
     }
@@ -192,6 +187,7 @@ impl Verifier {
         let mut records = Vec::new();
         for stretch in Segmenter::new(self.start.segment_size).cut(self.seen.end, bytes) {
             let oldest = self.marks.enter(stretch.range.start);
+            self.summaries.forget_before(oldest);
             self.seen = WalRange::new(self.seen.start.max(oldest), stretch.range.end);
             let begins_segment = stretch.range.start == stretch.segment_start;
             if self.walker.is_none() && begins_segment {
@@ -276,6 +272,7 @@ impl Verifier {
             first_record: self.marks.first_in(trusted),
             last_record: self.marks.last_in(trusted),
             whole_records_end: self.records_end_in(trusted),
+            summary: self.summaries.of(trusted).cloned().map(Box::new),
         }
     }
 
@@ -288,6 +285,9 @@ impl Verifier {
             match walker.next() {
                 Ok(Walk::Record(record)) => {
                     self.marks.mark(record.start);
+                    if let Some(major) = walker.major() {
+                        self.summaries.note(&record, major);
+                    }
                     if record.start >= self.skip_to {
                         records.push(record);
                     }
@@ -339,31 +339,13 @@ impl Verifier {
             .saturating_add(1);
         let mut starts = WalRange::new(range.start, range.end.saturating_add(beyond));
         while let Some(start) = self.marks.last_in(starts) {
-            let end = self.end_before(start);
+            let end = end_before(start, self.start.segment_size);
             if end <= range.end {
                 return Some(end);
             }
             starts = WalRange::new(range.start, start);
         }
         None
-    }
-
-    /// Where the record ended that stands before the one that starts at `start`.
-    fn end_before(&self, start: Lsn) -> Lsn {
-        let page_bytes = u64::try_from(PAGE_BYTES).unwrap_or(u64::MAX);
-        let offset = start.as_u64() & page_bytes.saturating_sub(1);
-        let page = start.saturating_sub(offset);
-        let first_of_segment = self.start.segment_size.offset_of(page) == 0;
-        let header = if first_of_segment {
-            LONG_HEADER_BYTES
-        } else {
-            SHORT_HEADER_BYTES
-        };
-        if u64::try_from(header) == Ok(offset) {
-            page
-        } else {
-            start
-        }
     }
 }
 
@@ -476,6 +458,7 @@ pub fn verify_segment<'a>(
         system_id,
         skip_to: None,
     });
+    let mut summaries = Summaries::new(size);
     let mut switched = None;
     let mut damaged = None;
     let mut ended = false;
@@ -485,6 +468,9 @@ pub fn verify_segment<'a>(
             match walker.next() {
                 Ok(Walk::Record(record)) => {
                     switched = record.header.is_switch().then_some(record.start);
+                    if let Some(major) = walker.major() {
+                        summaries.note(&record, major);
+                    }
                     on_record(&record);
                 }
                 Ok(Walk::Overwritten { .. }) => {}
@@ -527,6 +513,7 @@ pub fn verify_segment<'a>(
         },
         None => Verdict::Verified,
     };
+    let is_whole = verdict.is_verified() && kept == range;
     let checked = Checked {
         range: kept,
         bytes: shortened(
@@ -537,6 +524,11 @@ pub fn verify_segment<'a>(
         first_record: walker.first_record(),
         last_record: walker.last_record_start(),
         whole_records_end: walker.whole_records_end(),
+        summary: summaries
+            .of(kept)
+            .filter(|_| is_whole)
+            .cloned()
+            .map(Box::new),
     };
     Ok(SegmentReport {
         checked,

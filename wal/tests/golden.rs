@@ -82,7 +82,7 @@ impl Golden {
             .collect()
     }
 
-    fn fact(&self, key: &str) -> &[String] {
+    pub(crate) fn fact(&self, key: &str) -> &[String] {
         &self.facts.iter().find(|(word, _)| word == key).unwrap().1
     }
 
@@ -103,7 +103,7 @@ impl Golden {
         records
     }
 
-    fn bodies(&self) -> Vec<(Record, Body)> {
+    pub(crate) fn bodies(&self) -> Vec<(Record, Body)> {
         let records = self.records().into_iter();
         let body = |record: &Record| record.body(self.major).unwrap();
         records

@@ -12,6 +12,7 @@
 mod fuzz;
 mod golden;
 mod properties;
+mod summaries;
 mod synthetic;
 mod waldump;
 mod walking;
