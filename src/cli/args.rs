@@ -159,6 +159,9 @@ pub(super) enum Command {
     /// Show or drop the replication slot
     #[command(subcommand)]
     Slot(SlotCommand),
+    /// Put together what is noted of WAL, so that a moment is found in it without reading it all
+    #[command(subcommand)]
+    Index(IndexCommand),
     /// Make identities; show and rotate the keys of encrypted repositories
     #[command(subcommand)]
     Keys(KeysCommand),
@@ -348,6 +351,10 @@ pub(super) struct RestoreArgs {
     /// or remove the rest; its WAL and logs are set aside
     #[arg(long, env = "ANYWHEN_DELTA", conflicts_with = "resume")]
     pub(super) delta: bool,
+    /// Read all WAL that is replayed before anything is written; without it, that of 64 segments or more is looked
+    /// through by what was noted when it was stored
+    #[arg(long, env = "ANYWHEN_CHECK_WAL")]
+    pub(super) check_wal: bool,
     /// Print the plan, and do nothing
     #[arg(long, env = "ANYWHEN_DRY_RUN")]
     pub(super) dry_run: bool,
@@ -440,6 +447,18 @@ pub(super) struct SlotArgs {
     /// The replication slot [default: anywhen_CLUSTER]
     #[arg(long, env = "ANYWHEN_SLOT", value_name = "NAME")]
     pub(super) slot: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum IndexCommand {
+    /// Write what is missing of it or cannot be read, from the segments
+    #[command(
+        after_help = "A stream does this by itself as segments come; this is for a repository that \
+                            has lost some of it, or whose WAL came another way. Nothing depends on it but \
+                            how long a restore takes to be planned. It may be stopped and called again.\n\n\
+                            Example:\n  anywhen index rebuild --repo file:///backups"
+    )]
+    Rebuild,
 }
 
 #[derive(Debug, Subcommand)]

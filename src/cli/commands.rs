@@ -11,7 +11,8 @@ use tokio::sync::watch;
 
 use super::args::{
     ActionArg, ArchiveModeArg, BackupArgs, CheckpointArg, Cli, Command, DemoArgs, Global,
-    RestoreArgs, SlotArgs, SlotCommand, StatusArgs, StreamArgs, TargetArgs, WalFetchArgs,
+    IndexCommand, RestoreArgs, SlotArgs, SlotCommand, StatusArgs, StreamArgs, TargetArgs,
+    WalFetchArgs,
 };
 use super::destination::{destination, impatient_destination, spool, spool_dir};
 use super::output;
@@ -223,6 +224,7 @@ fn restore_options(
         owner: args.owner,
         replay: args.replay,
         pg_bin: args.pg_bin,
+        check_wal: args.check_wal,
         dry_run: args.dry_run,
         restore_command: RestoreCommand {
             program,
@@ -368,6 +370,7 @@ pub(super) async fn simple(global: &Global, command: Command) -> Result<()> {
                 "slot {slot} is dropped: no WAL is kept for it any more"
             ))
         }
+        Command::Index(IndexCommand::Rebuild) => rebuild_index(global).await,
         Command::Keys(command) => super::keys::run(global, command).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -423,6 +426,21 @@ async fn list(global: &Global) -> Result<()> {
         output::line(&status::list_text(&list))?;
     }
     status::unreadable(list.unreadable_backups.iter())
+}
+
+async fn rebuild_index(global: &Global) -> Result<()> {
+    let settings = Settings::load(&global.given())?;
+    let destination = destination(settings.cluster()?);
+    let progress = Progress::new("index", global.quiet);
+    let told = |done, total| progress.at(done, total);
+    let rebuilt = setup::index::rebuild(&destination, global.system_id, &clock(), &told).await;
+    progress.finish();
+    let rebuilt = rebuilt?;
+    if global.json {
+        output::json(&rebuilt)
+    } else {
+        output::line(&rebuilt.to_string())
+    }
 }
 
 /// What `status` and `list` show: the cluster that was named, all that are configured, or all

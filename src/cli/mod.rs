@@ -93,7 +93,7 @@ fn start(is_wal_fetch: bool) -> u8 {
 }
 
 /// Commands that are announced, and that this build does not have yet.
-const NOT_YET: &[&str] = &["init", "check", "wal-push", "run", "index"];
+const NOT_YET: &[&str] = &["init", "check", "wal-push", "run"];
 
 /// The command that was asked for, where it is one that this build does not have yet.
 fn not_yet(error: &clap::Error) -> Option<&'static str> {

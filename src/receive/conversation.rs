@@ -30,6 +30,7 @@ use super::state::{Connection as Link, StreamGauges};
 use super::storing::{InSpool, Kept, SpoolNews, Storing};
 use crate::clock::Clock;
 use crate::error::{Error, Result, chain};
+use crate::repository::index::IndexKeeper;
 use crate::repository::layout::ObjectName;
 use crate::repository::records::Tip;
 use crate::repository::{Acknowledge, EncodedWal, Repository, RepositoryError};
@@ -111,6 +112,8 @@ pub(super) struct Conversation<'a> {
     storing: Arc<Storing>,
     spool_news: mpsc::UnboundedReceiver<SpoolNews>,
     in_spool: InSpool,
+    /// Who is told of segments that are stored.
+    indexing: Option<IndexKeeper>,
 }
 
 /// How far the end of a conversation has come.
@@ -195,6 +198,7 @@ impl<'a> Conversation<'a> {
             storing,
             spool_news,
             in_spool: InSpool::default(),
+            indexing: None,
             options,
             clock,
             gauges,
@@ -202,6 +206,11 @@ impl<'a> Conversation<'a> {
             size,
             timeline: at.timeline,
         })
+    }
+
+    /// Tells this keeper of the segments that are stored.
+    pub(super) fn tells(&mut self, indexing: IndexKeeper) {
+        self.indexing = Some(indexing);
     }
 
     pub(super) async fn run(

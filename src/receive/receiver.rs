@@ -22,6 +22,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::repository::Repository;
 use crate::repository::destination::{Destination, OpenDestination};
+use crate::repository::index::IndexKeeper;
 use crate::retry::Backoff;
 
 /// After a connection of this length the next one is tried without much of a wait: commits may be
@@ -39,7 +40,7 @@ pub struct Receiver {
     options: ReceiverOptions,
     clock: Arc<dyn Clock>,
     gauges: StreamGauges,
-    mending: OnceLock<Mending>,
+    keeping: OnceLock<Keeping>,
     spooling: Spooling,
 }
 
@@ -61,7 +62,7 @@ impl Receiver {
             options,
             clock,
             gauges,
-            mending: OnceLock::new(),
+            keeping: OnceLock::new(),
         })
     }
 
@@ -236,12 +237,13 @@ impl Receiver {
         let clock = Arc::clone(&self.clock);
         let gauges = self.gauges.clone();
         let storing = self.spooling.storing(&contact);
-        let conversation =
+        let mut conversation =
             Conversation::new(&contact, known, storing, &self.options, clock, gauges).await?;
-        let whole = self
-            .mending
-            .get_or_init(|| Mending::begin(&contact.repository));
-        let whole = whole.whole.clone();
+        let keeping = self
+            .keeping
+            .get_or_init(|| Keeping::begin(&contact.repository));
+        let whole = keeping.whole.clone();
+        conversation.tells(keeping.indexing.clone());
         let Contact {
             replication,
             sql,
@@ -340,23 +342,31 @@ struct Prepared<'a> {
     asking: JoinHandle<()>,
 }
 
-/// The repositories are filled up for as long as the receiver lives, whether the server is there or
-/// not: a copy that takes long does not begin anew with each connection.
-struct Mending {
+/// The repositories are filled up, and summaries put together, for as long as the receiver lives,
+/// whether the server is there or not: what takes long does not begin anew with each connection.
+struct Keeping {
     whole: watch::Receiver<bool>,
-    task: JoinHandle<()>,
+    indexing: IndexKeeper,
+    tasks: [JoinHandle<()>; 2],
 }
 
-impl Mending {
+impl Keeping {
     fn begin(repository: &Repository) -> Self {
         let (now_whole, whole) = watch::channel(repository.is_whole());
-        let task = tokio::spawn(repository.clone().keep_whole(now_whole));
-        Self { whole, task }
+        let mending = tokio::spawn(repository.clone().keep_whole(now_whole));
+        let (indexing, keep) = repository.clone().keep_indexed();
+        Self {
+            whole,
+            indexing,
+            tasks: [mending, tokio::spawn(keep)],
+        }
     }
 }
 
-impl Drop for Mending {
+impl Drop for Keeping {
     fn drop(&mut self) {
-        self.task.abort();
+        for task in &self.tasks {
+            task.abort();
+        }
     }
 }

@@ -140,6 +140,8 @@ pub enum ObjectName {
     },
     /// A timeline history file.
     History(TimelineId),
+    /// The summaries of neighbouring segments, from this one on.
+    Index(SegmentName),
     /// A stretch that could not be had, with the reason.
     Hole {
         /// The timeline that misses the stretch.
@@ -190,6 +192,7 @@ impl ObjectName {
             Self::Partial(_) => "partial",
             Self::BackupHistory { .. } => "backup_history",
             Self::History(_) => "history",
+            Self::Index(_) => "index",
             Self::Hole { .. } => "hole",
             Self::Intent(_) => "intent",
             Self::Mark { .. } => "mark",
@@ -215,6 +218,7 @@ impl ObjectName {
                 format!("{}.{offset:08X}.backup", segment_path(*segment))
             }
             Self::History(timeline) => format!("wal/{}.history", timeline.hex8()),
+            Self::Index(first) => format!("{}{first}", index_prefix(first.timeline)),
             Self::Hole { timeline, range } => {
                 format!("holes/{}/{}", timeline.hex8(), range_name(*range))
             }
@@ -245,6 +249,7 @@ impl ObjectName {
                 }
             }
             ["wal", _, _, file] => parse_wal_file(file)?,
+            ["index", _, first] => Self::Index(first.parse().ok()?),
             ["holes", timeline, range] => Self::Hole {
                 timeline: TimelineId::from_hex8(timeline)?,
                 range: parse_range(range)?,
@@ -287,6 +292,11 @@ pub fn pieces_prefix(segment: SegmentName) -> String {
 /// The folder of a timeline's segments and pieces, with a `/` at its end.
 pub fn timeline_prefix(timeline: TimelineId) -> String {
     format!("wal/{}/", timeline.hex8())
+}
+
+/// The folder of a timeline's summaries, with a `/` at its end.
+pub fn index_prefix(timeline: TimelineId) -> String {
+    format!("index/{}/", timeline.hex8())
 }
 
 fn segment_path(segment: SegmentName) -> String {
@@ -343,6 +353,7 @@ mod tests {
                 offset: 0x28,
             },
             ObjectName::History(timeline),
+            ObjectName::Index(segment),
             ObjectName::Hole { timeline, range },
             ObjectName::Intent(id.clone()),
             ObjectName::Tip(timeline),

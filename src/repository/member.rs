@@ -516,14 +516,40 @@ impl Member {
             match container::read_trailer(&tail, object_bytes) {
                 Ok(container::Reading::Done(trailer)) => return Ok((trailer, object_bytes)),
                 Ok(container::Reading::NeedMore(bytes)) if bytes > wanted => wanted = bytes,
-                Ok(container::Reading::NeedMore(_)) => {
-                    return Err(RepositoryError::Damaged {
-                        path: self.locate(name),
-                        reason: "no whole trailer at its end".to_owned(),
-                    });
-                }
+                Ok(container::Reading::NeedMore(_)) => return Err(self.lacks_trailer(name)),
                 Err(error) => return Err(self.damaged(name, &error)),
             }
+        }
+    }
+
+    /// The trailer, with the word of whoever wrote the object that it is this object's: its header is
+    /// read too, and where it is encrypted the seal is checked.
+    pub(super) async fn vouched_trailer(&self, name: &ObjectName) -> Result<Trailer> {
+        let store = self.store()?;
+        let path = name.path();
+        let (head, tail) = tokio::join!(self.head(name), store.get_tail(&path, TAIL_BYTES));
+        let ((prefix, header), (mut tail, mut object_bytes)) = (head?, tail?);
+        let key = self.key_for(name, &header).await?;
+        let (reader, _) =
+            FrameReader::new(&prefix, key.as_ref()).map_err(|error| self.damaged(name, &error))?;
+        let mut asked = TAIL_BYTES;
+        loop {
+            match reader.trailer(&tail, object_bytes) {
+                Ok(container::Reading::Done(trailer)) => return Ok(trailer),
+                Ok(container::Reading::NeedMore(bytes)) if bytes > asked => {
+                    asked = bytes;
+                    (tail, object_bytes) = store.get_tail(&path, asked).await?;
+                }
+                Ok(container::Reading::NeedMore(_)) => return Err(self.lacks_trailer(name)),
+                Err(error) => return Err(self.damaged(name, &error)),
+            }
+        }
+    }
+
+    fn lacks_trailer(&self, name: &ObjectName) -> RepositoryError {
+        RepositoryError::Damaged {
+            path: self.locate(name),
+            reason: "no whole trailer at its end".to_owned(),
         }
     }
 

@@ -373,8 +373,8 @@ fn names(listed: &[super::store::Listed]) -> BTreeSet<ObjectName> {
     names.flatten().collect()
 }
 
-/// What is listed `here`, or was `written` and may be, and is not `there`. Hints and what belongs to an unfinished
-/// backup are nobody's loss.
+/// What is listed `here`, or was `written` and may be, and is not `there`. Hints, summaries (which can be made
+/// anew), and what belongs to an unfinished backup are nobody's loss.
 ///
 /// A segment that is listed is copied instead of its pieces; one that was written may be nowhere.
 fn lacking(
@@ -407,6 +407,7 @@ fn lacking(
             | ObjectName::Unfinished(_)
             | ObjectName::Mark { .. }
             | ObjectName::Tip(_)
+            | ObjectName::Index(_)
             | ObjectName::Manifest(_)
             | ObjectName::FileList { .. }
             | ObjectName::Pack { .. } => {}

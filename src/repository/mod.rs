@@ -10,6 +10,7 @@ mod contents;
 pub mod destination;
 mod error;
 pub mod forks;
+pub mod index;
 pub mod kept_manifests;
 pub mod keys;
 pub mod layout;

@@ -24,7 +24,7 @@ impl Repository {
     ///
     /// The error is "not found" only if every place that can be asked says so, and where the
     /// repository is strict, only if every place does; else it is the first other one.
-    async fn first_of<T, Answer>(&self, ask: impl Fn(Member) -> Answer) -> Result<T>
+    pub(super) async fn first_of<T, Answer>(&self, ask: impl Fn(Member) -> Answer) -> Result<T>
     where
         Answer: Future<Output = Result<T>>,
     {

@@ -1,4 +1,5 @@
-//! Reads records along a branch, segment by segment, across the points where timelines fork.
+//! Reads records along a branch, segment by segment, across the points where timelines fork, and
+//! passes over segments of which a summary says all that is wanted.
 
 use std::fmt;
 
@@ -8,7 +9,9 @@ use wal::{
 };
 
 use super::catalog::BranchEnd;
+use super::index::Summaries;
 use super::layout::ObjectName;
+use super::summary::SegmentSummary;
 use super::{Readable, Repository, blocking};
 use crate::error::{Error, Kind, Result, chain};
 
@@ -16,6 +19,14 @@ use crate::error::{Error, Kind, Result, chain};
 pub trait TakeRecords: Send + 'static {
     /// Takes the next record, and says whether more are wanted.
     fn take(&mut self, record: &Record, major: Major) -> Flow;
+
+    /// Whether a summary says all that is wanted of its segment, which comes next.
+    fn passes(&self, _summary: &SegmentSummary) -> bool {
+        false
+    }
+
+    /// Takes the summary of the next segment instead of its records.
+    fn pass(&mut self, _summary: &SegmentSummary) {}
 }
 
 /// Whether a walk goes on.
@@ -84,6 +95,8 @@ pub struct Walked<T> {
     pub ended: Ended,
     /// Where the last whole record ends.
     pub records_end: Lsn,
+    /// How many segments were not read, since their summaries say what is wanted.
+    pub passed: u64,
 }
 
 impl Stretch<'_> {
@@ -111,70 +124,145 @@ pub fn segment_timeline(
         .map_or(end.timeline, |part| part.timeline)
 }
 
-/// Gives the records of `stretch` to `taker`, as far as it wants them.
+/// Gives the records of `stretch` to `taker`, as far as it wants them. Segments of which `known` has
+/// a summary that is enough for it are not read.
 pub async fn walk<T: TakeRecords>(
     repository: &Repository,
     stretch: &Stretch<'_>,
+    known: Option<&Summaries<'_>>,
     taker: T,
 ) -> Result<Walked<T>> {
     let size = stretch.size;
-    let first = size.start_of(stretch.from);
+    let mut at = size.start_of(stretch.from);
     let mut state = State {
-        walker: Walker::new(WalkerStart {
-            at: first,
+        start: WalkerStart {
+            at,
             segment_size: size,
             major: None,
             timeline: stretch.end.timeline,
             system_id: Some(repository.system_id()),
-            skip_to: Some(stretch.from),
-        }),
+            skip_to: None,
+        },
+        walker: None,
         taker,
+        position: stretch.from,
+        passed: 0,
         ended: None,
     };
-    let mut at = first;
-    let mut segment = read(repository, stretch, at).await?;
-    while let Some(Content { bytes, damage }) = segment {
+    let mut read_ahead: Option<Content> = None;
+    while at < stretch.end.lsn && state.ended.is_none() {
+        if read_ahead.is_none()
+            && let Some(summary) = summary_of(known, stretch, at).await?
+            && state.passes(&summary)
+        {
+            state.pass(&summary);
+            at = size.end_of(at);
+            continue;
+        }
+        // a record that begins in a segment that was passed over is read with it
+        at = state.begin(at);
+        let segment = match read_ahead.take() {
+            Some(segment) => Some(segment),
+            None => read(repository, stretch, at).await?,
+        };
+        let Some(Content { bytes, damage }) = segment else {
+            break;
+        };
         let next = size.end_of(at);
         let is_last = next >= stretch.end.lsn && damage.is_none();
-        let read_next = async {
-            match damage {
-                Some(_) => Ok(None),
-                None => read(repository, stretch, next).await,
-            }
+        let may_pass = match summary_of(known, stretch, next).await? {
+            Some(summary) => state.taker.passes(&summary),
+            None => false,
         };
-        let (walked, read_ahead) =
+        let read_next = async {
+            if damage.is_some() || may_pass {
+                return Ok(None);
+            }
+            read(repository, stretch, next).await
+        };
+        let (walked, next_read) =
             tokio::join!(blocking(move || state.take(&bytes, is_last)), read_next);
         state = walked;
         if state.ended.is_none() {
             state.ended = damage.map(Ended::Damaged);
         }
-        if state.ended.is_some() {
-            break;
+        if state.ended.is_none() {
+            read_ahead = next_read?;
         }
-        segment = read_ahead?;
         at = next;
     }
-    let records_end = state.walker.whole_records_end().unwrap_or(stretch.from);
     Ok(Walked {
         taker: state.taker,
         ended: state.ended.unwrap_or(Ended::AtEnd),
-        records_end,
+        records_end: state.position,
+        passed: state.passed,
     })
 }
 
+/// The summary of the segment at `start`, where it is known and the segment is wanted whole.
+async fn summary_of(
+    known: Option<&Summaries<'_>>,
+    stretch: &Stretch<'_>,
+    start: Lsn,
+) -> Result<Option<SegmentSummary>> {
+    let Some(known) = known.filter(|_| stretch.size.end_of(start) <= stretch.end.lsn) else {
+        return Ok(None);
+    };
+    let segment = SegmentName::of(stretch.timeline_of(start), start, stretch.size);
+    Ok(known.of(segment).await?)
+}
+
 struct State<T> {
-    walker: Walker,
+    /// Where walkers start.
+    start: WalkerStart,
+    /// `None` where a summary was taken last, or nothing yet.
+    walker: Option<Walker>,
     taker: T,
+    /// Every record that ends here or before was taken, or wanted by nobody.
+    position: Lsn,
+    /// Segments that were passed over.
+    passed: u64,
     ended: Option<Ended>,
 }
 
 impl<T: TakeRecords> State<T> {
+    /// Whether the next segment need not be read: nothing may lie between what was taken and what its
+    /// summary covers.
+    fn passes(&self, summary: &SegmentSummary) -> bool {
+        summary.start == self.position && summary.end > summary.start && self.taker.passes(summary)
+    }
+
+    fn pass(&mut self, summary: &SegmentSummary) {
+        self.taker.pass(summary);
+        self.position = summary.end;
+        self.passed = self.passed.saturating_add(1);
+        self.walker = None;
+    }
+
+    /// Makes ready to read the segment at `at`, or the one before where a record begins there of which
+    /// nothing was read yet: the one to begin with.
+    fn begin(&mut self, at: Lsn) -> Lsn {
+        if self.walker.is_some() {
+            return at;
+        }
+        let first = self.start.segment_size.start_of(self.position).min(at);
+        self.walker = Some(Walker::new(WalkerStart {
+            at: first,
+            skip_to: Some(self.position),
+            ..self.start
+        }));
+        first
+    }
+
     fn take(mut self, bytes: &[u8], is_last: bool) -> Self {
-        self.walker.push(bytes);
+        let Some(mut walker) = self.walker.take() else {
+            return self;
+        };
+        walker.push(bytes);
         self.ended = loop {
-            match self.walker.next() {
+            match walker.next() {
                 Ok(Walk::Record(record)) => {
-                    let Some(major) = self.walker.major() else {
+                    let Some(major) = walker.major() else {
                         continue;
                     };
                     if is_minimal(&record, major) {
@@ -195,6 +283,9 @@ impl<T: TakeRecords> State<T> {
                 Err(damage) => break Some(Ended::Damaged(damage.into())),
             }
         };
+        let end = walker.whole_records_end();
+        self.position = end.map_or(self.position, |end| end.max(self.position));
+        self.walker = Some(walker);
         self
     }
 }

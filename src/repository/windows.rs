@@ -189,7 +189,7 @@ pub async fn latest_moment(
             from,
             end: within,
         };
-        let walked = match walk(repository, &stretch, NewestStamp(None)).await {
+        let walked = match walk(repository, &stretch, None, NewestStamp(None)).await {
             Err(error) if error.kind() == Kind::Usage => {
                 tracing::debug!("the latest moment is a lower bound: {}", error.message());
                 let latest = Latest {

@@ -13,6 +13,7 @@ use crate::error::{Error, Nearest, Result};
 use crate::repository::Repository;
 use crate::repository::catalog::{BranchEnd, Catalog};
 use crate::repository::forks::left_behind;
+use crate::repository::index::Summaries;
 use crate::repository::layout::{BackupId, ObjectName};
 use crate::repository::records::{BackupRecord, Hole};
 use crate::repository::walk::{Damage, Ended, Stretch, segment_timeline};
@@ -24,6 +25,9 @@ use crate::repository::windows::{
 /// written.
 const PAGE_HEADER_BYTES_MAX: u64 = 40;
 const PAGE_BYTES: u64 = 8192;
+/// WAL of fewer segments is read whole before anything is restored, so that damage in it is found
+/// beforehand: that takes moments. Of more, summaries tell which segments matter.
+const READ_WHOLE_SEGMENTS: u64 = 64;
 
 /// The backup and the record that were chosen.
 pub(super) struct Chosen {
@@ -35,6 +39,8 @@ pub(super) struct Chosen {
     /// A standby follows without end.
     follows: bool,
     damaged_at: Option<Damage>,
+    /// How many segments were not read to find it.
+    passed: u64,
 }
 
 impl Chosen {
@@ -54,6 +60,7 @@ impl Chosen {
         let Walked {
             ended,
             mut resolved,
+            passed,
             ..
         } = walked;
         resolved.findings = resolved.findings.up_to(last.map_or(stop, |last| last.end));
@@ -67,6 +74,7 @@ impl Chosen {
             },
             resolved,
             follows: false,
+            passed,
         }
     }
 
@@ -75,6 +83,11 @@ impl Chosen {
         let last_lsn = self.last.map_or(self.backup.stop_lsn, |last| last.end);
         let end = size.end_of(last_lsn.saturating_sub(1));
         end.bytes_since(size.start_of(self.backup.start_lsn)) / size.bytes()
+    }
+
+    /// How many of them were not read, since their summaries say where the point is.
+    pub(super) fn unread_segments(&self, size: SegmentSize) -> u64 {
+        self.passed.min(self.segments(size))
     }
 
     pub(super) fn stop(&self) -> StopAt {
@@ -100,6 +113,7 @@ pub(super) struct Chooser<'a> {
     pub(super) size: SegmentSize,
     /// Newest first; never empty.
     candidates: Vec<Candidate<'a>>,
+    summaries: Summaries<'a>,
 }
 
 impl<'a> Chooser<'a> {
@@ -145,6 +159,7 @@ impl<'a> Chooser<'a> {
             branch,
             size,
             candidates,
+            summaries: Summaries::new(repository, catalog, size),
         })
     }
 
@@ -531,9 +546,12 @@ impl<'a> Chooser<'a> {
             from,
             end,
         };
+        let segments = end.lsn.bytes_since(from) / self.size.bytes();
+        let reads_all = self.options.check_wal || segments < READ_WHOLE_SEGMENTS;
         let walked = walk(
             self.repository,
             &stretch,
+            (!reads_all).then_some(&self.summaries),
             Resolver::new(wanted, candidate.backup.stop_lsn),
         )
         .await?;

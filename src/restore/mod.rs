@@ -28,7 +28,10 @@ use wal::TimelineId;
 pub use execute::execute;
 pub use over::OverCluster;
 pub use place::{Found, Over, Owner, TablespacePlan};
-pub use plan::{Phase, Reached, RestorePlan, RestoreReport, TargetReport, Work};
+pub use plan::{
+    BehindReport, CommitReport, Phase, Reached, RestorePlan, RestoreReport, TargetReport,
+    WalReport, Work,
+};
 pub use planning::plan;
 pub use resolve::{Behind, CommitSeen, Parameters, Span};
 pub use settings::{Environment, RestoreCommand, StopAt};
@@ -77,6 +80,8 @@ pub struct RestoreOptions {
     pub replay: bool,
     /// Where PostgreSQL's programs are.
     pub pg_bin: Option<PathBuf>,
+    /// Read all WAL that is to be replayed before anything is written, however much it is.
+    pub check_wal: bool,
     /// Only plan.
     pub dry_run: bool,
     /// How the restored server calls this program.

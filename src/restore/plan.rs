@@ -49,6 +49,8 @@ pub struct RestorePlan {
     pub segment_size: SegmentSize,
     /// How many segments of WAL recovery will fetch.
     pub segments: u64,
+    /// How many of those were not read to make this plan: their summaries said enough.
+    pub unread_segments: u64,
     /// Where tablespaces go.
     pub tablespaces: Vec<TablespacePlan>,
     /// Whether tablespaces without places of their own are in the backup, or replay makes any.
@@ -120,6 +122,17 @@ impl RestorePlan {
                 kind: self.options.target.kind(),
                 value: self.options.target.value(),
                 resolved_lsn: self.resolved_lsn(),
+            },
+            last_in: self.last_in.map(CommitReport::from),
+            first_out: self.first_out.map(CommitReport::from),
+            behind: BehindReport {
+                commits: self.behind.count,
+                through: self.behind.through,
+            },
+            wal: WalReport {
+                segments: self.segments,
+                bytes: self.segments.saturating_mul(self.segment_size.bytes()),
+                unread_segments: self.unread_segments,
             },
             reached: None,
             files: self.backup.files,
@@ -312,6 +325,14 @@ impl fmt::Display for RestorePlan {
                 mib(bytes),
                 backup.start_lsn
             )?;
+            if self.unread_segments > 0 {
+                writeln!(
+                    f,
+                    "                 {} of them are there and were not read: what is noted of them is \
+                     enough for this plan; --check-wal reads all first",
+                    self.unread_segments
+                )?;
+            }
             writeln!(f, "  then         {}", self.action.word())?;
         }
         self.write_places(f)?;
@@ -366,6 +387,14 @@ pub struct RestoreReport {
     pub timeline: TimelineId,
     /// What was asked for.
     pub target: TargetReport,
+    /// The last commit that is in, of those behind the backup's beginning.
+    pub last_in: Option<CommitReport>,
+    /// The first commit that is not, of those that are stored.
+    pub first_out: Option<CommitReport>,
+    /// Commits that are out though they are stamped before the target.
+    pub behind: BehindReport,
+    /// The WAL that is replayed.
+    pub wal: WalReport,
     /// How far a replay came; none where none was asked for.
     pub reached: Option<Reached>,
     /// Files of the backup.
@@ -394,6 +423,47 @@ pub struct TargetReport {
     pub value: Option<String>,
     /// The start of the last record wanted, or the end of the backup.
     pub resolved_lsn: Option<Lsn>,
+}
+
+/// A commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CommitReport {
+    /// Where its record starts.
+    pub lsn: Lsn,
+    /// The transaction.
+    pub xid: u32,
+    /// Its stamp, in RFC 3339.
+    pub time: String,
+}
+
+impl From<CommitSeen> for CommitReport {
+    fn from(commit: CommitSeen) -> Self {
+        Self {
+            lsn: commit.lsn,
+            xid: commit.xid,
+            time: rfc3339(commit.time),
+        }
+    }
+}
+
+/// Commits that are out though they are stamped before the target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct BehindReport {
+    /// How many.
+    pub commits: u64,
+    /// The LSN that would include all of them.
+    pub through: Option<Lsn>,
+}
+
+/// The WAL that is replayed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WalReport {
+    /// Segments.
+    pub segments: u64,
+    /// Their plain bytes.
+    pub bytes: u64,
+    /// How many of them were not read to make the plan: what is noted of them was enough.
+    pub unread_segments: u64,
 }
 
 /// How far a replay came.

@@ -103,6 +103,7 @@ pub async fn plan(
         behind: chosen.resolved.behind,
         segment_size: chooser.size,
         segments: chosen.segments(chooser.size),
+        unread_segments: chosen.unread_segments(chooser.size),
         in_place_tablespaces: in_place_tablespaces(&chosen, &places.tablespaces),
         tablespaces: places.tablespaces,
         made_later: places.made_later,

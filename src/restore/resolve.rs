@@ -6,6 +6,8 @@
 //! files by a record that stands before its commit, and replaying that leaves a database without
 //! files.
 
+mod passing;
+
 use jiff::Timestamp;
 use wal::{Body, Lsn};
 
@@ -521,6 +523,9 @@ fn commit_of(record: &Seen) -> Option<CommitSeen> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod passing_tests;
 
 #[cfg(test)]
 mod tests {

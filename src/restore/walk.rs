@@ -5,6 +5,8 @@ use wal::{Lsn, Major, Record};
 use super::resolve::{Resolved, Resolver, Seen, Span, What};
 use crate::error::Result;
 use crate::repository::Repository;
+use crate::repository::index::Summaries;
+use crate::repository::summary::SegmentSummary;
 use crate::repository::walk::{Ended, Flow, Stretch, TakeRecords};
 
 /// What a walk came to.
@@ -14,19 +16,24 @@ pub(super) struct Walked {
     pub(super) ended: Ended,
     /// Where the last whole record ends.
     pub(super) records_end: Lsn,
+    /// How many segments were not read, since their summaries said enough.
+    pub(super) passed: u64,
 }
 
-/// Gives the records of `stretch` to `resolver`, as far as it wants them.
+/// Gives the records of `stretch` to `resolver`, as far as it wants them and `known` does not say
+/// enough.
 pub(super) async fn walk(
     repository: &Repository,
     stretch: &Stretch<'_>,
+    known: Option<&Summaries<'_>>,
     resolver: Resolver,
 ) -> Result<Walked> {
-    let walked = crate::repository::walk::walk(repository, stretch, resolver).await?;
+    let walked = crate::repository::walk::walk(repository, stretch, known, resolver).await?;
     Ok(Walked {
         resolved: walked.taker.finish(),
         ended: walked.ended,
         records_end: walked.records_end,
+        passed: walked.passed,
     })
 }
 
@@ -42,6 +49,14 @@ impl TakeRecords for Resolver {
             xid: record.header.xid,
             what,
         })
+    }
+
+    fn passes(&self, summary: &SegmentSummary) -> bool {
+        Self::passes(self, summary)
+    }
+
+    fn pass(&mut self, summary: &SegmentSummary) {
+        Self::pass(self, summary);
     }
 }
 

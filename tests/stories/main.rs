@@ -55,6 +55,7 @@ mod splits;
 mod spool;
 mod stalls;
 mod standbys;
+mod summaries;
 mod synchronous;
 mod targets;
 mod timelines;

@@ -168,9 +168,16 @@ impl Conversation<'_> {
             return;
         };
         self.show_stored(&wal.name, wal.checked.range(), merged);
+        self.tell_index(&wal.name);
         self.show_spool();
         self.advance_tip();
         self.remove_superseded(wal, merged);
+    }
+
+    fn tell_index(&self, name: &ObjectName) {
+        if let (Some(indexing), ObjectName::Segment(segment)) = (&self.indexing, name) {
+            indexing.is_stored(*segment, self.size);
+        }
     }
 
     /// Takes note that a stretch is durable in the spool, and in memory no longer.
@@ -204,6 +211,7 @@ impl Conversation<'_> {
                     self.hold_unless_whole();
                 }
                 self.show_stored(&name, stretch, false);
+                self.tell_index(&name);
                 for range in self.in_spool.left(stretch) {
                     self.session.handle(Event::Stored(range), Instant::now());
                 }
