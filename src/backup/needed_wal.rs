@@ -517,10 +517,7 @@ mod tests {
 
     #[test]
     fn looks_at_all_that_the_needed_wal_is_read_from_and_at_nothing_else() {
-        let mut stored = TimelineWal {
-            segments: [1, 2, 3].map(segment).into(),
-            ..TimelineWal::default()
-        };
+        let mut stored = TimelineWal::of_segments([1, 2, 3].map(segment));
         let pieces = |ranges: &[WalRange]| ranges.iter().copied().collect::<BTreeSet<_>>();
         let (of_2, of_4) = (range(2 * MIB, 2 * MIB + 9), range(4 * MIB, 4 * MIB + 8));
         let (next_4, last_4) = (

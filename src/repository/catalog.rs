@@ -1,6 +1,7 @@
 //! What a repository holds, as far as names and small objects tell. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
 
 use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalRange};
 
@@ -15,11 +16,22 @@ pub struct TimelineWal {
     pub segments: BTreeSet<SegmentName>,
     /// Stretches of segments; of a complete one too, until they are removed.
     pub pieces: BTreeMap<SegmentName, BTreeSet<WalRange>>,
+    /// What is covered: asked for again and again, of a year's segments.
+    covered: OnceLock<(SegmentSize, Vec<WalRange>)>,
 }
 
 impl TimelineWal {
-    /// The stored stretches, in order, none touching another.
-    pub fn coverage(&self, size: SegmentSize) -> Vec<WalRange> {
+    /// The stored stretches, in order, none touching another. Computed once: what is put into the fields
+    /// later is not seen.
+    pub fn coverage(&self, size: SegmentSize) -> &[WalRange] {
+        let (known, coverage) = self
+            .covered
+            .get_or_init(|| (size, self.compute_coverage(size)));
+        debug_assert_eq!(*known, size, "a timeline has one segment size");
+        coverage
+    }
+
+    fn compute_coverage(&self, size: SegmentSize) -> Vec<WalRange> {
         let segments = self.segments.iter().filter_map(|name| name.range(size));
         let pieces = self.pieces.values().flatten().copied();
         let mut ranges: Vec<WalRange> = segments.chain(pieces).collect();
@@ -34,12 +46,21 @@ impl TimelineWal {
         merged
     }
 
+    /// With these complete segments alone.
+    #[cfg(test)]
+    pub fn of_segments(segments: impl IntoIterator<Item = SegmentName>) -> Self {
+        Self {
+            segments: segments.into_iter().collect(),
+            ..Self::default()
+        }
+    }
+
     /// Up to where WAL is stored without a break from `from` on; `from` itself if nothing is.
     pub fn covered_from(&self, from: Lsn, size: SegmentSize) -> Lsn {
         let coverage = self.coverage(size);
-        let holding = coverage
-            .iter()
-            .find(|range| range.start <= from && from < range.end);
+        let begun = coverage.partition_point(|range| range.start <= from);
+        let last_begun = coverage.iter().take(begun).next_back();
+        let holding = last_begun.filter(|range| from < range.end);
         holding.map_or(from, |range| range.end)
     }
 
@@ -62,6 +83,7 @@ impl TimelineWal {
     }
 
     fn add(&mut self, object: &ObjectName) {
+        self.covered.take();
         match object {
             ObjectName::Segment(segment) => {
                 self.segments.insert(*segment);

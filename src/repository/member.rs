@@ -598,7 +598,7 @@ impl Member {
     }
 
     pub(super) async fn list(&self, folder: &str) -> Result<Vec<Listed>> {
-        Ok(self.store()?.list(folder).await?)
+        Ok(super::listing::list(&self.store()?, folder).await?)
     }
 
     /// Removes those pieces of a segment whose bytes `by` holds, which must be acknowledged here;

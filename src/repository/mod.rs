@@ -14,6 +14,7 @@ pub mod index;
 pub mod kept_manifests;
 pub mod keys;
 pub mod layout;
+mod listing;
 pub mod manifest;
 mod member;
 mod mending;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use container::{FrameReader, Trailer};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde::de::DeserializeOwned;
 use wal::{SegmentSize, TimelineHistory, TimelineId};
 
@@ -18,6 +19,9 @@ use super::member::Member;
 use super::records::{AncestorFacts, BackupRecord, HISTORY_FACTS, Hole, Tip, WalFacts};
 use super::store::Listed;
 use super::{Fetched, Repository, RepositoryError, Result};
+
+/// So many small objects are read at the same time.
+const RECORDS_AT_ONCE: usize = 16;
 
 impl Repository {
     /// Asks the places in their order until one has an answer.
@@ -363,12 +367,24 @@ impl Repository {
         listed: &[Listed],
         stored: &StoredByPlace,
     ) -> Result<ListedBackups> {
+        let ids = listed
+            .iter()
+            .filter_map(|object| match ObjectName::parse(&object.path) {
+                Some(ObjectName::Backup(id)) => Some(id),
+                _ => None,
+            });
+        let read = ids.map(async |id| {
+            let mut backup = ListedBackups::default();
+            self.list_backup(id, stored, &mut backup).await?;
+            Ok::<_, RepositoryError>(backup)
+        });
         let mut backups = ListedBackups::default();
-        for object in listed {
-            if let Some(ObjectName::Backup(id)) = ObjectName::parse(&object.path) {
-                self.list_backup(id, stored, &mut backups).await?;
-            }
+        let mut read = stream::iter(read.collect::<Vec<_>>()).buffered(RECORDS_AT_ONCE);
+        while let Some(backup) = read.try_next().await? {
+            backups.readable.extend(backup.readable);
+            backups.left_out.extend(backup.left_out);
         }
+        drop(read);
         let in_order =
             |a: &BackupRecord, b: &BackupRecord| (a.started_at, &a.id).cmp(&(b.started_at, &b.id));
         backups.readable.sort_by(in_order);

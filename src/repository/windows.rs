@@ -371,10 +371,7 @@ mod tests {
                 .iter()
                 .map(|number| SegmentName::of(timeline(*id), Lsn::new(number * MIB), size()));
             let segments: BTreeSet<SegmentName> = names.collect();
-            let wal = TimelineWal {
-                segments,
-                ..TimelineWal::default()
-            };
+            let wal = TimelineWal::of_segments(segments);
             catalog.timelines.insert(timeline(*id), wal);
         }
         catalog.backups = backups

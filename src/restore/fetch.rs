@@ -422,7 +422,10 @@ fn give(
     if stored_end < end.min(limit) && !is_enough {
         // an ancestor is known to go on up to the fork
         let goes_on = end <= size.start_of(limit) && part.end.is_some();
-        let coverage = wal.map(|wal| wal.coverage(size)).unwrap_or_default();
+        let coverage = wal
+            .as_ref()
+            .map(|wal| wal.coverage(size))
+            .unwrap_or_default();
         let is_later = |at: Lsn| at > stored_end && at < limit;
         if goes_on || coverage.iter().any(|range| is_later(range.start)) {
             return Err(stored_end);
@@ -473,10 +476,7 @@ mod tests {
     }
 
     fn of(bytes: usize, segments: &[SegmentName]) -> Stored {
-        let wal = TimelineWal {
-            segments: segments.iter().copied().collect(),
-            ..Default::default()
-        };
+        let wal = TimelineWal::of_segments(segments.iter().copied());
         Stored {
             bytes: vec![7; bytes],
             size: size(),

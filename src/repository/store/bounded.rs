@@ -243,18 +243,30 @@ impl Bounded {
     /// Every object below a prefix, in no order.
     pub(super) async fn list(&self, prefix: &Path) -> Result<Vec<ObjectMeta>> {
         let _permit = self.permit().await?;
-        self.meter
-            .counted(Request::List, self.list_once(prefix))
-            .await
+        let listed = self.list_once(prefix, usize::MAX);
+        let listed = self.meter.counted(Request::List, listed).await?;
+        Ok(listed.unwrap_or_default())
     }
 
-    async fn list_once(&self, prefix: &Path) -> Result<Vec<ObjectMeta>> {
+    /// The same; `None` where there are more than `most`.
+    pub(super) async fn list_at_most(
+        &self,
+        prefix: &Path,
+        most: usize,
+    ) -> Result<Option<Vec<ObjectMeta>>> {
+        let _permit = self.permit().await?;
+        let listed = self.list_once(prefix, most);
+        self.meter.counted(Request::List, listed).await
+    }
+
+    async fn list_once(&self, prefix: &Path, most: usize) -> Result<Option<Vec<ObjectMeta>>> {
         let mut stream = self.objects.list(Some(prefix));
         let mut found = Vec::new();
         loop {
             match timeout(self.silence, stream.next()).await {
+                Ok(Some(_)) if found.len() == most => return Ok(None),
                 Ok(Some(object)) => found.push(object?),
-                Ok(None) => return Ok(found),
+                Ok(None) => return Ok(Some(found)),
                 Err(_) => return Err(silent(self.silence)),
             }
         }

@@ -33,7 +33,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use object_store::path::{Path, PathPart};
-use object_store::{GetRange, ListResult, ObjectStore, PutMode};
+use object_store::{GetRange, ListResult, ObjectMeta, ObjectStore, PutMode};
 
 use address::Address;
 #[cfg(test)]
@@ -69,6 +69,18 @@ pub struct Listed {
     /// The stored size in bytes.
     pub bytes: u64,
 }
+
+/// What lies directly in a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FolderList {
+    /// Objects, sorted by path.
+    pub objects: Vec<Listed>,
+    /// The names of folders, sorted.
+    pub folders: Vec<String>,
+}
+
+/// So many objects a store lists in one answer.
+const LISTED_AT_ONCE: usize = 1000;
 
 /// An object store at a URL, and a prefix in it.
 #[derive(Debug, Clone)]
@@ -437,17 +449,44 @@ impl Store {
         let objects = self
             .ask("list", folder, || self.client.list(&prefix))
             .await?;
-        let mut listed: Vec<Listed> = objects
-            .into_iter()
-            .filter_map(|object| {
-                Some(Listed {
-                    path: self.relative(&object.location)?,
-                    bytes: object.size,
-                })
+        Ok(self.listed(objects))
+    }
+
+    /// As [`Self::list`], where that takes one answer; `None` where there are more objects. A folder of
+    /// this machine is always listed at one go.
+    pub async fn list_few(&self, folder: &str) -> Result<Option<Vec<Listed>>, StoreError> {
+        if self.local.is_some() {
+            return self.list(folder).await.map(Some);
+        }
+        let prefix = self.at(folder);
+        let few = || self.client.list_at_most(&prefix, LISTED_AT_ONCE);
+        let objects = self.ask("list", folder, few).await?;
+        Ok(objects.map(|objects| self.listed(objects)))
+    }
+
+    /// What lies directly in `folder`.
+    pub async fn list_folder(&self, folder: &str) -> Result<FolderList, StoreError> {
+        let entries = self.entries(folder).await?;
+        let folders = entries.common_prefixes.iter();
+        let folders = folders.filter_map(|path| path.filename().map(str::to_owned));
+        let mut folders: Vec<String> = folders.collect();
+        folders.sort();
+        Ok(FolderList {
+            objects: self.listed(entries.objects),
+            folders,
+        })
+    }
+
+    fn listed(&self, objects: Vec<ObjectMeta>) -> Vec<Listed> {
+        let listed = objects.into_iter().filter_map(|object| {
+            Some(Listed {
+                path: self.relative(&object.location)?,
+                bytes: object.size,
             })
-            .collect();
+        });
+        let mut listed: Vec<Listed> = listed.collect();
         listed.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(listed)
+        listed
     }
 
     /// The path below this store's prefix.
@@ -470,14 +509,7 @@ impl Store {
 
     /// The names of the folders directly below `folder`, sorted.
     pub async fn folders(&self, folder: &str) -> Result<Vec<String>, StoreError> {
-        let listed = self.entries(folder).await?;
-        let mut names: Vec<String> = listed
-            .common_prefixes
-            .iter()
-            .filter_map(|path| path.filename().map(str::to_owned))
-            .collect();
-        names.sort();
-        Ok(names)
+        Ok(self.list_folder(folder).await?.folders)
     }
 
     async fn entries(&self, folder: &str) -> Result<ListResult, StoreError> {
