@@ -247,7 +247,8 @@ pub(super) struct StoredBackups {
 impl StoredBackups {
     pub(super) fn among(listed: &[Listed]) -> Self {
         let mut stored = Self::default();
-        for object in listed {
+        let is_of_backup = |path: &str| path.starts_with("backups/") || path.starts_with("packs/");
+        for object in listed.iter().filter(|object| is_of_backup(&object.path)) {
             let id = match ObjectName::parse(&object.path) {
                 Some(ObjectName::Manifest(id) | ObjectName::FileList { backup: id, .. }) => id,
                 Some(ObjectName::Pack { backup, number }) => {

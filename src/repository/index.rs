@@ -29,6 +29,9 @@ const TRAILERS_AT_ONCE: usize = 32;
 /// Summaries are forgotten when there are more than these, in segments: some 500 bytes each.
 const KNOWN_MAX: usize = 64 * 256;
 
+/// So many groups wait for a segment of theirs that has not come yet; the next archiver looks for them all.
+const WAITING_MAX: usize = 16;
+
 /// One line of an index object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct IndexLine {
@@ -295,13 +298,16 @@ impl Repository {
         Ok(state)
     }
 
-    /// As [`Self::roll_up`], of the group of which this segment is the last; whether it was written.
+    /// As [`Self::roll_up`], of the group of which this segment is the last; whether it is there now.
     pub async fn roll_up_behind(&self, segment: SegmentName, size: SegmentSize) -> Result<bool> {
         let Some(group) = Group::of(segment, size) else {
             return Ok(false);
         };
         if !group.is_ended_by(segment) {
             return Ok(false);
+        }
+        if self.indexed(segment.timeline).await?.contains(&group.first) {
+            return Ok(true);
         }
         // those of a group lie in one folder, or each in its own where they are large
         let mut folders: Vec<String> = group.segments().map(SegmentName::prefix16).collect();
@@ -324,15 +330,24 @@ impl Repository {
         let (keeper, mut stored) = mpsc::unbounded_channel::<(SegmentName, SegmentSize)>();
         let keep = async move {
             let mut caught_up = BTreeSet::new();
+            // segments are not stored in their order: one of a group may come after its last
+            let mut waiting: Vec<SegmentName> = Vec::new();
             while let Some((segment, size)) = stored.recv().await {
                 let timeline = segment.timeline;
-                let rolled = if caught_up.contains(&timeline) {
-                    self.roll_up_behind(segment, size).await.map(drop)
-                } else {
-                    // an earlier archiver may have been stopped before it came to this
-                    self.roll_up(timeline, size, false, &|_| {}).await.map(drop)
+                let rolled = async {
+                    if !caught_up.contains(&timeline) {
+                        // an earlier archiver may have been stopped before it came to this
+                        self.roll_up(timeline, size, false, &|_| {}).await?;
+                    }
+                    let asked = std::mem::take(&mut waiting).into_iter().chain([segment]);
+                    for last in asked.collect::<Vec<_>>() {
+                        if !self.roll_up_behind(last, size).await? && waiting.len() < WAITING_MAX {
+                            waiting.push(last);
+                        }
+                    }
+                    Ok(())
                 };
-                match rolled {
+                match rolled.await {
                     Ok(()) => drop(caught_up.insert(timeline)),
                     Err(error) => {
                         caught_up.remove(&timeline);

@@ -367,12 +367,13 @@ impl Repository {
         listed: &[Listed],
         stored: &StoredByPlace,
     ) -> Result<ListedBackups> {
-        let ids = listed
+        let of_backups = listed
             .iter()
-            .filter_map(|object| match ObjectName::parse(&object.path) {
-                Some(ObjectName::Backup(id)) => Some(id),
-                _ => None,
-            });
+            .filter(|object| object.path.starts_with("backups/"));
+        let ids = of_backups.filter_map(|object| match ObjectName::parse(&object.path) {
+            Some(ObjectName::Backup(id)) => Some(id),
+            _ => None,
+        });
         let read = ids.map(async |id| {
             let mut backup = ListedBackups::default();
             self.list_backup(id, stored, &mut backup).await?;
@@ -592,6 +593,10 @@ fn stored_by_place(listed: &[(String, Vec<Listed>)]) -> StoredByPlace {
 
 /// What any place has, sorted by path.
 fn together(listed: Vec<(String, Vec<Listed>)>) -> Vec<Listed> {
+    let listed = match <[_; 1]>::try_from(listed) {
+        Ok([(_, only)]) => return only,
+        Err(several) => several,
+    };
     let mut objects = BTreeMap::new();
     for object in listed.into_iter().flat_map(|(_, listed)| listed) {
         objects.entry(object.path).or_insert(object.bytes);

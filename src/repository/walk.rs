@@ -5,7 +5,7 @@ use std::fmt;
 
 use wal::{
     Body, Lsn, Major, Record, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalDamage,
-    Walk, Walker, WalkerStart,
+    WalRange, Walk, Walker, WalkerStart,
 };
 
 use super::catalog::BranchEnd;
@@ -95,8 +95,8 @@ pub struct Walked<T> {
     pub ended: Ended,
     /// Where the last whole record ends.
     pub records_end: Lsn,
-    /// How many segments were not read, since their summaries say what is wanted.
-    pub passed: u64,
+    /// Segments that were not read, since their summaries say what is wanted; those that touch are one.
+    pub passed: Vec<WalRange>,
 }
 
 impl Stretch<'_> {
@@ -146,7 +146,7 @@ pub async fn walk<T: TakeRecords>(
         walker: None,
         taker,
         position: stretch.from,
-        passed: 0,
+        passed: Vec::new(),
         ended: None,
     };
     let mut read_ahead: Option<Content> = None;
@@ -155,7 +155,7 @@ pub async fn walk<T: TakeRecords>(
             && let Some(summary) = summary_of(known, stretch, at).await?
             && state.passes(&summary)
         {
-            state.pass(&summary);
+            state.pass(size.range_of(at), &summary);
             at = size.end_of(at);
             continue;
         }
@@ -221,7 +221,7 @@ struct State<T> {
     /// Every record that ends here or before was taken, or wanted by nobody.
     position: Lsn,
     /// Segments that were passed over.
-    passed: u64,
+    passed: Vec<WalRange>,
     ended: Option<Ended>,
 }
 
@@ -232,10 +232,13 @@ impl<T: TakeRecords> State<T> {
         summary.start == self.position && summary.end > summary.start && self.taker.passes(summary)
     }
 
-    fn pass(&mut self, summary: &SegmentSummary) {
+    fn pass(&mut self, segment: WalRange, summary: &SegmentSummary) {
         self.taker.pass(summary);
         self.position = summary.end;
-        self.passed = self.passed.saturating_add(1);
+        match self.passed.last_mut() {
+            Some(last) if last.end == segment.start => last.end = segment.end,
+            _ => self.passed.push(segment),
+        }
         self.walker = None;
     }
 

@@ -1,7 +1,7 @@
 //! From a target to what is restored: which backup, which branch, which record is the last.
 
 use jiff::Timestamp;
-use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
+use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalRange};
 
 use super::RestoreOptions;
 use super::resolve::{Findings, Point, Resolved, Resolver, Span, Wanted};
@@ -39,8 +39,8 @@ pub(super) struct Chosen {
     /// A standby follows without end.
     follows: bool,
     damaged_at: Option<Damage>,
-    /// How many segments were not read to find it.
-    passed: u64,
+    /// Segments that were not read to find it.
+    passed: Vec<WalRange>,
 }
 
 impl Chosen {
@@ -80,14 +80,22 @@ impl Chosen {
 
     /// How many segments of WAL recovery fetches.
     pub(super) fn segments(&self, size: SegmentSize) -> u64 {
+        self.replayed(size).len_bytes() / size.bytes()
+    }
+
+    /// The segments of WAL that recovery fetches.
+    fn replayed(&self, size: SegmentSize) -> WalRange {
         let last_lsn = self.last.map_or(self.backup.stop_lsn, |last| last.end);
         let end = size.end_of(last_lsn.saturating_sub(1));
-        end.bytes_since(size.start_of(self.backup.start_lsn)) / size.bytes()
+        WalRange::new(size.start_of(self.backup.start_lsn), end)
     }
 
     /// How many of them were not read, since their summaries say where the point is.
     pub(super) fn unread_segments(&self, size: SegmentSize) -> u64 {
-        self.passed.min(self.segments(size))
+        let replayed = self.replayed(size);
+        let unread = self.passed.iter();
+        let unread = unread.filter_map(|passed| passed.intersection(replayed));
+        unread.map(|passed| passed.len_bytes() / size.bytes()).sum()
     }
 
     pub(super) fn stop(&self) -> StopAt {
@@ -548,13 +556,13 @@ impl<'a> Chooser<'a> {
         };
         let segments = end.lsn.bytes_since(from) / self.size.bytes();
         let reads_all = self.options.check_wal || segments < READ_WHOLE_SEGMENTS;
-        let walked = walk(
+        let walking = walk(
             self.repository,
             &stretch,
             (!reads_all).then_some(&self.summaries),
             Resolver::new(wanted, candidate.backup.stop_lsn),
-        )
-        .await?;
+        );
+        let walked = Box::pin(walking).await?;
         match &walked.ended {
             // the backup itself cannot be made consistent
             Ended::Damaged(damage) if damage.at < candidate.backup.stop_lsn => {

@@ -1,6 +1,6 @@
 //! Reads records for a resolver.
 
-use wal::{Lsn, Major, Record};
+use wal::{Lsn, Major, Record, WalRange};
 
 use super::resolve::{Resolved, Resolver, Seen, Span, What};
 use crate::error::Result;
@@ -16,8 +16,8 @@ pub(super) struct Walked {
     pub(super) ended: Ended,
     /// Where the last whole record ends.
     pub(super) records_end: Lsn,
-    /// How many segments were not read, since their summaries said enough.
-    pub(super) passed: u64,
+    /// Segments that were not read, since their summaries said enough.
+    pub(super) passed: Vec<WalRange>,
 }
 
 /// Gives the records of `stretch` to `resolver`, as far as it wants them and `known` does not say

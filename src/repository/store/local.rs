@@ -4,6 +4,7 @@
 //! umask, and a folder that a killed process made is taken for durable.
 
 mod blocks;
+mod files;
 mod frame;
 mod journal;
 #[cfg(test)]
@@ -274,9 +275,10 @@ impl Local {
         self.check().await?;
         // before the files: what leaves the journals then has one, or is superseded by one that has
         let mut nameless = self.all_nameless(prefix).await.map_err(failed)?;
-        let files = self.files.list(prefix);
-        let files = files.try_filter(|object| std::future::ready(!is_ours(&object.location)));
-        let mut listed: Vec<ObjectMeta> = files.try_collect().await?;
+        let (folder, below) = (self.root.folder.clone(), prefix.cloned());
+        let files = blocking(move || files::files_below(&folder, below.as_ref()));
+        let mut listed = files.await.map_err(failed)?;
+        listed.retain(|object| !is_ours(&object.location));
         for object in &listed {
             nameless.remove(&object.location);
         }
