@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import backups, commit_latency, idle_cost, stream_rate, sync_commits
+from . import backups, commit_latency, idle_cost, stream_rate, sync_commits, year
 from .machine import describe_machine
 from .programs import Programs
 
@@ -18,6 +18,7 @@ JOBS = {
     "commit-latency": commit_latency,
     "idle-cost": idle_cost,
     "backups": backups,
+    "year": year,
 }
 
 EPILOG = """\
@@ -28,6 +29,7 @@ examples:
   bench/run commit-latency
   bench/run idle-cost --minutes 5
   bench/run backups --database-mb 500
+  bench/run year --segments 20000
   bench/run all --json figures.json                    all of them
 
 The server is found in $ANYWHEN_PG_DIR/*/bin and /usr/lib/postgresql/*/bin; build Anywhen first:

@@ -15,16 +15,22 @@ const FOLDERS_AT_ONCE: usize = 16;
 
 /// Every object below `folder` (which ends in `/`, or is empty), sorted by path.
 pub(super) async fn list(store: &Store, folder: &str) -> Result<Vec<Listed>, StoreError> {
-    let mut listed = below(store, folder.to_owned()).await?;
+    let mut listed = match store.list_few(folder).await? {
+        Some(few) => return Ok(few),
+        None => many(store, folder).await?,
+    };
     listed.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(listed)
 }
 
+/// What is below a folder in one that holds much.
 fn below(store: &Store, folder: String) -> BoxFuture<'_, Result<Vec<Listed>, StoreError>> {
     async move {
-        match store.list_few(&folder).await? {
-            Some(few) => Ok(few),
-            None => many(store, &folder).await,
+        match Order::of(&folder) {
+            Order::Together => store.list(&folder).await,
+            // most of what there is
+            Order::ByName | Order::NewestFirst => many(store, &folder).await,
+            Order::AtOnce => list(store, &folder).await,
         }
     }
     .boxed()
@@ -48,7 +54,7 @@ impl Order {
         let parts: Vec<&str> = folder.split_terminator('/').collect();
         match parts.as_slice() {
             [] | ["wal"] => Self::ByName,
-            ["backups" | "packs" | "index"] => Self::AtOnce,
+            [_other_than_wal] => Self::AtOnce,
             ["wal", _timeline] => Self::NewestFirst,
             _ => Self::Together,
         }
