@@ -420,6 +420,13 @@ pub(super) struct WalFetchArgs {
     /// What lies behind this position is not needed: that it is missing or damaged does not matter
     #[arg(long, env = "ANYWHEN_FETCH_UNTIL", value_name = "LSN")]
     pub(super) until: Option<wal::Lsn>,
+    /// Fetch nothing ahead. Otherwise a process in the background fetches what a recovery asks for next, at most
+    /// 256 MiB, into a folder beside the data directory
+    #[arg(long, env = "ANYWHEN_NO_AHEAD")]
+    pub(super) no_ahead: bool,
+    /// As that process, for the recovery whose folder this is
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub(super) runs_ahead_in: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -617,7 +624,8 @@ mod tests {
 
     #[test]
     fn every_long_flag_has_a_variable() {
-        let skipped = ["help", "version", "verbose"];
+        // the last is no setting: one process begins another with it
+        let skipped = ["help", "version", "verbose", "runs-ahead-in"];
         let mut commands = vec![Cli::command()];
         while let Some(command) = commands.pop() {
             for arg in command

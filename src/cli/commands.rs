@@ -1,6 +1,7 @@
 //! Each command: its flags and the settings, handed on as what the part needs.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +22,9 @@ use crate::backup::{BackupOptions, BackupTaker, CheckpointMode};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{ClusterSettings, GivenSettings, RepositorySettings, Settings, handed_over};
 use crate::error::{Error, Kind, Result, io};
+use crate::repository::destination::OpenDestination;
+use crate::restore::ahead::Session;
+use crate::restore::fetch::FetchRequest;
 use crate::restore::{
     self, Environment, Over, RestoreCommand, RestoreOptions, Target, TargetAction, Work,
 };
@@ -326,23 +330,60 @@ fn target(args: TargetArgs) -> Result<Target> {
     })
 }
 
+fn fetch_request(global: &Global, args: &WalFetchArgs) -> FetchRequest {
+    FetchRequest {
+        name: args.name.clone(),
+        dest: args.dest.clone(),
+        timeline: args.timeline,
+        until: args.until,
+        system_id: global.system_id,
+    }
+}
+
+/// The arguments of this program.
+fn own_arguments() -> Vec<OsString> {
+    std::env::args_os().skip(1).collect()
+}
+
+fn session(request: &FetchRequest, args: &WalFetchArgs) -> Option<Session> {
+    let is_asked_for = !args.no_ahead && args.runs_ahead_in.is_none();
+    is_asked_for
+        .then(|| Session::of(request, &own_arguments()))
+        .flatten()
+}
+
+/// Whether `wal-fetch` has handed out what was fetched before it was asked for: that takes no threads, no
+/// settings and no repository.
+pub(super) fn is_at_hand(global: &Global, args: &WalFetchArgs) -> bool {
+    let request = fetch_request(global, args);
+    session(&request, args).is_some_and(|session| session.take(&request))
+}
+
+fn open_impatiently(global: &Global) -> Result<OpenDestination> {
+    let settings = Settings::load(&global.given())?;
+    let cluster = settings.cluster()?;
+    impatient_destination(cluster).open(false, &clock())
+}
+
+/// Fetches ahead, for a recovery that does not wait for it.
+pub(super) async fn fetch_ahead(global: &Global, args: &WalFetchArgs, folder: &Path, stop: Stop) {
+    let request = fetch_request(global, args);
+    restore::ahead::run(|| open_impatiently(global), &request, folder, stop).await;
+}
+
 /// `wal-fetch` has PostgreSQL's exit codes, and no others.
 pub(super) async fn wal_fetch(global: &Global, args: WalFetchArgs) -> u8 {
-    let outcome = restore::fetch::run(
-        || {
-            let settings = Settings::load(&global.given())?;
-            let cluster = settings.cluster()?;
-            impatient_destination(cluster).open(false, &clock())
-        },
-        restore::fetch::FetchRequest {
-            name: args.name,
-            dest: args.dest,
-            timeline: args.timeline,
-            until: args.until,
-            system_id: global.system_id,
-        },
-    );
-    let outcome = outcome.await;
+    let request = fetch_request(global, &args);
+    let session = session(&request, &args);
+    if let Some(session) = &session
+        && session.take_underway(&request).await
+    {
+        return 0;
+    }
+    let outcome = restore::fetch::run(|| open_impatiently(global), request.clone()).await;
+    if let Some(session) = session.filter(|_| outcome.code == 0) {
+        session.go_on_behind(&request, &own_arguments());
+    }
     if let Some(error) = &outcome.error {
         output::failure(error, false);
     }

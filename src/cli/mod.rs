@@ -17,6 +17,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::error::{Error, Kind};
+use crate::restore;
 use args::{Cli, Command};
 
 /// The version, with the commit that it was built from.
@@ -47,8 +48,12 @@ pub fn main() -> ExitCode {
     }));
     // a panic in wal-fetch must not look like the end of WAL
     let is_wal_fetch = std::env::args_os().any(|arg| arg == "wal-fetch");
+    let is_ahead = std::env::args_os().any(|arg| arg == restore::ahead::FLAG);
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| start(is_wal_fetch)));
     ExitCode::from(match outcome {
+        // a postmaster that is the first process of a container is asked about it, and takes anything else for a
+        // crash of a server process (postmaster.c, `CleanupBackend`)
+        _ if is_ahead => 0,
         Ok(code) => code,
         Err(_panic) if is_wal_fetch => WAL_FETCH_FAILED,
         Err(_panic) => PANICKED,
@@ -60,6 +65,11 @@ fn start(is_wal_fetch: bool) -> u8 {
         Ok(cli) => cli,
         Err(error) => return usage(&error, is_wal_fetch),
     };
+    if let Command::WalFetch(args) = &cli.command
+        && commands::is_at_hand(&cli.global, args)
+    {
+        return 0;
+    }
     let as_json = cli.global.json;
     logging::start(&cli.global, is_wal_fetch);
     let mut threads = tokio::runtime::Builder::new_multi_thread();
@@ -138,7 +148,9 @@ async fn run(cli: Cli) -> u8 {
     let as_json = cli.global.json;
     let command = match cli.command {
         // a signal ends it as it ends any program: PostgreSQL knows what that means
-        Command::WalFetch(args) => return commands::wal_fetch(&cli.global, args).await,
+        Command::WalFetch(args) if args.runs_ahead_in.is_none() => {
+            return commands::wal_fetch(&cli.global, args).await;
+        }
         command => command,
     };
     // from here on a signal is a request, not the end of the process
@@ -160,6 +172,12 @@ async fn run(cli: Cli) -> u8 {
         Command::Backup(args) => commands::backup(&cli.global, args, stop).await,
         Command::Restore(args) => commands::restore(&cli.global, args, stop).await,
         Command::Demo(args) => commands::demo(&cli.global, args, stop).await,
+        Command::WalFetch(args) => {
+            if let Some(folder) = &args.runs_ahead_in {
+                commands::fetch_ahead(&cli.global, &args, folder, stop).await;
+            }
+            return 0;
+        }
         other => {
             tokio::select! {
                 outcome = commands::simple(&cli.global, other) => outcome,

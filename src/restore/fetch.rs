@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use basebackup::control;
+use rustix::fs::CWD;
 use tokio::time::Instant;
 use wal::{
     Lsn, Reach, SegmentHead, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalFileName,
@@ -36,7 +37,7 @@ const RETRY_MAX: Duration = Duration::from_secs(4);
 /// So many objects of each kind are asked for the segment size, where others are damaged.
 const ASKED_FOR_SIZE: usize = 4;
 /// What PostgreSQL has every segment restored as (xlogrecovery.c, `XLogFileRead`).
-const RESTORED_NAME: &str = "RECOVERYXLOG";
+pub(super) const RESTORED_NAME: &str = "RECOVERYXLOG";
 /// Makes `wal-fetch` panic, to test that this does not look like the end of WAL.
 const TEST_PANIC: &str = "ANYWHEN_TEST_PANIC";
 
@@ -132,10 +133,7 @@ async fn fetch(
         Error::usage(format!("{error}")).hint("restore_command = 'anywhen wal-fetch %f %p'")
     })?;
     let destination = open()?;
-    let system_id = match request.system_id {
-        Some(id) => id,
-        None => system_of_working_directory()?,
-    };
+    let system_id = system_of(request)?;
     let repository = match destination.stored(Some(system_id)).await {
         // a listing that lacks one repository's part would make WAL look absent
         Ok(repository) => repository.strict(),
@@ -177,7 +175,7 @@ async fn fetch(
             Err(error) => Err(error.into()),
         };
     };
-    write(&request.dest, &bytes)?;
+    place(&request.dest, &bytes)?;
     Ok(true)
 }
 
@@ -203,6 +201,13 @@ impl FetchRequest {
         };
         Ok(segment.start(size).is_some_and(|start| start >= until))
     }
+}
+
+/// The system whose WAL is asked for.
+pub(super) fn system_of(request: &FetchRequest) -> Result<u64> {
+    request
+        .system_id
+        .map_or_else(system_of_working_directory, Ok)
 }
 
 /// The identity of the cluster in whose directory PostgreSQL runs us.
@@ -284,7 +289,7 @@ fn begins_with(own: &Path, stored: &[u8]) -> bool {
 }
 
 /// The branch that recovery goes along; `None` where nothing at all is stored.
-async fn branch_of(
+pub(super) async fn branch_of(
     repository: &Repository,
     timeline: Option<TimelineId>,
 ) -> Result<Option<TimelineHistory>, RepositoryError> {
@@ -296,6 +301,28 @@ async fn branch_of(
         Some(timeline) => repository.branch(timeline).await.map(Some),
         None => Ok(None),
     }
+}
+
+/// A segment that is stored whole, all of which recovery along the branch may see; `None` where it is less, or
+/// not stored.
+pub(super) async fn fetch_complete(
+    repository: &Repository,
+    branch: &TimelineHistory,
+    segment: SegmentName,
+) -> Result<Option<Vec<u8>>> {
+    let parts = branch.parts();
+    let Some(part) = parts.iter().find(|part| part.timeline == segment.timeline) else {
+        return Ok(None);
+    };
+    let Some(bytes) = fetch_file(repository, &ObjectName::Segment(segment)).await? else {
+        return Ok(None);
+    };
+    let size = check_head(repository, segment, &bytes, None)?;
+    let range = segment.range(size);
+    let is_seen = range.is_some_and(|range| {
+        part.start < range.end && part.end.is_none_or(|fork| range.end <= fork)
+    });
+    Ok(is_seen.then_some(bytes))
 }
 
 /// What is stored of a segment from its beginning on.
@@ -440,14 +467,18 @@ fn give(
     Ok(Some(bytes))
 }
 
-/// Writes the file under another name and renames it: PostgreSQL takes whatever is at `dest`.
-fn write(dest: &Path, bytes: &[u8]) -> Result<()> {
+/// Writes the file under another name and renames it: PostgreSQL takes whatever is at `dest`. Nothing is synced:
+/// recovery asks again for what a crash takes away.
+pub(super) fn place(dest: &Path, bytes: &[u8]) -> Result<()> {
     let mut staged = dest.as_os_str().to_owned();
     staged.push(format!(".{}.tmp", std::process::id()));
     let staged = PathBuf::from(staged);
     let written = std::fs::write(&staged, bytes)
         .map_err(|error| io("write", &staged, &error))
-        .and_then(|()| durable::rename(&staged, dest).map_err(|error| io("write", dest, &error)));
+        .and_then(|()| {
+            let renamed = durable::rename_at(CWD, &staged, CWD, dest);
+            renamed.map_err(|error| io("write", dest, &error))
+        });
     if written.is_err()
         && let Err(error) = std::fs::remove_file(&staged)
         && error.kind() != std::io::ErrorKind::NotFound
@@ -580,9 +611,9 @@ mod tests {
     fn what_is_written_is_whole_or_not_there() {
         let folder = tempfile::tempdir().unwrap();
         let dest = folder.path().join("RECOVERYXLOG");
-        write(&dest, b"bytes").unwrap();
+        place(&dest, b"bytes").unwrap();
         assert_eq!(std::fs::read(&dest).unwrap(), b"bytes");
-        write(&folder.path().join("absent/x"), b"bytes").unwrap_err();
+        place(&folder.path().join("absent/x"), b"bytes").unwrap_err();
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

@@ -6,6 +6,7 @@
 //! (`settings`, `place`, `execute`), the private server that replays (`replay`), and PostgreSQL's
 //! `restore_command` ([`fetch`]).
 
+pub mod ahead;
 mod choose;
 mod execute;
 pub mod fetch;

@@ -20,6 +20,7 @@ mod resumed;
 mod sealed;
 mod server;
 
+mod ahead;
 mod archivers;
 mod azure;
 mod backups;
