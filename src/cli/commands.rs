@@ -22,9 +22,8 @@ use crate::backup::{BackupOptions, BackupTaker, CheckpointMode};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{ClusterSettings, GivenSettings, RepositorySettings, Settings, handed_over};
 use crate::error::{Error, Kind, Result, io};
-use crate::repository::destination::OpenDestination;
 use crate::restore::ahead::Session;
-use crate::restore::fetch::FetchRequest;
+use crate::restore::fetch::{FetchRequest, OpenDestination};
 use crate::restore::{
     self, Environment, Over, RestoreCommand, RestoreOptions, Target, TargetAction, Work,
 };

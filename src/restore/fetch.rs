@@ -17,10 +17,11 @@ use wal::{
 use crate::durable;
 use crate::error::{Error, Kind, Result, io};
 use crate::repository::catalog::TimelineWal;
-use crate::repository::destination::OpenDestination;
 use crate::repository::layout::ObjectName;
 use crate::repository::{Repository, RepositoryError};
 use crate::retry::Backoff;
+
+pub use crate::repository::destination::OpenDestination;
 
 /// Found.
 const FOUND: u8 = 0;

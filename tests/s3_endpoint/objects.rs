@@ -190,8 +190,15 @@ struct Listed {
     metadata: Metadata,
 }
 
-/// Every object below `folder` whose key begins with `prefix`, in no order.
-fn walk(folder: &Path, key: &str, prefix: &str, found: &mut Vec<Listed>) -> io::Result<()> {
+/// Every object below `folder` whose key begins with `prefix`, in no order; where it is not to be `deep`,
+/// the folders in it instead of what they hold.
+fn walk(
+    folder: &Path,
+    key: &str,
+    prefix: &str,
+    is_deep: bool,
+    found: &mut Vec<Listed>,
+) -> io::Result<()> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if is_missing(&error) => return Ok(()),
@@ -208,14 +215,35 @@ fn walk(folder: &Path, key: &str, prefix: &str, found: &mut Vec<Listed>) -> io::
         };
         if metadata.is_dir() {
             let below = format!("{key}/");
-            if below.starts_with(prefix) || prefix.starts_with(&below) {
-                walk(&entry.path(), &below, prefix, found)?;
+            if !is_deep && below.starts_with(prefix) {
+                // a bucket has no empty folders
+                if holds_any(&entry.path())? {
+                    found.push(Listed {
+                        key: below,
+                        metadata,
+                    });
+                }
+            } else if below.starts_with(prefix) || prefix.starts_with(&below) {
+                walk(&entry.path(), &below, prefix, is_deep, found)?;
             }
         } else if key.starts_with(prefix) {
             found.push(Listed { key, metadata });
         }
     }
     Ok(())
+}
+
+fn holds_any(folder: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let Some(metadata) = still_there(&entry)? else {
+            continue;
+        };
+        if !metadata.is_dir() || holds_any(&entry.path())? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn still_there(entry: &DirEntry) -> io::Result<Option<Metadata>> {
@@ -376,7 +404,8 @@ impl S3 for Objects {
         let prefix = input.prefix.as_deref().unwrap_or("");
         let folder = prefix.rfind('/').map_or("", |slash| &prefix[..=slash]);
         let mut found = Vec::new();
-        walk(&bucket.join(folder), folder, prefix, &mut found).map_err(internal)?;
+        let is_deep = input.delimiter.as_deref() != Some("/");
+        walk(&bucket.join(folder), folder, prefix, is_deep, &mut found).map_err(internal)?;
         found.sort_by(|a, b| a.key.cmp(&b.key));
 
         // the token is the last entry that was given
