@@ -35,8 +35,8 @@ const IDLE_INTERVAL: Duration = Duration::from_millis(100);
 const IDLE_AFTER: Duration = Duration::from_secs(2);
 /// How often the newest timeline is asked for, where that is followed.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
-/// How long after a segment that is not there the repository is asked for it again.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// So much is left free on the disk, which is the server's.
+const FREE_BYTES_MIN: u64 = 1 << 30;
 /// A recovery that asks for nothing for so long is not waited for: the next call begins anew.
 const IDLE_MAX: Duration = Duration::from_mins(2);
 
@@ -81,6 +81,12 @@ fn lock(folder: &Path) -> Option<File> {
     Some(file)
 }
 
+/// What the server's account may still write to a disk.
+fn free_bytes(folder: &Path) -> u64 {
+    let found = rustix::fs::statvfs(folder);
+    found.map_or(0, |found| found.f_bavail.saturating_mul(found.f_frsize))
+}
+
 /// Removes what another process left here: nobody knows any more what it was good for.
 fn clear(folder: &Path) {
     let Ok(entries) = std::fs::read_dir(folder) else {
@@ -117,7 +123,8 @@ impl Ahead {
         let bytes = u64::try_from(self.names.len())
             .unwrap_or(u64::MAX)
             .saturating_mul(self.size.bytes());
-        self.names.is_empty() || bytes.saturating_add(self.size.bytes()) <= AHEAD_BYTES_MAX
+        let is_within = bytes.saturating_add(self.size.bytes()) <= AHEAD_BYTES_MAX;
+        (self.names.is_empty() || is_within) && free_bytes(&self.folder) > FREE_BYTES_MIN
     }
 
     /// Takes note of what was taken from the folder, and of what was asked for elsewhere. Whether anything was.
@@ -209,15 +216,19 @@ async fn fetch_ahead(
     let mut fetches = FuturesOrdered::new();
     let mut taken_at = Instant::now();
     let mut looked_at = Instant::now();
-    let mut ask_again: Option<Instant> = None;
+    // nothing more is there, or wanted: the call that finds it here no more begins anew
+    let mut has_ended = false;
     while anchor.lives() && taken_at.elapsed() < IDLE_MAX {
-        if ask_again.is_some_and(|at| at <= Instant::now()) {
-            ask_again = None;
+        let is_wanted = |start: Lsn| request.until.is_none_or(|until| start < until);
+        has_ended |= !is_wanted(ahead.next);
+        if has_ended && ahead.names.is_empty() {
+            return Ok(());
         }
-        while ask_again.is_none() && fetches.len() < FETCHED_AT_ONCE && ahead.has_room() {
-            if request.until.is_some_and(|until| ahead.next >= until) {
-                break;
-            }
+        while !has_ended
+            && is_wanted(ahead.next)
+            && fetches.len() < FETCHED_AT_ONCE
+            && ahead.has_room()
+        {
             let name = name_at(&following.branch, ahead.next, size);
             let part = folder.join(format!("{name}{UNDERWAY}"));
             if File::create(&part).is_err() {
@@ -252,7 +263,7 @@ async fn fetch_ahead(
                         ahead.discard(behind);
                     }
                     ahead.next = name.start(size).unwrap_or(ahead.next);
-                    ask_again = Some(Instant::now() + ASK_AGAIN);
+                    has_ended = true;
                 }
             }
             () = sleep_until(looked_at + pace) => {}
@@ -268,7 +279,7 @@ async fn fetch_ahead(
                 taken_at = Instant::now();
             }
             if ahead.position != position {
-                ask_again = None;
+                has_ended = false;
             }
             if following
                 .has_moved(&repository, request.timeline, folder)
