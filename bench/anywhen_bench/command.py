@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import backups, commit_latency, idle_cost, stream_rate, sync_commits, year
+from . import backups, commit_latency, idle_cost, replay, stream_rate, sync_commits, year
 from .machine import describe_machine
 from .programs import Programs
 
@@ -19,6 +19,7 @@ JOBS = {
     "idle-cost": idle_cost,
     "backups": backups,
     "year": year,
+    "replay": replay,
 }
 
 EPILOG = """\
@@ -30,6 +31,7 @@ examples:
   bench/run idle-cost --minutes 5
   bench/run backups --database-mb 500
   bench/run year --segments 20000
+  bench/run replay --wal-segments 512
   bench/run all --json figures.json                    all of them
 
 The server is found in $ANYWHEN_PG_DIR/*/bin and /usr/lib/postgresql/*/bin; build Anywhen first:

@@ -49,6 +49,9 @@ pub fn main() -> ExitCode {
     // a panic in wal-fetch must not look like the end of WAL
     let is_wal_fetch = std::env::args_os().any(|arg| arg == "wal-fetch");
     let is_ahead = std::env::args_os().any(|arg| arg == restore::ahead::FLAG);
+    if is_ahead {
+        restore::ahead::close_inherited();
+    }
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| start(is_wal_fetch)));
     ExitCode::from(match outcome {
         // a postmaster that is the first process of a container is asked about it, and takes anything else for a

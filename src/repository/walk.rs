@@ -249,6 +249,9 @@ impl<T: TakeRecords> State<T> {
             return at;
         }
         let first = self.start.segment_size.start_of(self.position).min(at);
+        if let Some(last) = self.passed.last_mut().filter(|last| last.end == at) {
+            last.end = last.end.min(first);
+        }
         self.walker = Some(Walker::new(WalkerStart {
             at: first,
             skip_to: Some(self.position),

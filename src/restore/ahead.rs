@@ -14,6 +14,7 @@ use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
@@ -40,8 +41,8 @@ const LOCK: &str = "lock";
 const POSITION: &str = "position";
 /// Touched whenever the newest timeline was found to be the one that is followed.
 const CHECKED: &str = "checked";
-/// What is here counts for so long after that, where the newest timeline is followed.
-const CHECKED_LIMIT: Duration = Duration::from_secs(2);
+/// What is here counts for so long after that was asked, where the newest timeline is followed.
+const CHECKED_LIMIT: Duration = Duration::from_secs(1);
 /// A segment that is on its way is waited for so long; then the repository is asked.
 const UNDERWAY_LIMIT: Duration = Duration::from_secs(10);
 
@@ -75,19 +76,7 @@ impl Session {
         }
         let anchor = Anchor::find()?;
         let data = std::env::current_dir().ok()?;
-        let boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let mut identity = boot;
-        for argument in arguments {
-            let asked = argument.as_encoded_bytes();
-            let is_this_calls = asked == request.name.as_bytes()
-                || asked == request.dest.as_os_str().as_encoded_bytes();
-            if !is_this_calls {
-                identity.extend_from_slice(asked);
-            }
-            identity.push(0);
-        }
-        let digest = crate::repository::digest(&identity);
-        let digest: String = digest.chars().rev().take(16).collect();
+        let digest = short_digest(&identity_of(request, arguments));
         let name = format!("{}-{}-{digest}", anchor.pid, anchor.started);
         Some(Self {
             folder: beside(&data)?.join(name),
@@ -146,6 +135,8 @@ impl Session {
                 .args(arguments)
                 .arg(FLAG)
                 .arg(&self.folder)
+                // a signal to the server's processes is not meant for it
+                .process_group(0)
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(Stdio::null());
@@ -201,6 +192,54 @@ impl Session {
     }
 }
 
+/// What is fetched with other arguments or settings, or was before the machine was started, is another
+/// session's.
+fn identity_of(request: &FetchRequest, arguments: &[OsString]) -> Vec<u8> {
+    let mut identity = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    for argument in arguments {
+        let asked = argument.as_encoded_bytes();
+        let is_this_calls = asked == request.name.as_bytes()
+            || asked == request.dest.as_os_str().as_encoded_bytes();
+        if !is_this_calls {
+            identity.extend_from_slice(asked);
+        }
+        identity.push(0);
+    }
+    let settings = std::env::vars_os();
+    let mut settings: Vec<(OsString, OsString)> = settings
+        .filter(|(name, _)| name.as_encoded_bytes().starts_with(b"ANYWHEN_"))
+        .collect();
+    settings.sort();
+    for (name, value) in settings {
+        identity.extend_from_slice(name.as_encoded_bytes());
+        identity.push(b'=');
+        identity.extend_from_slice(value.as_encoded_bytes());
+        identity.push(0);
+    }
+    let resolved = (request.timeline, request.until, request.system_id);
+    identity.extend_from_slice(format!("{resolved:?}").as_bytes());
+    identity
+}
+
+fn short_digest(bytes: &[u8]) -> String {
+    let digest = crate::repository::digest(bytes);
+    digest.chars().rev().take(16).collect()
+}
+
+/// Closes what the process that began this one had open: until 15 a server's files among them
+/// (fd.c, `BasicOpenFilePerm`), whose space would not be free before we end, though they are removed.
+pub fn close_inherited() {
+    let Ok(open) = std::fs::read_dir("/proc/self/fd") else {
+        return;
+    };
+    let names = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let numbers: Vec<i32> = names.filter(|number| *number > 2).collect();
+    for number in numbers {
+        // one of them was the list's own, and is closed by now
+        nix::unistd::close(number).ok();
+    }
+}
+
 /// How long ago a file was touched, by the clock that stamps files; `None` where that is in the future.
 fn elapsed_since(touched: SystemTime) -> Option<Duration> {
     touched.elapsed().ok()
@@ -217,8 +256,7 @@ fn beside(data: &Path) -> Option<PathBuf> {
     if beside.exists() || is_writable {
         return Some(beside);
     }
-    let digest = crate::repository::digest(data.as_os_str().as_encoded_bytes());
-    let digest: String = digest.chars().rev().take(16).collect();
+    let digest = short_digest(data.as_os_str().as_encoded_bytes());
     Some(std::env::temp_dir().join(format!("anywhen-wal-{}-{digest}", geteuid().as_raw())))
 }
 
@@ -246,7 +284,10 @@ fn is_own(folder: &Path) -> bool {
 }
 
 impl Anchor {
-    /// The server's startup process, which ends with the recovery; without a server whoever called us.
+    /// The server's startup process, which ends with the recovery; without a server whoever called us. `None`
+    /// where the postmaster is the first process of a container: whatever ends there is its child, and if that
+    /// is killed, it takes it for a crash of a server process, and ends all others (postmaster.c,
+    /// `CleanupBackend`).
     fn find() -> Option<Self> {
         let parent = getppid().map(Pid::as_raw_nonzero)?.get();
         let postmaster = std::fs::read_to_string("postmaster.pid").ok();
@@ -255,6 +296,9 @@ impl Anchor {
         let Some(postmaster) = postmaster else {
             return Self::of(parent);
         };
+        if postmaster == 1 {
+            return None;
+        }
         let mut pid = parent;
         // a shell or two stand between
         for _ in 0..8 {

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::ground::{eventually, give, write_as_account};
+use crate::ground::{command, eventually, give, write_as_account};
 use crate::judge::{End, assert_sound, moments, start_restored};
 use crate::objects::{stored_segments, system_dir};
 use crate::record::Record;
@@ -91,12 +91,9 @@ fn segments_are_fetched_before_they_are_asked_for() {
     let mut recovery = Recovery::new();
     let segments = recovery.segments.clone();
     recovery.assert_given(&segments[0]);
-    recovery.wait_until_ready(&segments[6]);
-    let ready = recovery.ready();
-    assert!(
-        segments[1..=6].iter().all(|name| ready.contains(name)),
-        "{ready:?}"
-    );
+    for name in &segments[1..=6] {
+        recovery.wait_until_ready(name);
+    }
     recovery.record.set_reachable(false);
     for name in &segments[1..=6] {
         recovery.assert_given(name);
@@ -186,19 +183,24 @@ fn the_process_that_fetches_ahead_may_be_killed() {
 
 /// Kills the processes that fetch ahead below a folder; how many there were.
 fn kill_those_that_run_ahead(folder: &Path) -> usize {
-    let mut killed = 0;
-    for process in fs::read_dir("/proc").unwrap() {
-        let process = process.unwrap();
-        let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).into_owned();
-        if line.contains("--runs-ahead-in") && line.contains(folder.to_str().unwrap()) {
-            let pid = process.file_name().into_string().unwrap().parse().unwrap();
-            let pid = rustix::process::Pid::from_raw(pid).unwrap();
-            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-            killed += 1;
-        }
+    let pids = those_that_run_ahead(folder);
+    for pid in &pids {
+        let pid = rustix::process::Pid::from_raw(*pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     }
-    killed
+    pids.len()
+}
+
+fn those_that_run_ahead(folder: &Path) -> Vec<i32> {
+    let processes = fs::read_dir("/proc").unwrap();
+    let running = processes.filter_map(|process| {
+        let process = process.unwrap();
+        let line = fs::read(process.path().join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line).into_owned();
+        let is_one = line.contains("--runs-ahead-in") && line.contains(folder.to_str().unwrap());
+        is_one.then(|| process.file_name().into_string().unwrap().parse().unwrap())
+    });
+    running.collect()
 }
 
 /// A recovery along its ancestors' timelines, with what was fetched ahead gone behind it.
@@ -222,4 +224,38 @@ fn a_recovery_leaves_nothing_behind_that_was_fetched_ahead() {
     let folder = target.with_file_name("restored.anywhen-wal");
     eventually("what was fetched ahead is gone", || !folder.exists());
     give(&target);
+}
+
+/// Until 15 a server's files are handed down to whatever it starts: what replay removes would keep its
+/// space for as long as that process lives.
+#[test]
+fn nothing_of_the_servers_stays_open() {
+    let recovery = Recovery::new();
+    let segments = &recovery.segments;
+    let inner =
+        recovery
+            .record
+            .anywhen
+            .command(&["wal-fetch", &segments[0], "pg_wal/RECOVERYXLOG"]);
+    let mut shell = command("/bin/sh");
+    shell
+        .args(["-c", "exec 9<PG_VERSION; exec \"$@\"", "sh"])
+        .arg(inner.get_program())
+        .args(inner.get_args())
+        .current_dir(recovery.record.server.data());
+    for (name, value) in inner.get_envs() {
+        shell.env(name, value.unwrap_or_default());
+    }
+    assert_eq!(recovery.record.anywhen.run_command(shell).code, Some(0));
+    recovery.wait_until_ready(&segments[2]);
+    let [pid] = those_that_run_ahead(&recovery.folder())[..] else {
+        panic!("one process fetches ahead")
+    };
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let open: Vec<PathBuf> = open
+        .filter_map(|link| fs::read_link(link.unwrap().path()).ok())
+        .collect();
+    let data = recovery.record.server.data();
+    assert!(!open.is_empty());
+    assert!(open.iter().all(|path| !path.starts_with(data)), "{open:?}");
 }

@@ -10,7 +10,7 @@ use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use rustix::fs::CWD;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, interval, sleep_until};
 use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalFileName};
 
 use super::{Anchor, CHECKED, LOCK, POSITION, UNDERWAY, position_in};
@@ -27,6 +27,8 @@ use crate::restore::fetch::{FetchRequest, branch_of, fetch_complete, system_of};
 const AHEAD_BYTES_MAX: u64 = 256 << 20;
 /// So many segments are fetched at the same time.
 const FETCHED_AT_ONCE: usize = 2;
+/// Touched when the newest timeline is asked for; renamed once that is answered.
+const ASKING: &str = "asking";
 /// How often it looks whether segments were taken.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 /// How often it looks while nobody takes any.
@@ -34,7 +36,7 @@ const IDLE_INTERVAL: Duration = Duration::from_millis(100);
 /// After so long without anybody taking any it looks less often.
 const IDLE_AFTER: Duration = Duration::from_secs(2);
 /// How often the newest timeline is asked for, where that is followed.
-const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+const CHECK_INTERVAL: Duration = Duration::from_millis(300);
 /// So much is left free on the disk, which is the server's.
 const FREE_BYTES_MIN: u64 = 1 << 30;
 /// A recovery that asks for nothing for so long is not waited for: the next call begins anew.
@@ -49,8 +51,6 @@ pub async fn run(
     folder: &Path,
     stop: watch::Receiver<bool>,
 ) {
-    // the server's session is not ours: nobody at its terminal means us
-    rustix::process::setsid().ok();
     let Some(_lock) = lock(folder) else { return };
     clear(folder);
     let anchor = folder
@@ -59,18 +59,29 @@ pub async fn run(
     let Some(anchor) = anchor else { return };
     let mut stopped = stop;
     let fetching = async {
-        if let Err(error) = fetch_ahead(&open, request, folder, anchor).await {
+        if let Err(error) = fetch_ahead(&open, request, folder).await {
             tracing::debug!("nothing more is fetched ahead: {}", error.message());
         }
     };
     tokio::select! {
         () = fetching => {}
+        () = anchor.gone() => {}
         _ = stopped.wait_for(|asked| *asked) => {}
     }
     std::fs::remove_dir_all(folder).ok();
     if let Some(all) = folder.parent() {
         // where it is empty
         std::fs::remove_dir(all).ok();
+    }
+}
+
+impl Anchor {
+    /// Returns once the process has ended.
+    async fn gone(self) {
+        let mut looks = interval(IDLE_INTERVAL);
+        while self.lives() {
+            looks.tick().await;
+        }
     }
 }
 
@@ -188,7 +199,6 @@ async fn fetch_ahead(
     open: &impl Fn() -> Result<OpenDestination>,
     request: &FetchRequest,
     folder: &Path,
-    anchor: Anchor,
 ) -> Result<()> {
     let Ok(WalFileName::Segment(first)) = request.name.parse() else {
         return Ok(());
@@ -209,6 +219,7 @@ async fn fetch_ahead(
         next: range.end,
         position: first,
     };
+    asks(folder);
     let Some(branch) = branch_of(&repository, request.timeline).await? else {
         return Ok(());
     };
@@ -218,7 +229,7 @@ async fn fetch_ahead(
     let mut looked_at = Instant::now();
     // nothing more is there, or wanted: the call that finds it here no more begins anew
     let mut has_ended = false;
-    while anchor.lives() && taken_at.elapsed() < IDLE_MAX {
+    while taken_at.elapsed() < IDLE_MAX {
         let is_wanted = |start: Lsn| request.until.is_none_or(|until| start < until);
         has_ended |= !is_wanted(ahead.next);
         if has_ended && ahead.names.is_empty() {
@@ -315,9 +326,12 @@ async fn fetch_to(
     match fetched {
         Ok(Some(bytes)) => {
             let writing = tokio::task::spawn_blocking(move || -> io::Result<()> {
-                std::fs::write(&part, &bytes)?;
+                // a name that no process before this one writes to still
+                let staged = part.with_extension(format!("{}.tmp", std::process::id()));
+                std::fs::write(&staged, &bytes)?;
                 // a server that is killed with the machine begins anew, and so does its session
-                durable::rename_at(CWD, &part, CWD, &ready)
+                durable::rename_at(CWD, &staged, CWD, &ready)?;
+                std::fs::remove_file(&part)
             });
             writing.await.is_ok_and(|written| written.is_ok())
         }
@@ -337,7 +351,7 @@ struct Following {
 
 impl Following {
     fn along(branch: TimelineHistory, folder: &Path) -> Self {
-        touch(folder);
+        is_checked(folder);
         Self {
             branch,
             checked: Instant::now(),
@@ -354,17 +368,23 @@ impl Following {
         if timeline.is_some() || self.checked.elapsed() < CHECK_INTERVAL {
             return Ok(false);
         }
+        asks(folder);
         let newest = repository.newest_timeline().await?;
         let has_moved = newest.is_some_and(|newest| newest != self.branch.timeline());
         self.checked = Instant::now();
         if !has_moved {
-            touch(folder);
+            is_checked(folder);
         }
         Ok(has_moved)
     }
 }
 
-/// What is here counts from now on for a while.
-fn touch(folder: &Path) {
-    std::fs::write(folder.join(CHECKED), b"").ok();
+/// The newest timeline is asked for now.
+fn asks(folder: &Path) {
+    std::fs::write(folder.join(ASKING), b"").ok();
+}
+
+/// It was the one that is followed: what is here counts for a while from when that was asked.
+fn is_checked(folder: &Path) {
+    durable::rename_at(CWD, &folder.join(ASKING), CWD, &folder.join(CHECKED)).ok();
 }

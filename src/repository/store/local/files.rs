@@ -14,64 +14,91 @@ const DEPTH_MAX: usize = 32;
 /// Every file below `folder`, and in it below `prefix`, under its path from `folder`; in no order. What
 /// goes while it is looked at is not listed; a folder that is not there holds nothing.
 ///
-/// A file whose name no object can have is not listed. Links are followed.
+/// A folder's own files are looked at behind those of the folders in it: a segment takes the place of its
+/// pieces, and one of the two must be seen. A file whose name no object can have is not listed. Links are
+/// followed.
 pub(super) fn files_below(folder: &FilePath, prefix: Option<&Path>) -> io::Result<Vec<ObjectMeta>> {
     let prefix = prefix.map(AsRef::as_ref).unwrap_or_default();
     let mut found = Vec::new();
-    let mut folders: Vec<(PathBuf, String, usize)> =
-        vec![(folder.join(prefix), prefix.to_owned(), 0)];
-    while let Some((folder, below, depth)) = folders.pop() {
-        if depth > DEPTH_MAX {
-            let reason = format!("folders in folders without end: {}", folder.display());
-            return Err(io::Error::other(reason));
-        }
-        let Some(entries) = unless_gone(fs::read_dir(&folder))? else {
+    look(&folder.join(prefix), prefix, 0, &mut found)?;
+    Ok(found)
+}
+
+fn look(
+    folder: &FilePath,
+    below: &str,
+    depth: usize,
+    found: &mut Vec<ObjectMeta>,
+) -> io::Result<()> {
+    if depth > DEPTH_MAX {
+        let reason = format!("folders in folders without end: {}", folder.display());
+        return Err(io::Error::other(reason));
+    }
+    let path_of = |name: &str| match below {
+        "" => name.to_owned(),
+        below => format!("{below}/{name}"),
+    };
+    for (name, path) in entries(folder, |kind| kind != Kind::File)? {
+        look(&path, &path_of(&name), depth + 1, found)?;
+    }
+    for (name, path) in entries(folder, |kind| kind != Kind::Folder)? {
+        let Some(metadata) = unless_gone(fs::metadata(path))? else {
             continue;
         };
-        for entry in entries {
-            let Some(entry) = unless_gone(entry)? else {
-                continue;
-            };
-            let name = entry.file_name();
-            let Some(name) = name.to_str() else { continue };
-            let path = match below.as_str() {
-                "" => name.to_owned(),
-                below => format!("{below}/{name}"),
-            };
-            let kind = entry.file_type()?;
-            let metadata = if kind.is_dir() {
-                None
-            } else if kind.is_symlink() {
-                let Some(metadata) = unless_gone(fs::metadata(entry.path()))? else {
-                    continue;
-                };
-                Some(metadata)
-            } else {
-                let Some(metadata) = unless_gone(entry.metadata())? else {
-                    continue;
-                };
-                Some(metadata)
-            };
-            match metadata {
-                Some(metadata) if metadata.is_file() => {
-                    let Ok(location) = Path::parse(&path) else {
-                        continue;
-                    };
-                    found.push(ObjectMeta {
-                        location,
-                        // nobody asks when
-                        last_modified: std::time::UNIX_EPOCH.into(),
-                        size: metadata.len(),
-                        e_tag: None,
-                        version: None,
-                    });
-                }
-                Some(metadata) if !metadata.is_dir() => {}
-                _ => folders.push((entry.path(), path, depth + 1)),
-            }
+        let Ok(location) = Path::parse(path_of(&name)) else {
+            continue;
+        };
+        if metadata.is_file() {
+            found.push(ObjectMeta {
+                location,
+                // nobody asks when
+                last_modified: std::time::UNIX_EPOCH.into(),
+                size: metadata.len(),
+                e_tag: None,
+                version: None,
+            });
         }
     }
-    Ok(found)
+    Ok(())
+}
+
+/// What an entry of a folder is, as far as the folder tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    File,
+    Folder,
+    /// A link, which leads to either.
+    Link,
+}
+
+/// The entries of a folder that are wanted: their names and paths.
+fn entries(
+    folder: &FilePath,
+    is_wanted: impl Fn(Kind) -> bool,
+) -> io::Result<Vec<(String, PathBuf)>> {
+    let mut wanted = Vec::new();
+    let Some(entries) = unless_gone(fs::read_dir(folder))? else {
+        return Ok(wanted);
+    };
+    for entry in entries {
+        let Some(entry) = unless_gone(entry)? else {
+            continue;
+        };
+        let Some(kind) = unless_gone(entry.file_type())? else {
+            continue;
+        };
+        let kind = if kind.is_dir() {
+            Kind::Folder
+        } else if kind.is_symlink() {
+            Kind::Link
+        } else {
+            Kind::File
+        };
+        if let (true, Ok(name)) = (is_wanted(kind), entry.file_name().into_string()) {
+            wanted.push((name, entry.path()));
+        }
+    }
+    Ok(wanted)
 }
 
 /// `None` for what is not there, or no folder any more.
