@@ -130,7 +130,7 @@ impl Session {
                 return Ok(());
             }
             let mut command = Command::new(std::env::current_exe()?);
-            // nothing of the server's stays open
+            // what else of the server's is open it closes itself, see `close_inherited`
             command
                 .args(arguments)
                 .arg(FLAG)
