@@ -17,7 +17,7 @@ use crate::repository::layout::BackupId;
 use crate::repository::{Repository, RepositoryError};
 
 /// How many orders of events; the full count is asked for.
-const ORDERS: u64 = 900;
+const ORDERS: u64 = 400;
 const BACKUPS: u64 = 6;
 const REMOVALS: u64 = 4;
 /// What was given up lands within two minutes.
