@@ -15,6 +15,7 @@ mod tries;
 mod writer;
 
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -183,9 +184,11 @@ impl BackupTaker {
             everywhere: &everywhere,
             first: &repository,
         };
+        let was_offered = AtomicBool::new(false);
         let to = Target {
             recipe: &recipe,
             id: &id,
+            was_offered: &was_offered,
             earlier,
             kept: kept.clone(),
             lineage,
@@ -211,7 +214,9 @@ impl BackupTaker {
                 Err(error) => Err(error),
             },
             Err(error) => {
-                match (repository.discard_backup(&id).await, kept) {
+                let was_offered = was_offered.into_inner();
+                let discarded = repository.discard_backup(&id, was_offered, self.clock.now());
+                match (discarded.await, kept) {
                     (Ok(true), Some(kept)) => kept.forget(&id),
                     (Ok(_), _) => {}
                     (Err(error), _) => {
@@ -273,6 +278,7 @@ impl BackupTaker {
         Target {
             recipe,
             id,
+            was_offered,
             earlier: records,
             kept,
             lineage,
@@ -329,7 +335,8 @@ impl BackupTaker {
             }) => {
                 let manifest = std::mem::take(&mut packed.manifest);
                 let record = self.record(begun, packed, start_lsn, started_at);
-                if self.is_worth_keeping(&error, repository) {
+                if self.is_worth_keeping(&error, repository) && record.bytes > 0 {
+                    was_offered.store(true, Ordering::Relaxed);
                     keep_unfinished(repository, &record, manifest).await;
                 }
                 return Err(error);
@@ -610,9 +617,6 @@ async fn store_manifest(
 
 /// Lets the next backup use what this one has stored.
 async fn keep_unfinished(repository: &Repository, record: &BackupRecord, manifest: Vec<u8>) {
-    if record.bytes == 0 {
-        return;
-    }
     let manifest = Bytes::from(manifest);
     let mut tries = Tries::new();
     loop {
@@ -637,6 +641,8 @@ async fn keep_unfinished(repository: &Repository, record: &BackupRecord, manifes
 struct Target<'a> {
     recipe: &'a BackupRecipe,
     id: &'a BackupId,
+    /// Whether the next backup may know of what it has stored, though it has failed.
+    was_offered: &'a AtomicBool,
     /// The backups that it may refer to, which were announced.
     earlier: EarlierRecords,
     /// Where its manifest is kept too.

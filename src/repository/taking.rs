@@ -122,8 +122,14 @@ impl Repository {
     }
 
     /// Removes what a backup that did not come to its end has stored, unless the next one is to use it;
-    /// whether it did.
-    pub async fn discard_backup(&self, id: &BackupId) -> Result<bool> {
+    /// whether it did. What `was_offered` for that ([`Repository::keep_unfinished`]), though it may have
+    /// failed, others may refer to by now, and need; `now` tells one removal from another.
+    pub async fn discard_backup(
+        &self,
+        id: &BackupId,
+        was_offered: bool,
+        now: Timestamp,
+    ) -> Result<bool> {
         let member = self.first();
         let name = ObjectName::Backup(id.clone());
         if member.find::<serde_json::Value>(&name).await?.is_some()
@@ -131,6 +137,10 @@ impl Repository {
         {
             return Ok(false);
         }
+        if was_offered {
+            return member.remove_unfinished(id, now).await.map(|()| true);
+        }
+        // nobody has heard of it; and this must do without writing where no room is left
         let store = member.store()?;
         for folder in [format!("packs/{id}/"), format!("backups/{id}/")] {
             for object in store.list(&folder).await? {

@@ -15,6 +15,8 @@ use super::{Repository, RepositoryError, Result};
 
 impl Repository {
     /// Makes what a backup that failed has stored known to the next one. All of it must be stored before.
+    ///
+    /// Where this fails, the next one may know of it all the same.
     pub async fn keep_unfinished(&self, record: &BackupRecord) -> Result<()> {
         self.first().keep_unfinished(record).await
     }

@@ -119,7 +119,7 @@ async fn take(world: &World, plan: &Plan) {
         Ok(record) => record,
         Err(error) => {
             expect_outage(world, &error);
-            if let Err(error) = leader.discard_backup(&id).await {
+            if let Err(error) = leader.discard_backup(&id, false, now).await {
                 expect_outage(world, &error);
             } else {
                 world.count(Seen::BackupDiscarded);
@@ -253,7 +253,7 @@ pub(super) async fn take_beside(
         Ok(record) => record,
         Err(error) => {
             // what cannot be discarded stays, and harms nobody
-            drop(leader.discard_backup(&id).await);
+            drop(leader.discard_backup(&id, breaks_off, now).await);
             return Err(error);
         }
     };

@@ -40,6 +40,32 @@ pub(super) fn is_under_way() -> bool {
     UNDER_WAY.get()
 }
 
+/// A schedule runs on this thread, and nothing of it on another, for as long as this is kept.
+struct UnderWay;
+
+impl UnderWay {
+    fn begin() -> Self {
+        UNDER_WAY.set(true);
+        Self
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        UNDER_WAY.set(false);
+    }
+}
+
+/// Shows what a schedule that is run alone comes to.
+fn show_all() {
+    drop(
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .with_ansi(false)
+            .try_init(),
+    );
+}
+
 pub(crate) fn setting(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
     Some(
@@ -62,10 +88,10 @@ fn identity_file(folder: &std::path::Path) -> PathBuf {
 /// Whether a schedule went well; says so where it did not, past the test harness, which keeps all
 /// to itself until the end.
 fn run_one(seed: u64, identities: &std::path::Path, tally: &Arc<Tally>) -> bool {
-    UNDER_WAY.set(true);
+    let under_way = UnderWay::begin();
     let run = || schedule::run(seed, identities.to_owned(), tally);
     let outcome = catch_unwind(AssertUnwindSafe(run));
-    UNDER_WAY.set(false);
+    drop(under_way);
     let Err(panic) = outcome else { return true };
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
@@ -85,12 +111,7 @@ fn what_is_acknowledged_survives_every_schedule_of_faults() {
     let identities = identity_file(folder.path());
     let tally = Arc::new(Tally::new());
     if let Some(seed) = setting("ANYWHEN_SCHEDULE_SEED") {
-        drop(
-            tracing_subscriber::fmt()
-                .with_max_level(tracing::Level::DEBUG)
-                .with_ansi(false)
-                .try_init(),
-        );
+        show_all();
         assert!(run_one(seed, &identities, &tally));
         return;
     }

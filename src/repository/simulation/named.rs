@@ -32,13 +32,18 @@ pub(super) struct Places {
 
 impl Places {
     pub(super) fn new() -> Self {
+        Self::of(1)
+    }
+
+    /// With the faults of a seed.
+    pub(super) fn of(seed: u64) -> Self {
         let (time, tally) = (Arc::new(Time::default()), Arc::new(Tally::new()));
         let nature = Nature {
             conditions: Conditions::Honoured,
             late: Duration::ZERO,
             is_sound: false,
         };
-        let store = |number| Faulty::new(number, 1, nature, &time, &tally);
+        let store = |number| Faulty::new(number, seed, nature, &time, &tally);
         Self {
             stores: [store(0), store(1)],
             time,
