@@ -1,15 +1,12 @@
 """What a stream asks of an S3 store while little or nothing happens, and what that costs."""
 
-import json
-import subprocess
-import sys
 import time
-import urllib.request
 from pathlib import Path
 
 from .figures import print_table
-from .programs import account, make_folder
+from .programs import make_folder
 from .receivers import Anywhen, Receiving
+from .s3_endpoint import CREDENTIALS, Endpoint, program
 from .server import Server, stored_bytes
 
 DAY_SECONDS = 86_400
@@ -25,8 +22,6 @@ DEFAULTS = """
 checkpoint_timeout = 5min
 autovacuum = on
 """
-
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "stories", "AWS_SECRET_ACCESS_KEY": "stories-secret", "AWS_REGION": "us-east-1"}
 
 CONFIG = """
 [repository.bench]
@@ -46,40 +41,21 @@ def add_arguments(group):
 
 
 def run(options, programs, folder):
-    endpoint = options.s3_endpoint or options.anywhen.parent / "examples" / "s3_endpoint"
-    if not endpoint.is_file():
-        sys.exit(f"bench: no program at {endpoint}\n  hint: cargo build --release --example s3_endpoint")
+    program(options)  # missed now, rather than later
     runs = []
     for name, commits_per_second in [("idle", 0), ("1 commit/s", 1)]:
+        buckets = make_folder(folder / f"store-{commits_per_second}")
+        make_folder(buckets / "bench")
         with Server(programs, folder / f"idle-{commits_per_second}", settings=DEFAULTS) as server, \
-                Endpoint(endpoint, folder / f"store-{commits_per_second}") as store:
-            runs.append({"server": name, **watch(options, programs, folder, server, store, commits_per_second)})
+                Endpoint(options, buckets) as store:
+            watched = watch(options, programs, folder, server, (store, buckets), commits_per_second)
+            runs.append({"server": name, **watched})
     report(runs)
     return {"runs": runs}
 
 
-class Endpoint:
-    """The S3 endpoint of the tests, with one empty bucket."""
-
-    def __init__(self, program, folder):
-        self.folder = make_folder(folder)
-        make_folder(folder / "bench")
-        self.process = subprocess.Popen([program.resolve(), folder], stdout=subprocess.PIPE, text=True, **account())
-        self.address = self.process.stdout.readline().strip()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.wait()
-
-    def counts(self):
-        with urllib.request.urlopen(f"{self.address}/-/faults") as answer:
-            return json.load(answer)
-
-
-def watch(options, programs, folder, server, store, commits_per_second):
+def watch(options, programs, folder, server, place, commits_per_second):
+    store, buckets = place
     server.sql("create table commits (id bigserial primary key, note text)")
     # what happened until now is not what an idle server does; a full segment begins anew
     server.sql("select pg_switch_wal()")
@@ -91,13 +67,13 @@ def watch(options, programs, folder, server, store, commits_per_second):
     with Receiving(tool, programs, server, "bench", folder / "received", environment=CREDENTIALS) as receiving, \
             server.session() as session:
         go_on(receiving, session, commits_per_second, 30)
-        before, kept = store.counts(), stored_bytes(store.folder)[0]
+        before, kept = store.counts(), stored_bytes(buckets)[0]
         cpu = receiving.cpu_seconds()
         seconds = options.minutes * 60
         go_on(receiving, session, commits_per_second, seconds)
         after = store.counts()
         figures = {name: (after[name] - before[name]) / seconds * DAY_SECONDS for name in after}
-        figures["kept_bytes"] = (stored_bytes(store.folder)[0] - kept) / seconds * DAY_SECONDS
+        figures["kept_bytes"] = (stored_bytes(buckets)[0] - kept) / seconds * DAY_SECONDS
         figures["cpu_seconds"] = (receiving.cpu_seconds() - cpu) / seconds * DAY_SECONDS
         figures["peak_mib"] = receiving.peak_mib()
     return figures

@@ -9,8 +9,9 @@ import time
 from .figures import median, print_table, spread
 from .programs import account, give_away, make_folder
 from .receivers import Anywhen, Receiving, wait_until
+from .s3_endpoint import Endpoint, program
 from .server import Server
-from .year import CREDENTIALS, SlowEndpoint, ask, lag
+from .year import ask, lag
 
 #: a server that replays: it may not write elsewhere, and nobody connects
 SETTINGS = {"listen_addresses": "", "fsync": "off", "autovacuum": "off", "max_wal_size": "32GB",
@@ -22,9 +23,7 @@ def add_arguments(group):
 
 
 def run(options, programs, folder):
-    program = options.s3_endpoint or options.anywhen.parent / "examples" / "s3_endpoint"
-    if not program.is_file():
-        sys.exit(f"bench: no program at {program}\n  hint: cargo build --release --example s3_endpoint")
+    program(options)  # missed now, rather than later
     buckets = make_folder(folder / "replay")
     repository = buckets / "replay"
     repo = ["--repo", f"file://{repository}"]
@@ -35,13 +34,13 @@ def run(options, programs, folder):
         wal = server.data / "pg_wal"
     plain = keep_plain(wal, make_folder(folder / "plain"))
     runs = []
-    with SlowEndpoint(program, buckets, options.slow_ms) as endpoint:
+    with Endpoint(options, buckets, options.slow_ms) as endpoint:
         ways = {
             "in pg_wal": (repo, {}, "/bin/false"),
             "cp": (repo, {}, f"cp {plain}/%f %p"),
             "wal-fetch": (repo, {}, None),
             "wal-fetch --no-ahead": (repo, {}, "--no-ahead"),
-            "wal-fetch over S3": (["--repo", "s3://replay"], {**CREDENTIALS, "AWS_ENDPOINT": endpoint.address}, None),
+            "wal-fetch over S3": (["--repo", "s3://replay"], endpoint.environment(), None),
         }
         for number in range(options.rounds):
             names = list(ways)

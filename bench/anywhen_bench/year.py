@@ -3,20 +3,16 @@
 import json
 import os
 import subprocess
-import sys
 import time
-import urllib.request
 
 from .figures import print_table, spread
 from .programs import account, make_folder
 from .receivers import Anywhen, Receiving, wait_until
+from .s3_endpoint import Endpoint, program
 from .server import Server
 
 #: how far the stream may fall behind while the WAL is made: the server keeps it so long
 LAG_BYTES_MAX = 200 << 20
-
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "stories", "AWS_SECRET_ACCESS_KEY": "stories-secret", "AWS_REGION": "us-east-1",
-               "AWS_ALLOW_HTTP": "true"}
 
 MAKE_SEGMENTS = """
 do $$ begin
@@ -38,9 +34,7 @@ def add_arguments(group):
 
 
 def run(options, programs, folder):
-    program = options.s3_endpoint or options.anywhen.parent / "examples" / "s3_endpoint"
-    if not program.is_file():
-        sys.exit(f"bench: no program at {program}\n  hint: cargo build --release --example s3_endpoint")
+    program(options)  # missed now, rather than in an hour
     buckets = make_folder(folder / "buckets")
     with Server(programs, folder / "year", segment_mib=1, settings="fsync = off\nmax_wal_size = 1GB") as server:
         tool = Anywhen("anywhen stream", ("--repo", f"file://{buckets / 'year'}"), configured=True)
@@ -49,9 +43,8 @@ def run(options, programs, folder):
     stored = sum(1 for path in (buckets / "year").rglob("*") if path.is_file())
     print(f"objects: {stored}", flush=True)
     runs = measure(options, programs, folder, "a folder", ["--repo", f"file://{buckets / 'year'}"], {}, None)
-    with SlowEndpoint(program, buckets, options.slow_ms) as endpoint:
-        environment = {**CREDENTIALS, "AWS_ENDPOINT": endpoint.address}
-        runs += measure(options, programs, folder, "S3", ["--repo", "s3://year"], environment, endpoint)
+    with Endpoint(options, buckets, options.slow_ms) as endpoint:
+        runs += measure(options, programs, folder, "S3", ["--repo", "s3://year"], endpoint.environment(), endpoint)
     report(runs)
     return {"objects": stored, "runs": runs}
 
@@ -72,26 +65,6 @@ def lag(server):
                         " where flush_lsn is not null")
     behind = int(behind)
     return behind if behind >= 0 else LAG_BYTES_MAX * 2
-
-
-class SlowEndpoint:
-    """The S3 endpoint of the tests over these buckets, whose every request waits."""
-
-    def __init__(self, program, buckets, slow_ms):
-        command = [program.resolve(), "--slow", str(slow_ms), buckets]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **account())
-        self.address = self.process.stdout.readline().strip()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.wait()
-
-    def requests(self):
-        with urllib.request.urlopen(f"{self.address}/-/faults") as answer:
-            return json.load(answer)["requests"]
 
 
 def measure(options, programs, folder, place, repo, environment, endpoint):
