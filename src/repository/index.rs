@@ -26,7 +26,7 @@ pub const GROUP_SEGMENTS: u64 = 256;
 const GROUPS_AT_ONCE: usize = 16;
 /// So many trailers are read at once.
 const TRAILERS_AT_ONCE: usize = 32;
-/// Summaries are forgotten when there are more than these, in segments: some 500 bytes each.
+/// Summaries are forgotten when those of more segments than these are known.
 const KNOWN_MAX: usize = 64 * 256;
 
 /// So many groups wait for a segment of theirs that has not come yet; the next archiver looks for them all.
@@ -82,6 +82,21 @@ impl Group {
 
     fn name(self) -> ObjectName {
         ObjectName::Index(self.first)
+    }
+
+    /// The lines of the group's object: one for each of its segments, in order, and nothing else.
+    fn lines_in(self, text: &[u8]) -> Option<Vec<IndexLine>> {
+        let mut texts = text.split(|byte| *byte == b'\n');
+        let mut lines = Vec::new();
+        for segment in self.segments() {
+            let line: IndexLine = serde_json::from_slice(texts.next()?).ok()?;
+            if line.segment != segment.to_string() {
+                return None;
+            }
+            lines.push(line);
+        }
+        let ends = texts.next().is_some_and(<[u8]>::is_empty) && texts.next().is_none();
+        ends.then_some(lines)
     }
 }
 
@@ -231,17 +246,15 @@ impl Repository {
             }
             Err(error) => return Err(error),
         };
-        let lines = fetched.plain.split(|byte| *byte == b'\n');
-        let lines = lines.filter(|line| !line.is_empty());
-        let parsed: Result<Vec<IndexLine>, _> = lines.map(serde_json::from_slice).collect();
-        Ok(parsed
-            .inspect_err(|error| {
-                tracing::warn!(
-                    "the segments are looked at one by one: {}: {error}",
-                    group.name()
-                );
-            })
-            .ok())
+        let lines = group.lines_in(&fetched.plain);
+        if lines.is_none() {
+            tracing::warn!(
+                "the segments are looked at one by one: what {} says is not of its segments. hint: \
+                 `anywhen index rebuild` writes this object anew",
+                self.locate(&group.name())
+            );
+        }
+        Ok(lines)
     }
 
     /// What a segment's trailer says, with its writer's word for it; `None` where it says nothing, or

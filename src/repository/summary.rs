@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use wal::{CommitMark, Lsn, ParameterMarks, PgTime, Summary, WalRange};
+use wal::{CommitMark, Lsn, Parameters, PgTime, Summary, WalRange};
 
 use super::windows::timestamp;
 
@@ -69,7 +69,7 @@ pub struct SegmentSummary {
     pub relations_truncated: u64,
     /// The largest of each setting that a server in recovery must not be below.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub parameters: Option<ParameterRecord>,
+    pub parameters: Option<Parameters>,
     /// The first record that says `wal_level=minimal`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minimal_at: Option<Lsn>,
@@ -91,21 +91,6 @@ pub struct CommitRecord {
     pub xid: u32,
     /// Its stamp.
     pub time: Timestamp,
-}
-
-/// Settings that a server in recovery must not be below.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ParameterRecord {
-    /// `max_connections`.
-    pub max_connections: i32,
-    /// `max_worker_processes`.
-    pub max_worker_processes: i32,
-    /// `max_wal_senders`.
-    pub max_wal_senders: i32,
-    /// `max_prepared_transactions`.
-    pub max_prepared_transactions: i32,
-    /// `max_locks_per_transaction`.
-    pub max_locks_per_transaction: i32,
 }
 
 impl From<&Summary> for SegmentSummary {
@@ -132,7 +117,7 @@ impl From<&Summary> for SegmentSummary {
             databases_dropped: summary.databases_dropped,
             relations_dropped: summary.relations_dropped,
             relations_truncated: summary.relations_truncated,
-            parameters: summary.parameters.map(ParameterRecord::from),
+            parameters: summary.parameters,
             minimal_at: summary.minimal_at,
             unreadable: summary.unreadable,
         }
@@ -145,18 +130,6 @@ impl From<CommitMark> for CommitRecord {
             lsn: commit.range.start,
             xid: commit.xid,
             time: timestamp(commit.time),
-        }
-    }
-}
-
-impl From<ParameterMarks> for ParameterRecord {
-    fn from(marks: ParameterMarks) -> Self {
-        Self {
-            max_connections: marks.max_connections,
-            max_worker_processes: marks.max_worker_processes,
-            max_wal_senders: marks.max_wal_senders,
-            max_prepared_transactions: marks.max_prepared_transactions,
-            max_locks_per_transaction: marks.max_locks_per_transaction,
         }
     }
 }

@@ -2,11 +2,14 @@
 //! passes over segments of which a summary says all that is wanted.
 
 use std::fmt;
+use std::time::Duration;
 
 use wal::{
     Body, Lsn, Major, Record, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalDamage,
     WalRange, Walk, Walker, WalkerStart,
 };
+
+use tokio::time::Instant;
 
 use super::catalog::BranchEnd;
 use super::index::Summaries;
@@ -14,6 +17,9 @@ use super::layout::ObjectName;
 use super::summary::SegmentSummary;
 use super::{Readable, Repository, blocking};
 use crate::error::{Error, Kind, Result, chain};
+
+/// How often the log says how far a long walk has come.
+const TOLD_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Takes the records of a walk in their order.
 pub trait TakeRecords: Send + 'static {
@@ -150,10 +156,15 @@ pub async fn walk<T: TakeRecords>(
         ended: None,
     };
     let mut read_ahead: Option<Content> = None;
+    let mut told_at = Instant::now();
     while at < stretch.end.lsn && state.ended.is_none() {
+        if told_at.elapsed() > TOLD_INTERVAL {
+            told_at = Instant::now();
+            tracing::info!("looking through WAL: at {at}, of up to {}", stretch.end.lsn);
+        }
         if read_ahead.is_none()
             && let Some(summary) = summary_of(known, stretch, at).await?
-            && state.passes(&summary)
+            && state.passes(size.range_of(at), &summary)
         {
             state.pass(size.range_of(at), &summary);
             at = size.end_of(at);
@@ -228,8 +239,11 @@ struct State<T> {
 impl<T: TakeRecords> State<T> {
     /// Whether the next segment need not be read: nothing may lie between what was taken and what its
     /// summary covers.
-    fn passes(&self, summary: &SegmentSummary) -> bool {
-        summary.start == self.position && summary.end > summary.start && self.taker.passes(summary)
+    fn passes(&self, segment: WalRange, summary: &SegmentSummary) -> bool {
+        summary.start == self.position
+            && segment.start < summary.end
+            && summary.end <= segment.end
+            && self.taker.passes(summary)
     }
 
     fn pass(&mut self, segment: WalRange, summary: &SegmentSummary) {

@@ -34,7 +34,7 @@ pub use plan::{
     WalReport, Work,
 };
 pub use planning::plan;
-pub use resolve::{Behind, CommitSeen, Parameters, Span};
+pub use resolve::{Behind, CommitSeen, Span};
 pub use settings::{Environment, RestoreCommand, StopAt};
 pub use target::{MappedFrom, ParsedTime, TablespaceMapping, Target, TargetAction, parse_time};
 

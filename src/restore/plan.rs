@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use wal::{Lsn, SegmentSize, TimelineId};
+use wal::{Lsn, Parameters, SegmentSize, TimelineId};
 
 use super::RestoreOptions;
 use super::over::OverCluster;
 use super::place::{Found, Owner, TablespacePlan};
-use super::resolve::{Behind, CommitSeen, LOOK_AHEAD_BYTES, Parameters, Span};
+use super::resolve::{Behind, CommitSeen, LOOK_AHEAD_BYTES, Span};
 use super::settings::{Fetching, RecoverySettings, StopAt};
 use super::target::{Target, TargetAction, rfc3339};
 use crate::repository::records::BackupRecord;

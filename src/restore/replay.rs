@@ -17,10 +17,9 @@ use replication::conninfo::{ConnectionSettings, Environment};
 use rustix::fs::OFlags;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
-use wal::{Lsn, SegmentName, SegmentSize};
+use wal::{Lsn, Parameters, SegmentName, SegmentSize};
 
 use super::plan::{Reached, RestorePlan, Work};
-use super::resolve::Parameters;
 use super::target::{TargetAction, rfc3339};
 use crate::error::{Error, Kind, Result, chain, io};
 use crate::retry::Backoff;

@@ -9,7 +9,7 @@
 mod passing;
 
 use jiff::Timestamp;
-use wal::{Body, Lsn};
+use wal::{Body, Lsn, Parameters};
 
 use crate::repository::walk::Flow;
 use crate::repository::windows::timestamp;
@@ -110,50 +110,6 @@ impl What {
             }),
             _ => Self::Other,
         }
-    }
-}
-
-/// Settings that a server in recovery must not be below (`xlog_internal.h`, `xl_parameter_change`).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Parameters {
-    /// `max_connections`.
-    pub max_connections: i32,
-    /// `max_worker_processes`.
-    pub max_worker_processes: i32,
-    /// `max_wal_senders`.
-    pub max_wal_senders: i32,
-    /// `max_prepared_transactions`.
-    pub max_prepared_transactions: i32,
-    /// `max_locks_per_transaction`.
-    pub max_locks_per_transaction: i32,
-}
-
-impl Parameters {
-    /// The larger of each.
-    #[must_use]
-    pub fn max(self, other: Self) -> Self {
-        Self {
-            max_connections: self.max_connections.max(other.max_connections),
-            max_worker_processes: self.max_worker_processes.max(other.max_worker_processes),
-            max_wal_senders: self.max_wal_senders.max(other.max_wal_senders),
-            max_prepared_transactions: self
-                .max_prepared_transactions
-                .max(other.max_prepared_transactions),
-            max_locks_per_transaction: self
-                .max_locks_per_transaction
-                .max(other.max_locks_per_transaction),
-        }
-    }
-
-    /// Their names and values.
-    pub fn list(self) -> [(&'static str, i32); 5] {
-        [
-            ("max_connections", self.max_connections),
-            ("max_worker_processes", self.max_worker_processes),
-            ("max_wal_senders", self.max_wal_senders),
-            ("max_prepared_transactions", self.max_prepared_transactions),
-            ("max_locks_per_transaction", self.max_locks_per_transaction),
-        ]
     }
 }
 

@@ -9,10 +9,10 @@ use wal::TimelineId;
 
 use crate::clock::Clock;
 use crate::error::{Error, Result};
-use crate::repository::ServerIdentity;
 use crate::repository::destination::Destination;
 use crate::repository::index::{GROUP_SEGMENTS, IndexState};
 use crate::repository::layout::ObjectName;
+use crate::repository::{Repository, ServerIdentity};
 
 /// What became of the summaries of one cluster.
 #[derive(Debug, Serialize)]
@@ -41,8 +41,8 @@ pub async fn rebuild(
     clock: &Arc<dyn Clock>,
     told: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Rebuilt> {
-    let open = destination.open(true, clock)?;
-    let stored = open.stored(system_id).await?;
+    // for reading first: a repository that was mistyped is not made
+    let stored = destination.open(false, clock)?.stored(system_id).await?;
     let record = stored.cluster_record().await?;
     let record = record.ok_or_else(|| {
         let path = stored.locate(&ObjectName::Cluster);
@@ -55,7 +55,17 @@ pub async fn rebuild(
         major: record.major,
         block_bytes: record.block_bytes,
     };
-    let repository = open.repository(identity, false).await?;
+    let open = destination.open(true, clock)?;
+    let rebuilt = async {
+        let repository = open.repository(identity, false).await?;
+        rebuild_all(&repository, told).await
+    };
+    let rebuilt = rebuilt.await;
+    open.settle().await;
+    rebuilt
+}
+
+async fn rebuild_all(repository: &Repository, told: &(dyn Fn(u64, u64) + Sync)) -> Result<Rebuilt> {
     let catalog = repository.catalog().await?;
     let mut timelines = Vec::new();
     if let Some(size) = catalog.segment_size {
@@ -81,7 +91,6 @@ pub async fn rebuild(
             });
         }
     }
-    open.settle().await;
     Ok(Rebuilt {
         schema: 1,
         cluster: repository.cluster().to_string(),

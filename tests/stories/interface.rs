@@ -131,6 +131,11 @@ fn wrong_settings_leave_no_folder_behind() {
             assert!(!folder.exists(), "{command} {flags:?}");
         }
     }
+    // what mends a repository does not begin one
+    let mut called = anywhen.bare();
+    called.args(["index", "rebuild", "--repo"]).arg(&folder);
+    anywhen.run_command(called).failed_with(4);
+    assert!(!folder.exists());
 }
 
 /// Called beside the folder, as `stream` may be, `status` must look into the same one.

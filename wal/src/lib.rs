@@ -46,7 +46,7 @@ pub use reader::TooShort;
 pub use record::Record;
 pub use segment::{InvalidSegmentSize, SegmentSize};
 pub use segmenter::{Segmenter, Stretch};
-pub use summary::{CommitMark, ParameterMarks, Summary};
+pub use summary::{CommitMark, Parameters, Summary};
 pub use time::PgTime;
 pub use timeline::{InvalidTimelineId, TimelineId};
 pub use verifier::{

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::body::{Body, TransactionEnd};
 use crate::lsn::{Lsn, WalRange};
 use crate::major::Major;
@@ -57,7 +59,7 @@ pub struct Summary {
     pub relations_truncated: u64,
     /// The largest of each setting that a server in recovery must not be below, where any was
     /// written.
-    pub parameters: Option<ParameterMarks>,
+    pub parameters: Option<Parameters>,
     /// The first record that says `wal_level=minimal`: recovery refuses to go on there.
     pub minimal_at: Option<Lsn>,
     /// Records of a known kind whose bytes do not say what such records say.
@@ -75,10 +77,9 @@ pub struct CommitMark {
     pub time: PgTime,
 }
 
-/// Settings that a server in recovery must not be below (`xlog_internal.h`,
-/// `xl_parameter_change`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ParameterMarks {
+/// Settings that a server in recovery must not be below (`xlog_internal.h`, `xl_parameter_change`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parameters {
     /// `max_connections`.
     pub max_connections: i32,
     /// `max_worker_processes`.
@@ -89,6 +90,35 @@ pub struct ParameterMarks {
     pub max_prepared_transactions: i32,
     /// `max_locks_per_transaction`.
     pub max_locks_per_transaction: i32,
+}
+
+impl Parameters {
+    /// The larger of each.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            max_connections: self.max_connections.max(other.max_connections),
+            max_worker_processes: self.max_worker_processes.max(other.max_worker_processes),
+            max_wal_senders: self.max_wal_senders.max(other.max_wal_senders),
+            max_prepared_transactions: self
+                .max_prepared_transactions
+                .max(other.max_prepared_transactions),
+            max_locks_per_transaction: self
+                .max_locks_per_transaction
+                .max(other.max_locks_per_transaction),
+        }
+    }
+
+    /// Their names and values.
+    pub fn list(self) -> [(&'static str, i32); 5] {
+        [
+            ("max_connections", self.max_connections),
+            ("max_worker_processes", self.max_worker_processes),
+            ("max_wal_senders", self.max_wal_senders),
+            ("max_prepared_transactions", self.max_prepared_transactions),
+            ("max_locks_per_transaction", self.max_locks_per_transaction),
+        ]
+    }
 }
 
 impl Summary {
@@ -184,22 +214,14 @@ impl Summary {
                 max_locks_per_transaction,
                 wal_level,
             } => {
-                let known = self.parameters.get_or_insert_default();
-                for (known, found) in [
-                    (&mut known.max_connections, max_connections),
-                    (&mut known.max_worker_processes, max_worker_processes),
-                    (&mut known.max_wal_senders, max_wal_senders),
-                    (
-                        &mut known.max_prepared_transactions,
-                        max_prepared_transactions,
-                    ),
-                    (
-                        &mut known.max_locks_per_transaction,
-                        max_locks_per_transaction,
-                    ),
-                ] {
-                    *known = (*known).max(*found);
-                }
+                let found = Parameters {
+                    max_connections: *max_connections,
+                    max_worker_processes: *max_worker_processes,
+                    max_wal_senders: *max_wal_senders,
+                    max_prepared_transactions: *max_prepared_transactions,
+                    max_locks_per_transaction: *max_locks_per_transaction,
+                };
+                self.parameters = Some(self.parameters.map_or(found, |known| known.max(found)));
                 if *wal_level == 0 {
                     self.minimal_at.get_or_insert(range.start);
                 }

@@ -1,8 +1,7 @@
 //! A summary says what the records of its segment say, by servers of every major.
 
 use wal::{
-    Body, Lsn, Major, ParameterMarks, Record, Summary, Verifier, WalRange, Walk, Walker,
-    verify_segment,
+    Body, Lsn, Major, Parameters, Record, Summary, Verifier, WalRange, Walk, Walker, verify_segment,
 };
 
 use crate::golden::Golden;
@@ -112,7 +111,7 @@ fn assert_counts(summary: &Summary, here: &[&(Record, Body)], major: Major) {
     for (number, (found, expected)) in found.into_iter().enumerate() {
         assert_eq!(found, expected, "{major}: {number}");
     }
-    let largest = |marks: ParameterMarks| marks.max_connections;
+    let largest = |marks: Parameters| marks.max_connections;
     assert_eq!(summary.parameters.map(largest), parameters, "{major}");
     let least_and_greatest = xids.iter().min().zip(xids.iter().max());
     assert_eq!(

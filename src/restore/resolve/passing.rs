@@ -3,8 +3,8 @@
 
 use wal::Lsn;
 
-use super::{CommitSeen, LOOK_AHEAD_BYTES, Parameters, Point, Resolver, Span, Wanted};
-use crate::repository::summary::{CommitRecord, ParameterRecord, RecordPlace, SegmentSummary};
+use super::{CommitSeen, LOOK_AHEAD_BYTES, Point, Resolver, Span, Wanted};
+use crate::repository::summary::{CommitRecord, RecordPlace, SegmentSummary};
 
 impl Resolver {
     /// Whether the summary says all that is wanted of its segment, which comes next.
@@ -63,7 +63,7 @@ impl Resolver {
             .or(self.last_commit);
         self.newest_stamp = self.newest_stamp.max(summary.newest_commit);
         if let Some(found) = summary.parameters {
-            self.findings.parameters = self.findings.parameters.max(found.into());
+            self.findings.parameters = self.findings.parameters.max(found);
         }
     }
 }
@@ -94,18 +94,6 @@ impl From<CommitRecord> for CommitSeen {
             lsn: commit.lsn,
             xid: commit.xid,
             time: commit.time,
-        }
-    }
-}
-
-impl From<ParameterRecord> for Parameters {
-    fn from(record: ParameterRecord) -> Self {
-        Self {
-            max_connections: record.max_connections,
-            max_worker_processes: record.max_worker_processes,
-            max_wal_senders: record.max_wal_senders,
-            max_prepared_transactions: record.max_prepared_transactions,
-            max_locks_per_transaction: record.max_locks_per_transaction,
         }
     }
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use wal::{Lsn, SegmentSize};
 
 use super::*;
-use crate::repository::summary::{CommitRecord, ParameterRecord, RecordPlace, SegmentSummary};
+use crate::repository::summary::{CommitRecord, RecordPlace, SegmentSummary};
 
 const MIB: u64 = 1 << 20;
 
@@ -78,13 +78,7 @@ fn summary_of(records: &[Seen], end: Lsn) -> SegmentSummary {
         databases_dropped: count(|what| matches!(what, What::DropDatabase { .. })),
         relations_dropped: 0,
         relations_truncated: 0,
-        parameters: parameters.map(|it| ParameterRecord {
-            max_connections: it.max_connections,
-            max_worker_processes: it.max_worker_processes,
-            max_wal_senders: it.max_wal_senders,
-            max_prepared_transactions: it.max_prepared_transactions,
-            max_locks_per_transaction: it.max_locks_per_transaction,
-        }),
+        parameters,
         minimal_at: None,
         unreadable: 0,
     }
