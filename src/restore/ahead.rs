@@ -23,7 +23,7 @@ use rustix::fs::CWD;
 use rustix::process::{Pid, geteuid, getppid};
 use wal::{SegmentName, WalFileName};
 
-use super::fetch::{FetchRequest, RESTORED_NAME, place};
+use super::fetch::{FetchRequest, place};
 use crate::durable;
 use crate::retry::Backoff;
 
@@ -68,7 +68,7 @@ impl Session {
     ///
     /// `arguments` are those of this program: what is fetched with others is another session's.
     pub fn of(request: &FetchRequest, arguments: &[OsString]) -> Option<Self> {
-        let is_servers = request.dest.file_name() == Some(RESTORED_NAME.as_ref())
+        let is_servers = request.is_servers()
             && matches!(request.name.parse(), Ok(WalFileName::Segment(_)))
             && Path::new("global/pg_control").exists();
         if !is_servers {

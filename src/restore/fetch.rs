@@ -14,6 +14,7 @@ use wal::{
     Lsn, Reach, SegmentHead, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalFileName,
 };
 
+use super::parents::place_parents;
 use crate::durable;
 use crate::error::{Error, Kind, Result, io};
 use crate::repository::catalog::TimelineWal;
@@ -38,7 +39,7 @@ const RETRY_MAX: Duration = Duration::from_secs(4);
 /// So many objects of each kind are asked for the segment size, where others are damaged.
 const ASKED_FOR_SIZE: usize = 4;
 /// What PostgreSQL has every segment restored as (xlogrecovery.c, `XLogFileRead`).
-pub(super) const RESTORED_NAME: &str = "RECOVERYXLOG";
+const RESTORED_NAME: &str = "RECOVERYXLOG";
 /// Makes `wal-fetch` panic, to test that this does not look like the end of WAL.
 const TEST_PANIC: &str = "ANYWHEN_TEST_PANIC";
 
@@ -187,8 +188,12 @@ impl FetchRequest {
     /// beside its own ones (xlogarchive.c, `RestoreArchivedFile`). A recovery with an end is none
     /// that follows.
     fn own_file(&self) -> Option<PathBuf> {
-        let is_servers = self.dest.file_name() == Some(OsStr::new(RESTORED_NAME));
-        (is_servers && self.until.is_none()).then(|| self.dest.with_file_name(&self.name))
+        (self.is_servers() && self.until.is_none()).then(|| self.dest.with_file_name(&self.name))
+    }
+
+    /// Whether it is a server in recovery that asks.
+    pub(super) fn is_servers(&self) -> bool {
+        self.dest.file_name() == Some(OsStr::new(RESTORED_NAME))
     }
 
     /// Whether recovery ends before the segment begins.
@@ -268,6 +273,7 @@ async fn fetch_segment(
     let is_last = stored.wal.is_some() && segment.timeline == branch.timeline();
     let own = request.own_file().filter(|_| is_last);
     let has_itself = own.is_some_and(|own| begins_with(&own, &stored.bytes));
+    let size = stored.size;
     let given = give(&branch, segment, start, stored, request.until).map_err(|hole| {
         Error::not_found(format!(
             "WAL is missing though more of the branch is stored: {hole}"
@@ -277,6 +283,9 @@ async fn fetch_segment(
             repository.locate(&ObjectName::Segment(segment))
         ))
     })?;
+    if let Some(bytes) = given.as_ref().filter(|_| request.is_servers()) {
+        place_parents(&branch, segment, size, bytes, &request.dest);
+    }
     Ok(given.filter(|_| !has_itself))
 }
 
@@ -305,7 +314,7 @@ pub(super) async fn branch_of(
 }
 
 /// A segment that is stored whole, all of which recovery along the branch may see; `None` where it is less, or
-/// not stored.
+/// not stored, and where a timeline begins in it: more is done for such a one than to hand it out.
 pub(super) async fn fetch_complete(
     repository: &Repository,
     branch: &TimelineHistory,
@@ -321,7 +330,7 @@ pub(super) async fn fetch_complete(
     let size = check_head(repository, segment, &bytes, None)?;
     let range = segment.range(size);
     let is_seen = range.is_some_and(|range| {
-        part.start < range.end && part.end.is_none_or(|fork| range.end <= fork)
+        part.start <= range.start && part.end.is_none_or(|fork| range.end <= fork)
     });
     Ok(is_seen.then_some(bytes))
 }

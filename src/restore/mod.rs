@@ -11,6 +11,7 @@ mod choose;
 mod execute;
 pub mod fetch;
 mod over;
+mod parents;
 mod place;
 mod plan;
 mod planning;

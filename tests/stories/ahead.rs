@@ -54,9 +54,10 @@ impl Recovery {
             .collect()
     }
 
-    /// Asks for a segment as the server does, and gives the exit code.
+    /// Asks for a segment as the server does, and gives the exit code. Along a timeline that is named: where
+    /// the newest is followed, what lies ready counts for a second behind the last word on which that is.
     fn fetch(&self, name: &str) -> i32 {
-        self.fetch_with(name, &[])
+        self.fetch_with(name, &["--timeline", "1"])
     }
 
     fn fetch_with(&self, name: &str, flags: &[&str]) -> i32 {

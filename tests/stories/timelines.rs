@@ -39,6 +39,43 @@ fn both_histories_can_be_restored_after_a_restore_that_went_on() {
     );
 }
 
+/// At a fork a server reads what a prepared transaction wrote from its parent's file of the segment, which no
+/// archive has: a restore that is possible must not fail for that, nor must the transaction be lost.
+#[test]
+fn a_transaction_that_was_prepared_across_a_fork_is_still_there() {
+    let settings = "max_prepared_transactions = 5".to_owned();
+    let options = Options {
+        settings,
+        ..Options::default()
+    };
+    let mut record = Record::begun(&options);
+    record
+        .server
+        .execute("begin; insert into moments values (7); prepare transaction 'across'");
+    let first = record.insert(1);
+    record.insert(2);
+    record.store_all();
+    record.stop_stream();
+    record.server.stop(Shutdown::Fast);
+
+    let target = record.target("branch");
+    let to = ["--to-time", &first.after, "--action", "promote"];
+    record.anywhen.restore(&target, &to);
+    let mut branch = start_restored(&record.ground, &target, End::Promoted);
+    let mut stream = record.anywhen.stream(&branch);
+    branch.execute("insert into moments values (10)");
+    stream.store_all(&branch);
+    stream.stop();
+    branch.stop(Shutdown::Fast);
+
+    let latest = record.target("latest");
+    record.anywhen.restore(&latest, &[]);
+    let restored = start_restored(&record.ground, &latest, End::Promoted);
+    assert_eq!(moments(&restored), "0,1,10");
+    restored.execute("commit prepared 'across'");
+    assert_eq!(moments(&restored), "0,1,7,10");
+}
+
 /// A backup taken on the new timeline needs nothing of the old one.
 #[test]
 fn a_backup_of_a_promoted_server_restores() {
