@@ -26,6 +26,15 @@ impl Chance {
         }
     }
 
+    /// The lots of one of several that draw beside each other.
+    pub(crate) fn of(seed: u64) -> Self {
+        // numbers that differ in a few bits alone would begin alike
+        let state = seed.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        Self {
+            state: state.max(1),
+        }
+    }
+
     /// A number below `bound`: one step of xorshift64.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.state ^= self.state << 13;

@@ -37,6 +37,7 @@ mod encryption;
 mod failovers;
 mod format;
 mod harmless;
+mod history;
 mod increments;
 mod interface;
 mod kills;

@@ -116,7 +116,7 @@ impl Record {
     /// The time now, by the server's clock.
     #[track_caller]
     pub(crate) fn now(&self) -> String {
-        self.server.value(&utc("clock_timestamp()"))
+        now_of(&self.server)
     }
 
     /// Takes the repository out of reach, or gives it back: an outage, or a disk that is closed to us.
@@ -207,6 +207,12 @@ impl Record {
         self.anywhen.restore(&target, arguments);
         restored_moments(&self.ground, &target, end)
     }
+}
+
+/// The time now, by a server's clock.
+#[track_caller]
+pub(crate) fn now_of(server: &Server) -> String {
+    server.value(&utc("clock_timestamp()"))
 }
 
 fn utc(moment: &str) -> String {
