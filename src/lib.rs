@@ -9,6 +9,7 @@ pub mod clock;
 pub mod config;
 pub mod durable;
 pub mod error;
+pub mod exposition;
 pub mod receive;
 pub mod repository;
 pub mod restore;

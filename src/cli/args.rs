@@ -435,6 +435,9 @@ pub(super) struct StatusArgs {
     /// Draw the tree of timelines
     #[arg(long, env = "ANYWHEN_TIMELINES")]
     pub(super) timelines: bool,
+    /// Print numbers for Prometheus instead, as node_exporter's textfile collector reads them
+    #[arg(long, conflicts_with = "timelines")]
+    pub(super) metrics: bool,
     /// Where a stream of this machine spools WAL
     #[arg(long, env = "ANYWHEN_SPOOL_DIR", value_name = "DIR")]
     pub(super) spool_dir: Option<PathBuf>,

@@ -433,19 +433,31 @@ pub(super) async fn simple(global: &Global, command: Command) -> Result<()> {
 }
 
 async fn status(global: &Global, args: &StatusArgs) -> Result<()> {
+    if global.json && args.metrics {
+        return Err(Error::usage(
+            "--json and --metrics are two forms of the same: name one",
+        ));
+    }
     let shown = Shown {
         spools: spools(global, args)?,
         ..shown(global)?
     };
-    let status = status::status(&shown, SystemClock.now()).await?;
+    let now = SystemClock.now();
+    let status = status::status(&shown, now).await?;
     if global.json {
         output::json(&status)?;
+    } else if args.metrics {
+        let metrics = status::Metrics {
+            status: &status,
+            at: now,
+        };
+        output::line(metrics.to_string().trim_end())?;
     } else if status.clusters.is_empty() {
         output::line("nothing is stored yet. hint: anywhen stream, and anywhen backup")?;
     } else {
         let clusters = status.clusters.iter();
         let texts: Vec<String> = clusters
-            .map(|cluster| status::status_text(cluster, args.timelines))
+            .map(|cluster| status::status_text(cluster, args.timelines, now))
             .collect();
         output::line(texts.join("\n").trim_end())?;
     }

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalRange};
 
 use super::RestoreOptions;
-use super::resolve::{Findings, Point, Resolved, Resolver, Span, Wanted};
+use super::resolve::{Findings, LOOK_AHEAD_BYTES, Point, Resolved, Resolver, Span, Wanted};
 use super::settings::StopAt;
 use super::target::{Target, TargetAction, rfc3339};
 use super::walk::{Walked, walk};
@@ -529,16 +529,26 @@ impl<'a> Chooser<'a> {
         wanted: Wanted,
         searched_from: Option<Lsn>,
     ) -> Result<Walked> {
-        let lsn = searched_from.map_or(candidate.end.lsn, |from| from.min(candidate.end.lsn));
-        self.walk_to(
-            candidate,
-            wanted,
-            BranchEnd {
-                lsn,
-                ..candidate.end
-            },
-        )
-        .await
+        let up_to = |lsn: Lsn| BranchEnd {
+            lsn: lsn.min(candidate.end.lsn),
+            ..candidate.end
+        };
+        let Some(searched_from) = searched_from else {
+            return self.walk(candidate, wanted).await;
+        };
+        let end = up_to(searched_from);
+        let mut walked = self.walk_to(candidate, wanted.clone(), end).await?;
+        if let Some(point) = &mut walked.resolved.point
+            && point.first_out.is_none()
+        {
+            // it stands where the newer backup's search began
+            let further = up_to(point.boundary.saturating_add(LOOK_AHEAD_BYTES));
+            if further.lsn > end.lsn {
+                let further = self.walk_to(candidate, wanted, further).await?;
+                point.first_out = further.resolved.point.and_then(|point| point.first_out);
+            }
+        }
+        Ok(walked)
     }
 
     async fn walk_to(

@@ -1,11 +1,10 @@
-//! What a stream shows of itself, as Prometheus reads it: text format 0.0.4. Pure.
-//!
-//! Written by hand: a library would bring a registry to hold numbers that are held already.
+//! What a stream shows of itself, as Prometheus reads it. Pure.
 
-use std::fmt::{self, Display, Write as _};
+use std::fmt::{self, Display};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
+use crate::exposition::{Kind, Page, Seconds, since_epoch};
 use crate::receive::state::{Connection, StreamState};
 use crate::repository::store::Traffic;
 
@@ -24,21 +23,10 @@ pub(super) struct Shown<'a> {
     pub(super) now: Timestamp,
 }
 
-/// What a number is.
-#[derive(Debug, Clone, Copy)]
-enum Kind {
-    /// It goes up and down.
-    Gauge,
-    /// It only grows, from zero when the process begins.
-    Counter,
-}
-
 impl Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut page = Page {
-            out: f,
-            cluster: self.cluster,
-        };
+        let common = [("cluster", self.cluster)];
+        let mut page = Page::new(f, &common);
         page.connection(self.state)?;
         page.positions(self.state)?;
         page.times(self.state, self.now)?;
@@ -51,14 +39,6 @@ impl Display for Shown<'_> {
 
 /// A number of a store.
 type Count = fn(&Traffic) -> u64;
-
-/// Labels besides the cluster's.
-type Labels<'a> = &'a [(&'a str, &'a str)];
-
-struct Page<'a, 'f> {
-    out: &'a mut fmt::Formatter<'f>,
-    cluster: &'a str,
-}
 
 impl Page<'_, '_> {
     fn connection(&mut self, state: &StreamState) -> fmt::Result {
@@ -297,71 +277,11 @@ impl Page<'_, '_> {
         }
         Ok(())
     }
-
-    /// A family with one value, or with none where it is not known: zero would be a claim.
-    fn only(
-        &mut self,
-        name: &str,
-        kind: Kind,
-        help: &str,
-        value: Option<impl Display>,
-    ) -> fmt::Result {
-        self.family(name, kind, help)?;
-        value.map_or(Ok(()), |value| self.sample(name, &[], value))
-    }
-
-    fn family(&mut self, name: &str, kind: Kind, help: &str) -> fmt::Result {
-        let kind = match kind {
-            Kind::Gauge => "gauge",
-            Kind::Counter => "counter",
-        };
-        writeln!(self.out, "# HELP {name} {help}\n# TYPE {name} {kind}")
-    }
-
-    fn sample(&mut self, name: &str, labels: Labels<'_>, value: impl Display) -> fmt::Result {
-        write!(self.out, "{name}{{cluster=\"{}\"", Escaped(self.cluster))?;
-        for (label, text) in labels {
-            write!(self.out, ",{label}=\"{}\"", Escaped(text))?;
-        }
-        writeln!(self.out, "}} {value}")
-    }
-}
-
-/// A label's value: backslash, quote and line feed are escaped.
-struct Escaped<'a>(&'a str);
-
-impl Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for c in self.0.chars() {
-            match c {
-                '\\' => f.write_str("\\\\")?,
-                '"' => f.write_str("\\\"")?,
-                '\n' => f.write_str("\\n")?,
-                other => f.write_char(other)?,
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A length of time in seconds, to the microsecond.
-struct Seconds(SignedDuration);
-
-impl Display for Seconds {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sign = if self.0.is_negative() { "-" } else { "" };
-        let length = self.0.unsigned_abs();
-        let (seconds, micros) = (length.as_secs(), length.subsec_micros());
-        write!(f, "{sign}{seconds}.{micros:06}")
-    }
-}
-
-fn since_epoch(time: Timestamp) -> Seconds {
-    Seconds(time.duration_since(Timestamp::UNIX_EPOCH))
 }
 
 #[cfg(test)]
 mod tests {
+    use jiff::SignedDuration;
     use wal::{Lsn, TimelineId};
 
     use super::*;

@@ -1,6 +1,9 @@
 //! What can be restored, for people and for scripts.
 
+mod holes;
+mod metrics;
 mod show;
+mod timelines;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,7 +23,9 @@ use crate::repository::walk::Damage;
 use crate::repository::windows::{Candidate, Reached, latest_moment};
 use crate::repository::{PlaceState, Repository, SpoolContents};
 
+pub use metrics::Metrics;
 pub use show::{backup_table, list_text, status_text};
+pub use timelines::TimelineStatus;
 
 /// `status --json`, as DESIGN.md has it.
 #[derive(Debug, Serialize)]
@@ -59,6 +64,9 @@ pub struct ClusterStatus {
     pub backup_count: usize,
     /// The newest backup.
     pub last_backup: Option<String>,
+    /// From when on it can be restored.
+    #[serde(serialize_with = "rfc3339::option::serialize")]
+    pub last_backup_at: Option<Timestamp>,
     /// Backups that are there and cannot be read; they are not counted.
     pub unreadable_backups: Vec<UnreadableBackup>,
     /// What is stored.
@@ -70,8 +78,8 @@ pub struct ClusterStatus {
     pub spool_error: Option<String>,
     /// Where it is kept.
     pub repositories: Vec<RepositoryStatus>,
-    #[serde(skip)]
-    pub(crate) branches: Vec<Branch>,
+    /// The timelines, the first one first.
+    pub timelines: Vec<TimelineStatus>,
     /// What ends windows before the end of what is stored.
     #[serde(skip)]
     pub(crate) damaged: Vec<Damage>,
@@ -164,10 +172,11 @@ pub struct HoleStatus {
     pub start_lsn: Lsn,
     /// Where it ends.
     pub end_lsn: Lsn,
-    /// The last moment before it, where that is known.
+    /// The last moment before it that is known: a commit's, a backup's, or the end of a window.
     #[serde(serialize_with = "rfc3339::option::serialize")]
     pub earliest: Option<Timestamp>,
-    /// The first moment after it, where that is known.
+    /// The first moment after it that is known: a commit's or a backup's. Only a backup behind it opens a
+    /// window.
     #[serde(serialize_with = "rfc3339::option::serialize")]
     pub latest: Option<Timestamp>,
     /// Nothing is stored behind it.
@@ -219,13 +228,6 @@ impl From<SpoolContents> for SpoolStatus {
             end_lsn: contents.end,
         }
     }
-}
-
-/// A timeline and where it left its parent.
-#[derive(Debug, Clone)]
-pub(crate) struct Branch {
-    pub(crate) timeline: TimelineId,
-    pub(crate) parent: Option<(TimelineId, Lsn)>,
 }
 
 /// A backup that is there and cannot be read, so that no restore can begin with it.
@@ -493,23 +495,7 @@ async fn cluster_status(repository: &Repository, now: Timestamp) -> Result<Clust
     let newest = windows.iter().map(|window| window.latest).max();
     let at_risk = newest.map(|latest| now.duration_since(latest).as_secs_f64().max(0.0));
     let tip = catalog.tips.values().next_back();
-    let mut holes = catalog
-        .segment_size
-        .map_or_else(Vec::new, |size| holes(&catalog, size));
-    if !repository.unheard().is_empty() {
-        // what is missing at an end may be where nobody can be asked
-        holes.retain(|hole| !hole.is_lost_end);
-    }
-    holes.extend(damaged.iter().filter_map(|(timeline, damage)| {
-        Some(HoleStatus {
-            timeline: *timeline,
-            start_lsn: damage.at,
-            end_lsn: catalog.segment_size?.end_of(damage.at),
-            earliest: None,
-            latest: None,
-            is_lost_end: false,
-        })
-    }));
+    let holes = holes::holes(repository, &catalog, &windows, &damaged).await?;
     let newest_branch = catalog
         .newest_timeline()
         .map(|newest| catalog.branch(newest));
@@ -536,6 +522,7 @@ async fn cluster_status(repository: &Repository, now: Timestamp) -> Result<Clust
         seconds_at_risk: at_risk,
         backup_count: catalog.backups.len(),
         last_backup: catalog.backups.last().map(|backup| backup.id.to_string()),
+        last_backup_at: catalog.backups.last().map(|backup| backup.finished_at),
         unreadable_backups: UnreadableBackup::all_of(repository, catalog.left_out.clone()),
         stored: Stored {
             wal_bytes: catalog.wal_bytes,
@@ -544,7 +531,7 @@ async fn cluster_status(repository: &Repository, now: Timestamp) -> Result<Clust
         spool: None,
         spool_error: None,
         repositories: places.into_iter().map(RepositoryStatus::from).collect(),
-        branches: branches(&catalog),
+        timelines: timelines::timelines(&catalog),
         damaged: damaged.into_iter().map(|(_, damage)| damage).collect(),
     })
 }
@@ -607,79 +594,6 @@ fn tips_of_branches(catalog: &Catalog) -> Vec<TimelineId> {
     // a parent too: it can reach beyond the point where its child left it
     known.reverse();
     known
-}
-
-fn holes(catalog: &Catalog, size: SegmentSize) -> Vec<HoleStatus> {
-    let unverified = catalog.holes.iter().filter(|hole| hole.unverified);
-    let mut holes: Vec<HoleStatus> = unverified
-        .map(|hole| HoleStatus {
-            timeline: hole.timeline,
-            start_lsn: hole.start,
-            end_lsn: hole.end,
-            earliest: None,
-            latest: None,
-            is_lost_end: false,
-        })
-        .collect();
-    for (timeline, wal) in &catalog.timelines {
-        let coverage = wal.coverage(size);
-        for (before, after) in coverage.iter().zip(coverage.iter().skip(1)) {
-            let recorded = catalog.holes.iter().any(|hole| {
-                hole.timeline == *timeline && hole.start < after.start && before.end < hole.end
-            });
-            // between two backups that brought their own WAL there is a gap, which is no alarm
-            let streamed = catalog.tips.contains_key(timeline);
-            if recorded || streamed {
-                let earlier = catalog
-                    .backups
-                    .iter()
-                    .rev()
-                    .find(|b| b.stop_lsn <= before.end);
-                let later = catalog.backups.iter().find(|b| b.start_lsn >= after.start);
-                holes.push(HoleStatus {
-                    timeline: *timeline,
-                    start_lsn: before.end,
-                    end_lsn: after.start,
-                    earliest: earlier.map(|backup| backup.finished_at),
-                    latest: later.map(|backup| backup.finished_at),
-                    is_lost_end: false,
-                });
-            }
-        }
-    }
-    for timeline in catalog.tips.keys() {
-        if let Some(lost) = catalog.lost_end(*timeline, size) {
-            let mut earlier = catalog.backups.iter().rev();
-            let earlier = earlier.find(|backup| backup.stop_lsn <= lost.start);
-            holes.push(HoleStatus {
-                timeline: *timeline,
-                start_lsn: lost.start,
-                end_lsn: lost.end,
-                earliest: earlier.map(|backup| backup.finished_at),
-                latest: None,
-                is_lost_end: true,
-            });
-        }
-    }
-    holes
-}
-
-fn branches(catalog: &Catalog) -> Vec<Branch> {
-    let mut timelines: Vec<TimelineId> = catalog.timelines.keys().copied().collect();
-    timelines.extend(catalog.histories.keys());
-    timelines.sort_unstable();
-    timelines.dedup();
-    timelines
-        .into_iter()
-        .map(|timeline| {
-            let branch = catalog.branch(timeline);
-            let parent = branch
-                .entries()
-                .last()
-                .map(|entry| (entry.timeline, entry.end));
-            Branch { timeline, parent }
-        })
-        .collect()
 }
 
 #[cfg(test)]

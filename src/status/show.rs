@@ -9,12 +9,13 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::{
-    BackupRow, Branch, ClusterStatus, List, RepositoryStatus, SpoolStatus, UnreadableBackup,
+    BackupRow, ClusterStatus, HoleStatus, List, RepositoryStatus, SpoolStatus, TimelineStatus,
+    UnreadableBackup,
 };
 use crate::repository::records::DamagedPages;
 
 /// What can be restored of one cluster.
-pub fn status_text(status: &ClusterStatus, with_timelines: bool) -> String {
+pub fn status_text(status: &ClusterStatus, with_timelines: bool, now: Timestamp) -> String {
     let mut text = format!("cluster {} (system {}", status.name, status.system_id);
     if let Some(major) = status.postgres_major {
         add(&mut text, format_args!(", PostgreSQL {major}"));
@@ -27,20 +28,7 @@ pub fn status_text(status: &ClusterStatus, with_timelines: bool) -> String {
             format_args!("  at risk     {} of work\n", seconds_shown(seconds)),
         );
     }
-    for hole in &status.holes {
-        let advice = if status.windows.iter().any(|window| window.is_behind(hole)) {
-            "; a later backup has opened a window behind it"
-        } else {
-            ". hint: a backup after it opens a new window"
-        };
-        add(
-            &mut text,
-            format_args!(
-                "  HOLE        timeline {}, {} to {}{advice}\n",
-                hole.timeline, hole.start_lsn, hole.end_lsn
-            ),
-        );
-    }
+    add_holes(&mut text, status);
     for left in &status.left_behind {
         add(
             &mut text,
@@ -63,9 +51,13 @@ pub fn status_text(status: &ClusterStatus, with_timelines: bool) -> String {
         text.push_str("  stream      has never run. hint: anywhen stream\n");
     }
     let last = status.last_backup.as_deref().unwrap_or("none");
+    let age = status.last_backup_at.map_or_else(String::new, |at| {
+        let seconds = now.duration_since(at).as_secs_f64().max(0.0);
+        format!(", {} ago", seconds_shown(seconds))
+    });
     add(
         &mut text,
-        format_args!("  backups     {}, last {last}\n", status.backup_count),
+        format_args!("  backups     {}, last {last}{age}\n", status.backup_count),
     );
     if let Some(first) = status.unreadable_backups.first() {
         let sentence = unreadable_sentence(status.unreadable_backups.len(), first);
@@ -104,12 +96,9 @@ pub fn status_text(status: &ClusterStatus, with_timelines: bool) -> String {
     }
     if with_timelines {
         text.push_str("  timelines\n");
-        for root in status
-            .branches
-            .iter()
-            .filter(|branch| branch.parent.is_none())
-        {
-            draw(&mut text, &status.branches, root, 2);
+        let mut roots = status.timelines.iter();
+        for root in roots.by_ref().filter(|timeline| timeline.parent.is_none()) {
+            draw(&mut text, status, root, 2);
         }
     }
     text
@@ -180,22 +169,69 @@ fn repository_line(repository: &RepositoryStatus) -> String {
     }
 }
 
-fn draw(text: &mut String, branches: &[Branch], branch: &Branch, depth: usize) {
-    let indent = "  ".repeat(depth);
-    match branch.parent {
-        None => add(text, format_args!("{indent}{}\n", branch.timeline)),
-        Some((_, fork)) => add(
+fn add_holes(text: &mut String, status: &ClusterStatus) {
+    for hole in &status.holes {
+        let advice = if status.windows.iter().any(|window| window.is_behind(hole)) {
+            "; a later backup has opened a window behind it"
+        } else {
+            ". hint: a backup after it opens a new window"
+        };
+        add(
             text,
-            format_args!("{indent}└ {} from {fork}\n", branch.timeline),
-        ),
+            format_args!(
+                "  HOLE        timeline {}, {} to {}{}{advice}\n",
+                hole.timeline,
+                hole.start_lsn,
+                hole.end_lsn,
+                moments_shown(hole)
+            ),
+        );
     }
-    let children = branches.iter().filter(|child| {
-        child
-            .parent
-            .is_some_and(|(parent, _)| parent == branch.timeline)
+}
+
+/// The moments around a hole, as far as they are known.
+fn moments_shown(hole: &HoleStatus) -> String {
+    match (hole.earliest.map(shown), hole.latest.map(shown)) {
+        (Some(before), Some(after)) => format!(", between {before} and {after}"),
+        (Some(before), None) => format!(", after {before}"),
+        (None, Some(after)) => format!(", before {after}"),
+        (None, None) => String::new(),
+    }
+}
+
+/// A timeline, how it came to be, what is stored and can be restored of it, and below it those that left it.
+fn draw(text: &mut String, status: &ClusterStatus, timeline: &TimelineStatus, depth: usize) {
+    let indent = "  ".repeat(depth);
+    add(text, format_args!("{indent}"));
+    if let Some(fork) = timeline.fork_lsn {
+        add(text, format_args!("└ {} from {fork}", timeline.timeline));
+    } else {
+        add(text, format_args!("{}", timeline.timeline));
+    }
+    if let Some(reason) = &timeline.reason {
+        add(text, format_args!(" ({reason})"));
+    }
+    if let (Some(start), Some(end)) = (timeline.start_lsn, timeline.end_lsn) {
+        add(text, format_args!(", WAL {start} to {end}"));
+    }
+    match timeline.backup_count {
+        0 => {}
+        1 => text.push_str(", 1 backup"),
+        count => add(text, format_args!(", {count} backups")),
+    }
+    let mut windows = status.windows.iter();
+    match windows.rfind(|window| window.timeline == timeline.timeline) {
+        Some(window) => add(
+            text,
+            format_args!(", restorable to {}\n", shown(window.latest)),
+        ),
+        None => text.push('\n'),
+    }
+    let children = status.timelines.iter().filter(|child| {
+        child.parent == Some(timeline.timeline) && child.timeline > timeline.timeline
     });
-    for child in children.filter(|child| child.timeline > branch.timeline) {
-        draw(text, branches, child, depth + 1);
+    for child in children {
+        draw(text, status, child, depth + 1);
     }
 }
 

@@ -209,8 +209,8 @@ fn a_target_beyond_all_that_is_stored_is_refused() {
 fn a_missing_segment_is_named_and_what_lies_before_it_is_restored() {
     let mut record = Record::begun(&Options::default());
     let first = record.insert(1);
-    record.fill_segments(3);
-    record.insert(2);
+    record.fill_segments(4);
+    let second = record.insert(2);
     record.store_all();
     record.stop_stream();
     let system = system_dir(&record.anywhen, &record.server);
@@ -231,6 +231,21 @@ fn a_missing_segment_is_named_and_what_lies_before_it_is_restored() {
         Some(1),
         "{status}"
     );
+    // the hole lies between the fillings of two segments, which were committed between these
+    let hole = &status["clusters"][0]["holes"][0];
+    let moment = |side: &str| hole[side].as_str().unwrap().to_owned();
+    let (earliest, latest) = (moment("earliest"), moment("latest"));
+    let known = [&first.after, &earliest, &latest, &second.committed];
+    assert!(known.is_sorted(), "{known:?}");
+    assert!(earliest < latest, "{hole}");
+    let metrics = record.anywhen.run(&["status", "--metrics"]).succeeded();
+    let system = record.server.system_id();
+    let holes = format!("\nanywhen_holes{{cluster=\"main\",system_id=\"{system}\"}} 1\n");
+    assert!(metrics.stdout.contains(&holes), "{metrics}");
+    record
+        .anywhen
+        .run(&["status", "--metrics", "--json"])
+        .failed_with(2);
     let before = ["--to-lsn", &first.commit_lsn];
     assert_eq!(record.rows_at("before", &before, End::Paused), "0,1");
 }

@@ -26,6 +26,20 @@ fn both_histories_can_be_restored_after_a_restore_that_went_on() {
     stream.store_all(&branch);
     stream.stop();
 
+    let status = record.anywhen.run(&["status", "--timelines"]).succeeded();
+    let (_, tree) = status.stdout.split_once("  timelines\n").unwrap();
+    let lines: Vec<&str> = tree.lines().collect();
+    assert!(
+        lines[0].starts_with("    1, WAL 0/") && lines[0].contains("1 backup"),
+        "{tree}"
+    );
+    assert!(lines[1].starts_with("      └ 2 from 0/"), "{tree}");
+    // in the server's words: it stops at a position, whatever was asked for
+    assert!(
+        lines[1].contains(" (after LSN 0/") && lines[1].contains("restorable to"),
+        "{tree}"
+    );
+
     let latest = record.target("latest");
     record.anywhen.restore(&latest, &[]);
     assert_eq!(
