@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use super::place::{CONTROL_FILE, Footprint, Root, Roots, Stays, how_it_was_left};
 use super::plan::{Phase, RestorePlan, RestoreReport, Work};
 use super::replay;
-use super::settings::{self, StopAt};
+use super::settings::{self, StopAt, number_of};
 use super::target::TargetAction;
 use super::trial::try_restore_command;
 use super::unit::{FileJob, Manifest, Read, StoredStretch, UnitWriter, decode_all, reads_of};
@@ -571,7 +571,8 @@ fn write_settings(
     let auto = Path::new("postgresql.auto.conf");
     let before = read_all(target, auto)?.unwrap_or_default();
     let mut settings = plan.settings();
-    settings.raised = raised(plan, &control);
+    let conf = read_all(target, Path::new("postgresql.conf"))?.unwrap_or_default();
+    settings.raised = raised(plan, &control, [&before, &conf]);
     // 13 and 14 send them, and do not list them
     settings.in_place_tablespaces |= manifest.has_in_place_tablespace();
     let mode = footprint.file_mode();
@@ -604,14 +605,32 @@ fn write_all(root: &Root, path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     written.map_err(|error| io("write", &root.path().join(path), &error))
 }
 
-/// Settings that the primary raised after the backup: a hot standby refuses to go on below them.
-fn raised(plan: &RestorePlan, control: &ControlFile) -> Vec<(&'static str, i32)> {
-    let before = replay::parameters_of(control).list();
-    let later = plan.parameters.list();
-    let both = later.into_iter().zip(before);
-    both.filter(|((_, later), (_, before))| later > before)
-        .map(|(later, _)| later)
-        .collect()
+/// Settings that the server in recovery would have lower than the primary had them, at the backup or later: a hot
+/// standby refuses to go on. `files` are those of the restored directory, the one that counts first: a primary
+/// may have been given them elsewhere, or have read the files before they were changed.
+fn raised(
+    plan: &RestorePlan,
+    control: &ControlFile,
+    files: [&[u8]; 2],
+) -> Vec<(&'static str, i32)> {
+    let needed = replay::parameters_of(control).max(plan.parameters).list();
+    let is_too_low = |(name, needed): &(&'static str, i32)| {
+        let set = files.iter().find_map(|file| number_of(file, name));
+        set.unwrap_or_else(|| default_of(name)) < *needed
+    };
+    needed.into_iter().filter(is_too_low).collect()
+}
+
+/// What a server has of the settings that it must not have lower than its primary, where no file says otherwise
+/// (`guc_parameters.dat`).
+fn default_of(name: &str) -> i32 {
+    match name {
+        "max_connections" => 100,
+        "max_worker_processes" => 8,
+        "max_wal_senders" => 10,
+        "max_locks_per_transaction" => 64,
+        _ => 0,
+    }
 }
 
 /// The file systems that are written to, a directory of each. What could not be written to one is told once,

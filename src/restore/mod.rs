@@ -8,6 +8,7 @@
 
 pub mod ahead;
 mod choose;
+mod early_end;
 mod execute;
 pub mod fetch;
 mod over;

@@ -19,6 +19,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use wal::{Lsn, Parameters, SegmentName, SegmentSize};
 
+use super::early_end::what_helps;
 use super::plan::{Reached, RestorePlan, Work};
 use super::target::{TargetAction, rfc3339};
 use crate::error::{Error, Kind, Result, chain, io};
@@ -130,9 +131,12 @@ pub(super) async fn replay(
     let outcome = server.until_at_target(plan, &private, progress).await;
     let stopped = server.stop().await;
     let reached = outcome.map_err(|error| {
+        let helps = what_helps(&private.log());
+        let helps = helps.unwrap_or("the server's log above says what it lacks");
+        let again = start_command(plan);
+        let dir = plan.target_dir.display();
         error.hint(format!(
-            "the files are restored and stay in {}; the server's log above says what it lacks",
-            plan.target_dir.display()
+            "{helps}. The files are restored and stay in {dir}, which starts again with: {again}"
         ))
     })?;
     stopped?;

@@ -179,7 +179,7 @@ pub(super) struct RecoverySettings {
     pub(super) archive_mode_preserve: bool,
     /// Tablespaces inside of the data directory are there, or replay makes some.
     pub(super) in_place_tablespaces: bool,
-    /// Settings that the primary raised after the backup, with what it raised them to.
+    /// Settings that would be too low for a recovery, with what they must be at least.
     pub(super) raised: Vec<(&'static str, i32)>,
 }
 
@@ -354,13 +354,25 @@ fn last_line<'a>(file: &'a [u8], name: &str) -> Option<&'a [u8]> {
 
 /// Whether a line sets its name to nothing.
 fn is_empty(line: &[u8]) -> bool {
+    value_in(line)
+        .strip_prefix("''")
+        .is_some_and(|rest| !rest.starts_with('\''))
+}
+
+/// What stands behind the name in a line, quotes and comments with it.
+fn value_in(line: &[u8]) -> String {
     let line = String::from_utf8_lossy(line);
     let name = |c: char| c.is_ascii_alphanumeric() || "_.$".contains(c);
     let value = line.trim_start().trim_start_matches(name).trim_start();
     let value = value.strip_prefix('=').unwrap_or(value).trim_start();
-    value
-        .strip_prefix("''")
-        .is_some_and(|rest| !rest.starts_with('\''))
+    value.to_owned()
+}
+
+/// The whole number that a configuration file sets `name` to; `None` where it does not, or to something else.
+pub(super) fn number_of(file: &[u8], name: &str) -> Option<i32> {
+    let value = value_in(last_line(file, name)?);
+    let value = value.split('#').next()?.trim();
+    value.trim_matches('\'').trim().parse().ok()
 }
 
 /// The name that a line of a configuration file sets.
@@ -421,6 +433,16 @@ mod tests {
             .find(|(other, _)| *other == name)
             .unwrap()
             .1
+    }
+
+    #[test]
+    fn the_last_number_in_a_file_counts() {
+        let file = b"max_connections = 20\n#max_connections = 7\nMAX_connections='300' # more\n\
+                     max_wal_senders 5\nmax_worker_processes = on\n";
+        assert_eq!(number_of(file, "max_connections"), Some(300));
+        assert_eq!(number_of(file, "max_wal_senders"), Some(5));
+        assert_eq!(number_of(file, "max_worker_processes"), None);
+        assert_eq!(number_of(file, "max_prepared_transactions"), None);
     }
 
     #[test]

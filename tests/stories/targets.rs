@@ -3,7 +3,7 @@
 use crate::ground::{Programs, eventually};
 use crate::judge::{End, assert_sound, moments, start_restored};
 use crate::record::Record;
-use crate::server::Shutdown;
+use crate::server::{Options, Shutdown, write_setting};
 
 #[test]
 fn restores_to_a_time_between_two_commits() {
@@ -97,7 +97,7 @@ fn latest_restores_every_commit_and_ends_recovery() {
 /// A backup is complete with the WAL that it needs: where no stream ever ran, it restores.
 #[test]
 fn a_backup_without_a_stream_restores() {
-    let record = Record::of_server(&crate::server::Options::default());
+    let record = Record::of_server(&Options::default());
     record.insert(0);
     record.anywhen.backup(&record.server);
     record.insert(1);
@@ -155,6 +155,59 @@ fn replay_reports_the_moment_that_it_reached() {
     let mut server = start_restored(&record.ground, &target, End::Paused);
     assert_eq!(moments(&server), "0,1,2");
     server.stop(Shutdown::Fast);
+}
+
+/// Settings that were changed in their file and not in the server that runs, or given on its command line, are
+/// lower in what is restored: a server in recovery refuses to go on with them, and nobody knows why.
+#[test]
+fn settings_that_are_too_low_for_a_recovery_are_raised_and_what_else_ends_it_is_explained() {
+    let mut record = Record::of_server(&Options::default());
+    let low = "max_connections = 10\nmax_locks_per_transaction = 32\n";
+    write_setting(record.server.data(), low);
+    record = record.begin();
+    let known = record.insert(1);
+    record.store_all();
+    let bin = Programs::get().bin().to_str().unwrap().to_owned();
+    let replay = |name: &str| {
+        let target = record.target(name);
+        let fixed = [
+            "restore",
+            "--replay",
+            "--pg-bin",
+            &bin,
+            "-D",
+            target.to_str().unwrap(),
+        ];
+        record
+            .anywhen
+            .run(&[&fixed[..], &["--to-lsn", &known.commit_lsn]].concat())
+    };
+    replay("raised").succeeded();
+
+    let library = "shared_preload_libraries = 'not_on_this_machine'\n";
+    write_setting(record.server.data(), library);
+    record.anywhen.backup(&record.server);
+    let backup = record.anywhen.json(&["list"])["backups"][1]["id"].clone();
+    let target = record.target("explained");
+    let fixed = [
+        "restore",
+        "--replay",
+        "--pg-bin",
+        &bin,
+        "-D",
+        target.to_str().unwrap(),
+    ];
+    let ended = record
+        .anywhen
+        .run(&[&fixed[..], &["--backup", backup.as_str().unwrap()]].concat());
+    ended.failed_with(1);
+    ended.says(&[
+        "not_on_this_machine",
+        "is not installed here",
+        "starts again with",
+        "pg_ctl",
+    ]);
+    assert!(target.join("PG_VERSION").exists(), "{ended}");
 }
 
 /// Promise 3: what `status` calls the latest moment can be restored, and comes to hold all that was
