@@ -1,6 +1,6 @@
 //! What the records of a segment say, in few words: enough to know whether they have to be read.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
@@ -253,14 +253,15 @@ fn count(counter: &mut u64, more: u64) {
 #[derive(Debug)]
 pub(crate) struct Summaries {
     size: SegmentSize,
-    segments: BTreeMap<Lsn, Summary>,
+    /// By where the segments begin, in order: what is noted belongs to the last one, or to the next.
+    segments: VecDeque<(Lsn, Summary)>,
 }
 
 impl Summaries {
     pub(crate) const fn new(size: SegmentSize) -> Self {
         Self {
             size,
-            segments: BTreeMap::new(),
+            segments: VecDeque::new(),
         }
     }
 
@@ -268,28 +269,32 @@ impl Summaries {
     pub(crate) fn note(&mut self, record: &Record, major: Major) {
         let end = record.end.align8();
         let segment = self.size.start_of(end.saturating_sub(1));
-        let size = self.size;
-        let summary = self
-            .segments
-            .entry(segment)
-            .or_insert_with(|| Summary::beginning_with(record, size));
+        if let Some((last, summary)) = self.segments.back_mut()
+            && *last == segment
+        {
+            return summary.note(record, major);
+        }
+        let mut summary = Summary::beginning_with(record, self.size);
         summary.note(record, major);
+        self.segments.push_back((segment, summary));
     }
 
     /// Forgets the segments before `oldest`.
     pub(crate) fn forget_before(&mut self, oldest: Lsn) {
-        while let Some(first) = self.segments.first_entry()
-            && *first.key() < oldest
+        while let Some((first, _)) = self.segments.front()
+            && *first < oldest
         {
-            first.remove();
+            self.segments.pop_front();
         }
     }
 
     /// Of the segment that `range` is; none where it is less, or where no record ends in it.
     pub(crate) fn of(&self, range: WalRange) -> Option<&Summary> {
         let is_segment = self.size.range_of(range.start) == range;
-        self.segments
-            .get(&range.start)
+        let mut segments = self.segments.iter();
+        segments
+            .find(|(segment, _)| *segment == range.start)
+            .map(|(_, summary)| summary)
             .filter(|_| is_segment && !range.is_empty())
     }
 }
