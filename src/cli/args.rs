@@ -436,7 +436,7 @@ pub(super) struct StatusArgs {
     #[arg(long, env = "ANYWHEN_TIMELINES")]
     pub(super) timelines: bool,
     /// Print numbers for Prometheus instead, as node_exporter's textfile collector reads them
-    #[arg(long, conflicts_with = "timelines")]
+    #[arg(long, env = "ANYWHEN_STATUS_METRICS", conflicts_with = "timelines")]
     pub(super) metrics: bool,
     /// Where a stream of this machine spools WAL
     #[arg(long, env = "ANYWHEN_SPOOL_DIR", value_name = "DIR")]

@@ -381,6 +381,8 @@ mod tests {
     #[test]
     fn the_document_lists_every_metric_and_no_other() {
         let document = include_str!("../../docs/metrics.md");
+        // below it stands what `status` knows
+        let (document, _) = document.split_once("| number | what |").unwrap();
         let types = GOLDEN
             .lines()
             .filter_map(|line| line.strip_prefix("# TYPE "));

@@ -160,7 +160,7 @@ fn replay_reports_the_moment_that_it_reached() {
 /// Settings that were changed in their file and not in the server that runs, or given on its command line, are
 /// lower in what is restored: a server in recovery refuses to go on with them, and nobody knows why.
 #[test]
-fn settings_that_are_too_low_for_a_recovery_are_raised_and_what_else_ends_it_is_explained() {
+fn settings_that_are_too_low_are_raised_and_what_else_ends_a_replay_is_explained() {
     let mut record = Record::of_server(&Options::default());
     let low = "max_connections = 10\nmax_locks_per_transaction = 32\n";
     write_setting(record.server.data(), low);
