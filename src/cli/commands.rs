@@ -157,10 +157,13 @@ pub(super) async fn restore(global: &Global, args: RestoreArgs, stop: Stop) -> R
         &repository,
         &plan,
         &|work, done, total| {
-            progress.begin(match work {
-                Work::Files => "restore",
-                Work::Replay => "replay",
-            });
+            match work {
+                Work::Files => progress.begin("restore"),
+                Work::Replay(reached) => {
+                    progress.begin("replay");
+                    progress.reached(reached);
+                }
+            }
             progress.at(done, total);
         },
         stop,

@@ -4,6 +4,8 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 
 use super::output::draws_progress;
 
@@ -20,6 +22,27 @@ pub(super) struct Progress {
 struct Lines {
     doing: &'static str,
     since: Option<(Instant, Instant)>,
+    /// The moment up to which a replay has come.
+    reached: Option<Timestamp>,
+}
+
+impl Lines {
+    fn of(doing: &'static str) -> Self {
+        Self {
+            doing,
+            since: None,
+            reached: None,
+        }
+    }
+
+    /// What goes on, and where it stands, in local time.
+    fn message(&self) -> String {
+        let reached = self.reached.map_or_else(String::new, |reached| {
+            let zoned = reached.to_zoned(TimeZone::system());
+            format!(", at {}", zoned.strftime("%Y-%m-%d %H:%M:%S %Z"))
+        });
+        format!("{}{reached}", self.doing)
+    }
 }
 
 impl Progress {
@@ -34,7 +57,7 @@ impl Progress {
             bar.set_message(doing);
             bar
         });
-        let lines = Mutex::new(Lines { doing, since: None });
+        let lines = Mutex::new(Lines::of(doing));
         Self { bar, lines }
     }
 
@@ -46,10 +69,24 @@ impl Progress {
         if lines.doing == doing {
             return;
         }
-        *lines = Lines { doing, since: None };
+        *lines = Lines::of(doing);
         if let Some(bar) = &self.bar {
             bar.set_message(doing);
             bar.reset();
+        }
+    }
+
+    /// What goes on has come to this moment of the cluster's life, where that is known.
+    pub(super) fn reached(&self, moment: Option<Timestamp>) {
+        let Ok(mut lines) = self.lines.lock() else {
+            return;
+        };
+        if moment.is_none() || lines.reached == moment {
+            return;
+        }
+        lines.reached = moment;
+        if let Some(bar) = &self.bar {
+            bar.set_message(lines.message());
         }
     }
 
@@ -75,7 +112,7 @@ impl Progress {
         let left = Duration::from_secs(total.saturating_sub(done) / rate);
         tracing::info!(
             "{}: {} of about {}, {}/s, {} left",
-            lines.doing,
+            lines.message(),
             HumanBytes(done),
             HumanBytes(total.max(done)),
             HumanBytes(rate),

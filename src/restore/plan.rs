@@ -370,8 +370,8 @@ impl fmt::Display for Commit {
 pub enum Work {
     /// Files are written; counted in their bytes.
     Files,
-    /// A server replays WAL; counted in its bytes.
-    Replay,
+    /// A server replays WAL; counted in its bytes. With the stamp of the last transaction, once it tells.
+    Replay(Option<Timestamp>),
 }
 
 /// What a restore did, or would do; the JSON of `restore`.

@@ -8,7 +8,7 @@ use std::os::unix::fs::{
 };
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use basebackup::ControlFile;
 use replication::connect::{Purpose, connect};
@@ -27,8 +27,6 @@ use crate::retry::Backoff;
 
 const POLL_FIRST: Duration = Duration::from_millis(20);
 const POLL_MAX: Duration = Duration::from_millis(500);
-/// How often a replay that takes long says where it stands.
-const SAYING_INTERVAL: Duration = Duration::from_secs(5);
 /// How many of the server's last lines are shown where it failed.
 const SHOWN_LINES: usize = 12;
 /// How much of the end of the server's log is looked at, in bytes.
@@ -288,7 +286,6 @@ impl Server {
         let mut furthest: Option<Lsn> = None;
         let mut backoff = Backoff::new(POLL_FIRST, POLL_MAX);
         let mut asking = Asking::new(plan, private);
-        let mut said_at = Instant::now();
         loop {
             let ended = self.child.try_wait();
             if let Some(status) = ended.map_err(|error| Error::failure(error.to_string()))? {
@@ -303,21 +300,20 @@ impl Server {
             furthest = furthest.max(at);
             if let Some(at) = furthest {
                 let at = at.min(wanted);
+                let reached = match &state {
+                    State::Recovering(_, time) => {
+                        time.as_deref().and_then(|time| time.parse().ok())
+                    }
+                    _ => None,
+                };
                 progress(
-                    Work::Replay,
+                    Work::Replay(reached),
                     at.bytes_since(start),
                     wanted.bytes_since(start),
                 );
             }
             match state {
-                State::Unknown => {}
-                State::Recovering(at, time) => {
-                    if let Some(at) = at.filter(|_| said_at.elapsed() >= SAYING_INTERVAL) {
-                        said_at = Instant::now();
-                        let time = time.unwrap_or_else(|| "no transaction yet".to_owned());
-                        tracing::info!("replay stands at {at}, {time}; the target at {wanted}");
-                    }
-                }
+                State::Unknown | State::Recovering(..) => {}
                 State::Paused(reached) if reached.lsn >= wanted => {
                     return Ok(Replayed {
                         reached,
