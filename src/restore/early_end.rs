@@ -24,13 +24,18 @@ const KNOWN: &[(&str, &str)] = &[
         "the restored configuration has a setting that this server does not know: take the line out",
     ),
     (
-        "configuration file \"",
+        "\" contains errors",
         "the restored configuration cannot be used here: mend the line that the log names",
     ),
     // sysv_shmem.c, `CreateAnonymousSegment`
     (
         "could not map anonymous shared memory",
         "this machine has less memory than the primary: lower shared_buffers in the restored configuration",
+    ),
+    // dsm_impl.c, `dsm_impl_posix`
+    (
+        "could not resize shared memory segment",
+        "/dev/shm is too small for this server: give the container more of it",
     ),
     (
         "No space left on device",
@@ -90,6 +95,11 @@ mod tests {
                 "LOG:  unrecognized configuration parameter \"old_setting\" in file \"/srv/postgresql.conf\" \
                  line 3\nFATAL:  configuration file \"/srv/postgresql.conf\" contains errors",
                 "does not know",
+            ),
+            (
+                "LOG:  skipping missing configuration file \"/srv/local.conf\"\nFATAL:  recovery ended before \
+                 configured recovery target was reached",
+                "less WAL",
             ),
         ] {
             let said = what_helps(log).unwrap_or_default();

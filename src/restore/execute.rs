@@ -17,8 +17,9 @@ use tokio::task::JoinHandle;
 
 use super::place::{CONTROL_FILE, Footprint, Root, Roots, Stays, how_it_was_left};
 use super::plan::{Phase, RestorePlan, RestoreReport, Work};
+use super::raised::{Configured, raised, raised_note};
 use super::replay;
-use super::settings::{self, StopAt, number_of};
+use super::settings::{self, StopAt};
 use super::target::TargetAction;
 use super::trial::try_restore_command;
 use super::unit::{FileJob, Manifest, Read, StoredStretch, UnitWriter, decode_all, reads_of};
@@ -119,9 +120,10 @@ async fn carry_out(
     report.kept_bytes = written.kept_bytes;
 
     let began = Instant::now();
-    let control = write_settings(plan, &manifest, &footprint, &written.control)?;
+    let (control, raised) = write_settings(plan, &manifest, &footprint, &written.control)?;
     make_places(plan, &mut footprint)?;
     report.notes.extend(notes(plan, &footprint)?);
+    report.notes.extend(raised_note(&raised));
     footprint.give_contents()?;
     Arc::clone(&disks).sync().await?;
     if footprint.outside().is_some() {
@@ -559,20 +561,36 @@ fn write_outside(files: Vec<(RelativePath, Vec<u8>)>, footprint: &Footprint) -> 
     root.give_contents()
 }
 
-/// Writes `postgresql.auto.conf` and the signal file.
+/// Writes `postgresql.auto.conf` and the signal file. Gives the settings too that were raised for a recovery.
 fn write_settings(
     plan: &RestorePlan,
     manifest: &Manifest,
     footprint: &Footprint,
     control: &[u8],
-) -> Result<ControlFile> {
+) -> Result<(ControlFile, Vec<(&'static str, i32)>)> {
     let control = parsed(control)?;
     let target = footprint.target();
     let auto = Path::new("postgresql.auto.conf");
     let before = read_all(target, auto)?.unwrap_or_default();
     let mut settings = plan.settings();
-    let conf = read_all(target, Path::new("postgresql.conf"))?.unwrap_or_default();
-    settings.raised = raised(plan, &control, [&before, &conf]);
+    let conf = Path::new("postgresql.conf");
+    // where the operator's own link leads is theirs
+    let conf = if target.is_link(conf) {
+        None
+    } else {
+        read_all(target, conf)?
+    };
+    let configured = Configured {
+        auto: &before,
+        conf: conf.as_deref(),
+        major: plan.backup.major,
+    };
+    settings.raised = raised(
+        replay::parameters_of(&control),
+        plan.parameters,
+        &configured,
+    );
+    let raised = settings.raised.clone();
     // 13 and 14 send them, and do not list them
     settings.in_place_tablespaces |= manifest.has_in_place_tablespace();
     let mode = footprint.file_mode();
@@ -584,7 +602,7 @@ fn write_settings(
     };
     target.remove(Path::new(other))?;
     write_all(target, Path::new(signal), b"", mode)?;
-    Ok(control)
+    Ok((control, raised))
 }
 
 /// What a file holds; `None` where there is none.
@@ -603,34 +621,6 @@ fn write_all(root: &Root, path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     root.remove(path)?;
     let written = root.create_with_mode(path, mode)?.write_all(bytes);
     written.map_err(|error| io("write", &root.path().join(path), &error))
-}
-
-/// Settings that the server in recovery would have lower than the primary had them, at the backup or later: a hot
-/// standby refuses to go on. `files` are those of the restored directory, the one that counts first: a primary
-/// may have been given them elsewhere, or have read the files before they were changed.
-fn raised(
-    plan: &RestorePlan,
-    control: &ControlFile,
-    files: [&[u8]; 2],
-) -> Vec<(&'static str, i32)> {
-    let needed = replay::parameters_of(control).max(plan.parameters).list();
-    let is_too_low = |(name, needed): &(&'static str, i32)| {
-        let set = files.iter().find_map(|file| number_of(file, name));
-        set.unwrap_or_else(|| default_of(name)) < *needed
-    };
-    needed.into_iter().filter(is_too_low).collect()
-}
-
-/// What a server has of the settings that it must not have lower than its primary, where no file says otherwise
-/// (`guc_parameters.dat`).
-fn default_of(name: &str) -> i32 {
-    match name {
-        "max_connections" => 100,
-        "max_worker_processes" => 8,
-        "max_wal_senders" => 10,
-        "max_locks_per_transaction" => 64,
-        _ => 0,
-    }
 }
 
 /// The file systems that are written to, a directory of each. What could not be written to one is told once,

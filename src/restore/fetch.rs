@@ -294,7 +294,7 @@ async fn fetch_segment(
 /// It may go on behind that, where a standby received more than was stored when its primary died. What
 /// is fetched takes the place of it, and a server that is promoted reads its last record once more
 /// (xlogrecovery.c, `FinishWalRecovery`): it would PANIC where that is gone.
-fn begins_with(own: &Path, stored: &[u8]) -> bool {
+pub(super) fn begins_with(own: &Path, stored: &[u8]) -> bool {
     std::fs::read(own).is_ok_and(|own| own.starts_with(stored))
 }
 

@@ -16,6 +16,7 @@ mod parents;
 mod place;
 mod plan;
 mod planning;
+mod raised;
 mod replay;
 mod resolve;
 mod settings;

@@ -4,17 +4,18 @@
 //! replays the checkpoint with which the child began, it reads what a transaction that is still prepared wrote
 //! (twophase.c, `PrescanPreparedTransactions`), by the timeline that it was on until then
 //! (xlogutils.c, `read_local_xlog_page`), and ends with "requested WAL segment … has already been removed"
-//! where the parent's file is not in `pg_wal`. That was never full, and is in no archive: so it is put there.
+//! where the parent's file is not in `pg_wal`. It never asks an archive for that one: so it is put there.
 
 use std::path::Path;
 
 use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
 
-use super::fetch::place;
+use super::fetch::begins_with;
+use crate::durable;
 use crate::error::{Result, io};
 
 /// Puts beside `dest`, in `pg_wal`, what each parent wrote of this segment, whose `bytes` begin with that, where
-/// the server has no such file itself.
+/// the server has no file with all of it itself.
 pub(super) fn place_parents(
     branch: &TimelineHistory,
     segment: SegmentName,
@@ -30,12 +31,13 @@ pub(super) fn place_parents(
         let path = dest.with_file_name(name.to_string());
         let written = segment.start(size).map(|start| fork.bytes_since(start));
         let written = written.and_then(|written| bytes.get(..usize::try_from(written).ok()?));
-        let Some(written) = written.filter(|_| !path.exists()) else {
+        // what the server has of it may end earlier: it was received so far, or is a file for later use
+        let Some(written) = written.filter(|written| !begins_with(&path, written)) else {
             continue;
         };
         let mut whole = written.to_vec();
         whole.resize(bytes.len(), 0);
-        if let Err(error) = keep_from_archiver(&path).and_then(|()| place(&path, &whole)) {
+        if let Err(error) = put(&path, &whole) {
             // most recoveries do without it
             tracing::warn!(
                 "a transaction that was prepared at {fork} may stop recovery: {}",
@@ -61,6 +63,12 @@ fn parents_in(
     let ends = older.filter_map(|part| Some((part.timeline, part.end?)));
     ends.filter(|(_, end)| range.start < *end && *end < range.end)
         .collect()
+}
+
+/// Puts the file there for as long as the server wants it: nobody asks for it again after a crash.
+fn put(path: &Path, bytes: &[u8]) -> Result<()> {
+    keep_from_archiver(path)?;
+    durable::replace(path, bytes).map_err(|error| io("write", path, &error))
 }
 
 /// Says that the file is archived, before it is there: a server that opens for writing would archive it
@@ -110,10 +118,14 @@ mod tests {
         put(segment(1, 3));
         assert_eq!(std::fs::read_dir(pg_wal).unwrap().count(), 1);
 
+        // one goes on behind the fork, and another was received in part
         let own = pg_wal.join(segment(2, 3).to_string());
-        std::fs::write(&own, b"the server's own").unwrap();
+        let more = vec![7; 0x8_0200];
+        std::fs::write(&own, &more).unwrap();
+        let part = pg_wal.join(segment(1, 3).to_string());
+        std::fs::write(part, &more[..0x100]).unwrap();
         put(segment(3, 3));
-        assert_eq!(std::fs::read(&own).unwrap(), b"the server's own");
+        assert_eq!(std::fs::read(&own).unwrap(), more);
         let first = std::fs::read(pg_wal.join(segment(1, 3).to_string())).unwrap();
         assert_eq!(first.len(), bytes.len());
         assert!(first[..0x8_0000].iter().all(|byte| *byte == 7));

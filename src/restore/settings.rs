@@ -368,11 +368,35 @@ fn value_in(line: &[u8]) -> String {
     value.to_owned()
 }
 
-/// The whole number that a configuration file sets `name` to; `None` where it does not, or to something else.
-pub(super) fn number_of(file: &[u8], name: &str) -> Option<i32> {
-    let value = value_in(last_line(file, name)?);
-    let value = value.split('#').next()?.trim();
-    value.trim_matches('\'').trim().parse().ok()
+/// What a configuration file sets a whole number to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Number {
+    Unset,
+    Of(i32),
+    /// Something that servers read in other ways: a hexadecimal or octal number, or a fraction.
+    Unclear,
+}
+
+/// The whole number that a configuration file sets `name` to.
+pub(super) fn number_of(file: &[u8], name: &str) -> Number {
+    let Some(line) = last_line(file, name) else {
+        return Number::Unset;
+    };
+    let value = value_in(line);
+    let value = value.split('#').next().unwrap_or_default().trim();
+    let value = value.trim_matches('\'').trim();
+    let is_plain = value == "0" || !value.starts_with('0');
+    match value.parse() {
+        Ok(number) if is_plain => Number::Of(number),
+        _ => Number::Unclear,
+    }
+}
+
+/// Whether a configuration file says that others are read too.
+pub(super) fn has_includes(file: &[u8]) -> bool {
+    ["include", "include_dir", "include_if_exists"]
+        .iter()
+        .any(|name| last_line(file, name).is_some())
 }
 
 /// The name that a line of a configuration file sets.
@@ -438,11 +462,17 @@ mod tests {
     #[test]
     fn the_last_number_in_a_file_counts() {
         let file = b"max_connections = 20\n#max_connections = 7\nMAX_connections='300' # more\n\
-                     max_wal_senders 5\nmax_worker_processes = on\n";
-        assert_eq!(number_of(file, "max_connections"), Some(300));
-        assert_eq!(number_of(file, "max_wal_senders"), Some(5));
-        assert_eq!(number_of(file, "max_worker_processes"), None);
-        assert_eq!(number_of(file, "max_prepared_transactions"), None);
+                     max_wal_senders 5\nmax_worker_processes = 010\n";
+        for (name, number) in [
+            ("max_connections", Number::Of(300)),
+            ("max_wal_senders", Number::Of(5)),
+            ("max_worker_processes", Number::Unclear),
+            ("max_prepared_transactions", Number::Unset),
+        ] {
+            assert_eq!(number_of(file, name), number, "{name}");
+        }
+        assert!(!has_includes(file));
+        assert!(has_includes(b"a = 1\n  Include_Dir 'conf.d'\n"));
     }
 
     #[test]

@@ -130,7 +130,9 @@ impl Moments<'_> {
             at = self.size.start_of(at.saturating_sub(1));
             let segment = SegmentName::of(timeline, at, self.size);
             let summary = self.summaries.of(segment).await?;
-            if let Some(commit) = summary.and_then(|summary| summary.last_commit) {
+            let commit = summary.and_then(|summary| summary.last_commit);
+            // a stretch that is damaged begins within a segment, and ends the summary's worth
+            if let Some(commit) = commit.filter(|commit| commit.lsn < lsn) {
                 return Ok(Some(commit.time));
             }
             if at == Lsn::ZERO {

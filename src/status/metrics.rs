@@ -4,7 +4,7 @@ use std::fmt::{self, Display};
 
 use jiff::Timestamp;
 
-use super::{ClusterStatus, Status};
+use super::{ClusterStatus, Status, Window};
 use crate::exposition::{Kind, Page, Seconds, since_epoch};
 
 /// `status --metrics`.
@@ -99,7 +99,7 @@ impl Display for Metrics<'_> {
 impl Metrics<'_> {
     /// Each window's ends: several of one timeline are told apart by where they begin.
     fn windows(&self, page: &mut Page<'_, '_>) -> fmt::Result {
-        type End = fn(&super::Window) -> Seconds;
+        type End = fn(&Window) -> Seconds;
         let ends: [(&str, &str, End); 2] = [
             (
                 "anywhen_window_earliest_timestamp_seconds",
@@ -115,7 +115,11 @@ impl Metrics<'_> {
         for (name, help, end) in ends {
             page.family(name, Kind::Gauge, help)?;
             for cluster in &self.status.clusters {
-                for window in &cluster.windows {
+                for window in cluster
+                    .windows
+                    .iter()
+                    .filter(|one| is_furthest(one, cluster))
+                {
                     let (timeline, begins) =
                         (window.timeline.to_string(), window.earliest_lsn.to_string());
                     let [cluster, system] = of(cluster);
@@ -131,6 +135,16 @@ impl Metrics<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether no other window that begins there reaches further: where a fork could not be passed, two branches
+/// begin alike.
+fn is_furthest(window: &Window, cluster: &ClusterStatus) -> bool {
+    let begins =
+        |one: &&Window| one.timeline == window.timeline && one.earliest_lsn == window.earliest_lsn;
+    let alike = cluster.windows.iter().filter(begins);
+    let furthest = alike.max_by_key(|one| one.latest_lsn);
+    furthest.is_some_and(|furthest| std::ptr::eq(furthest, window))
 }
 
 /// What tells a cluster's system from every other one.
