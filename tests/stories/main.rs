@@ -49,6 +49,7 @@ mod outages;
 mod pages;
 mod places;
 mod power_cuts;
+mod recovery_tests;
 mod sharing;
 mod shutdowns;
 mod slot_positions;
