@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::repository::Repository;
 use crate::repository::catalog::Catalog;
 use crate::repository::index::Summaries;
+use crate::repository::summary::SegmentSummary;
 use crate::repository::walk::Damage;
 
 /// So many segments on each side of a hole are looked at for a commit: of a server that was idle around it
@@ -120,6 +121,14 @@ impl Moments<'_> {
         Ok(())
     }
 
+    /// What is noted of a segment, for whoever may read it: a hole is shown to all.
+    async fn summary_of(&self, segment: SegmentName) -> Result<Option<SegmentSummary>> {
+        match self.summaries.of(segment).await {
+            Err(error) if error.lacks_key() => Ok(None),
+            summary => Ok(summary?),
+        }
+    }
+
     async fn last_commit_before(
         &self,
         timeline: TimelineId,
@@ -129,7 +138,7 @@ impl Moments<'_> {
         for _ in 0..LOOKED_AT {
             at = self.size.start_of(at.saturating_sub(1));
             let segment = SegmentName::of(timeline, at, self.size);
-            let summary = self.summaries.of(segment).await?;
+            let summary = self.summary_of(segment).await?;
             let commit = summary.and_then(|summary| summary.last_commit);
             // a stretch that is damaged begins within a segment, and ends the summary's worth
             if let Some(commit) = commit.filter(|commit| commit.lsn < lsn) {
@@ -146,7 +155,7 @@ impl Moments<'_> {
         let mut at = self.size.start_of(lsn);
         for _ in 0..LOOKED_AT {
             let segment = SegmentName::of(timeline, at, self.size);
-            let summary = self.summaries.of(segment).await?;
+            let summary = self.summary_of(segment).await?;
             if let Some(commit) = summary.and_then(|summary| summary.first_commit) {
                 return Ok(Some(commit.time));
             }

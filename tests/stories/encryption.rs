@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::anywhen::{Anywhen, Ended};
 use crate::ground::{Ground, PATIENCE, Programs};
 use crate::judge::End;
-use crate::objects::{assert_all_whole, files_below};
+use crate::objects::{assert_all_whole, files_below, remove_segment, stored_segments, system_dir};
 use crate::record::Record;
 use crate::sealed::{Identity, is_sealed};
 use crate::server::Options;
@@ -36,8 +36,12 @@ fn everything_in_an_encrypted_repository_is_sealed() {
 /// Public recipients are all that an archiver needs: whoever steals it reads nothing.
 #[test]
 fn an_archiver_with_recipients_alone_writes_what_only_the_identity_reads() {
-    let record = Record::on(Ground::on_s3(), &Options::default());
+    let mut record = Record::on(Ground::on_s3(), &Options::default());
     record.insert(0);
+    record.stream = Some(record.anywhen.stream(&record.server));
+    record.fill_segments(4);
+    record.store_all();
+    record.stop_stream();
     let without_identity = |arguments: &[&str]| -> Ended {
         let mut command = record.anywhen.bare();
         command.args(arguments);
@@ -65,6 +69,16 @@ fn an_archiver_with_recipients_alone_writes_what_only_the_identity_reads() {
     refused.says(&["identity", "hint"]);
     assert!(!target.join("global").exists(), "{refused}");
     assert_eq!(record.rows_at("mine", &["--immediate"], End::Paused), "0");
+
+    // a hole is shown to whoever cannot read when it was
+    let system = system_dir(&record.anywhen, &record.server);
+    let middle = stored_segments(&system).keys().nth(2).unwrap().clone();
+    remove_segment(&system, &middle);
+    let status = without_identity(&["status"]).succeeded();
+    assert!(
+        status.stdout.contains("  HOLE        timeline 1, "),
+        "{status}"
+    );
 }
 
 /// Each of them is another mistake, and another remedy.
