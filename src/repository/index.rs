@@ -198,12 +198,10 @@ impl<'a> Summaries<'a> {
 pub struct IndexKeeper(mpsc::UnboundedSender<(SegmentName, SegmentSize)>);
 
 impl IndexKeeper {
-    /// Takes note that a segment is stored. Only the last of a group is passed on.
+    /// Takes note that a segment is stored.
     pub fn is_stored(&self, segment: SegmentName, size: SegmentSize) {
-        if Group::of(segment, size).is_some_and(|group| group.is_ended_by(segment)) {
-            // nobody listens any more: the next archiver catches up
-            self.0.send((segment, size)).ok();
-        }
+        // nobody listens any more: the next archiver catches up
+        self.0.send((segment, size)).ok();
     }
 }
 
@@ -347,13 +345,19 @@ impl Repository {
             let mut waiting: Vec<SegmentName> = Vec::new();
             while let Some((segment, size)) = stored.recv().await {
                 let timeline = segment.timeline;
+                let group = Group::of(segment, size);
+                let is_last = group.is_some_and(|group| group.is_ended_by(segment));
+                let waits = |last: &SegmentName| Group::of(*last, size) == group;
+                if !is_last && !waiting.iter().any(waits) {
+                    continue;
+                }
                 let rolled = async {
                     if !caught_up.contains(&timeline) {
                         // an earlier archiver may have been stopped before it came to this
                         self.roll_up(timeline, size, false, &|_| {}).await?;
                     }
-                    let asked = std::mem::take(&mut waiting).into_iter().chain([segment]);
-                    for last in asked.collect::<Vec<_>>() {
+                    let asked = std::mem::take(&mut waiting).into_iter();
+                    for last in asked.chain(is_last.then_some(segment)).collect::<Vec<_>>() {
                         if !self.roll_up_behind(last, size).await? && waiting.len() < WAITING_MAX {
                             waiting.push(last);
                         }
