@@ -32,7 +32,15 @@ fn what_is_reported_flushed_survives_a_power_cut() {
         .anywhen
         .stream_of(&record.server, traced(&stream, &log));
     record.stream = Some(stream);
-    for row in 1..=30 {
+    // a journal is written out before it is used, for which a slow disk takes seconds
+    let mut rows = 0;
+    eventually("the stream writes to its journal", || {
+        rows += 1;
+        record.insert(rows);
+        record.store_all();
+        writes_to_journal(&log)
+    });
+    for row in rows + 1..=rows + 30 {
         record.insert(row);
         record.store_all();
     }
@@ -109,6 +117,17 @@ fn whole(log: &Path) -> String {
         first.is_some() && last_words.any(|line| process(line) == first)
     });
     read()
+}
+
+/// Whether a program that is being traced has begun to write to its journal.
+fn writes_to_journal(log: &Path) -> bool {
+    let folder: String = b"/.journal/"
+        .iter()
+        .map(|byte| format!("\\x{byte:02x}"))
+        .collect();
+    let trace = fs::read_to_string(log).unwrap_or_default();
+    let mut calls = trace.lines();
+    calls.any(|call| call.contains("pwrite64(") && call.contains(&folder))
 }
 
 /// The flush position of a status update, where `call` sends one.
