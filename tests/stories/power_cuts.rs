@@ -121,13 +121,11 @@ fn whole(log: &Path) -> String {
 
 /// Whether a program that is being traced has begun to write to its journal.
 fn writes_to_journal(log: &Path) -> bool {
-    let folder: String = b"/.journal/"
-        .iter()
-        .map(|byte| format!("\\x{byte:02x}"))
-        .collect();
+    // as strace prints it, when it is told to print in hexadecimal
+    let folder = r"\x2f\x2e\x6a\x6f\x75\x72\x6e\x61\x6c\x2f"; // /.journal/
     let trace = fs::read_to_string(log).unwrap_or_default();
     let mut calls = trace.lines();
-    calls.any(|call| call.contains("pwrite64(") && call.contains(&folder))
+    calls.any(|call| call.contains("pwrite64(") && call.contains(folder))
 }
 
 /// The flush position of a status update, where `call` sends one.
