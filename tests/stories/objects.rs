@@ -2,6 +2,7 @@
 //! tools: the second reader of its format.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -107,11 +108,14 @@ pub(crate) fn assert_all_whole(repository: &Path) -> usize {
 /// The first frame of a container (container's lib.rs).
 const CONTAINER_MAGIC: [u8; 4] = 0x184D_2A50_u32.to_le_bytes();
 
-/// A local store writes objects under names that it takes for no object's.
+/// A local store writes objects in a folder, or under names, that it takes for no object's.
 fn is_staged(file: &Path) -> bool {
-    file.file_name()
-        .and_then(|name| name.to_str())
-        .is_some_and(|name| name.starts_with('.') || name.contains('#'))
+    let is_hidden = |part: &OsStr| part.as_encoded_bytes().starts_with(b".");
+    let name = file.file_name().and_then(OsStr::to_str);
+    file.parent()
+        .and_then(Path::file_name)
+        .is_some_and(is_hidden)
+        || name.is_some_and(|name| name.starts_with('.') || name.contains('#'))
 }
 
 /// Compares every stored segment with the server's own file, and returns how many those were.
