@@ -3,6 +3,8 @@
 //!
 //! Whatever is here can be made anew from the segments, and a reader that finds none does without.
 
+mod keeping;
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -19,6 +21,7 @@ use super::records::WalFacts;
 use super::summary::{SUMMARY_FACT, SegmentSummary};
 use super::{Repository, RepositoryError, Result};
 use crate::error::chain;
+use keeping::Keeping;
 
 /// So many neighbours share an object: 4 GiB of WAL in segments of 16 MiB.
 pub const GROUP_SEGMENTS: u64 = 256;
@@ -28,9 +31,6 @@ const GROUPS_AT_ONCE: usize = 16;
 const TRAILERS_AT_ONCE: usize = 32;
 /// Summaries are forgotten when those of more segments than these are known.
 const KNOWN_MAX: usize = 64 * 256;
-
-/// So many groups wait for a segment of theirs that has not come yet; the next archiver looks for them all.
-const WAITING_MAX: usize = 16;
 
 /// One line of an index object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -340,36 +340,10 @@ impl Repository {
     pub fn keep_indexed(self) -> (IndexKeeper, impl Future<Output = ()> + Send) {
         let (keeper, mut stored) = mpsc::unbounded_channel::<(SegmentName, SegmentSize)>();
         let keep = async move {
-            let mut caught_up = BTreeSet::new();
-            // segments are not stored in their order: one of a group may come after its last
-            let mut waiting: Vec<SegmentName> = Vec::new();
+            let mut keeping = Keeping::default();
             while let Some((segment, size)) = stored.recv().await {
-                let timeline = segment.timeline;
-                let group = Group::of(segment, size);
-                let is_last = group.is_some_and(|group| group.is_ended_by(segment));
-                let waits = |last: &SegmentName| Group::of(*last, size) == group;
-                if !is_last && !waiting.iter().any(waits) {
-                    continue;
-                }
-                let rolled = async {
-                    if !caught_up.contains(&timeline) {
-                        // an earlier archiver may have been stopped before it came to this
-                        self.roll_up(timeline, size, false, &|_| {}).await?;
-                    }
-                    let asked = std::mem::take(&mut waiting).into_iter();
-                    for last in asked.chain(is_last.then_some(segment)).collect::<Vec<_>>() {
-                        if !self.roll_up_behind(last, size).await? && waiting.len() < WAITING_MAX {
-                            waiting.push(last);
-                        }
-                    }
-                    Ok(())
-                };
-                match rolled.await {
-                    Ok(()) => drop(caught_up.insert(timeline)),
-                    Err(error) => {
-                        caught_up.remove(&timeline);
-                        tell_not_rolled_up(&error);
-                    }
+                if let Err(error) = keeping.take(&self, segment, size).await {
+                    tell_not_rolled_up(&error);
                 }
             }
         };
