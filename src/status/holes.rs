@@ -1,5 +1,7 @@
 //! Missing stretches, and the moments around them.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use jiff::Timestamp;
 use wal::{Lsn, SegmentName, SegmentSize, TimelineId};
 
@@ -38,6 +40,7 @@ pub(super) async fn holes(
         catalog,
         windows,
         size,
+        lacks_key: AtomicBool::new(false),
     };
     for hole in &mut holes {
         moments.add_to(hole).await?;
@@ -93,6 +96,8 @@ struct Moments<'a> {
     catalog: &'a Catalog,
     windows: &'a [Window],
     size: SegmentSize,
+    /// Whether a key was missing: then it is for all that is asked later.
+    lacks_key: AtomicBool,
 }
 
 impl Moments<'_> {
@@ -123,8 +128,14 @@ impl Moments<'_> {
 
     /// What is noted of a segment, for whoever may read it: a hole is shown to all.
     async fn summary_of(&self, segment: SegmentName) -> Result<Option<SegmentSummary>> {
+        if self.lacks_key.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
         match self.summaries.of(segment).await {
-            Err(error) if error.lacks_key() => Ok(None),
+            Err(error) if error.lacks_key() => {
+                self.lacks_key.store(true, Ordering::Relaxed);
+                Ok(None)
+            }
             summary => Ok(summary?),
         }
     }
