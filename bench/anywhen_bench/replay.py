@@ -1,4 +1,4 @@
-"""How long recovery takes with WAL that `wal-fetch` brings, beside the same WAL lying in pg_wal."""
+"""How long recovery takes with WAL that `wal-fetch` brings, beside other ways and the same WAL lying in pg_wal."""
 
 import os
 import shutil
@@ -31,8 +31,9 @@ def run(options, programs, folder):
         tool = Anywhen("anywhen stream", tuple(repo), configured=True)
         with Receiving(tool, programs, server, "replay", folder / "received") as receiving:
             fill(options, programs, server, receiving, repo)
-        wal = server.data / "pg_wal"
-    plain = keep_plain(wal, make_folder(folder / "plain"))
+        plain = keep_plain(server.data / "pg_wal", repository, make_folder(folder / "plain"))
+        archive = PgBackRest(make_folder(folder / "pgbackrest"), folder / "restored")
+        has_archive = archive.take(server, plain)
     runs = []
     with Endpoint(options, buckets, options.slow_ms) as endpoint:
         ways = {
@@ -42,6 +43,8 @@ def run(options, programs, folder):
             "wal-fetch --no-ahead": (repo, {}, "--no-ahead"),
             "wal-fetch over S3": (["--repo", "s3://replay"], endpoint.environment(), None),
         }
+        if has_archive:
+            ways["pgbackrest"] = (repo, {}, archive.restore_command())
         for number in range(options.rounds):
             names = list(ways)
             for name in names[number % len(names):] + names[:number % len(names)]:
@@ -52,6 +55,7 @@ def run(options, programs, folder):
                 set_up(data, command)
                 if name == "in pg_wal":
                     put_in_place(plain, data / "pg_wal")
+                archive.clear()
                 runs.append({"wal": name, "seconds": replay(programs, data, environment)})
                 print(f"{name}: {runs[-1]['seconds']:.2f} s", flush=True)
     one_by_one = [{"ahead": ahead, "ms": each(programs, folder, repository, plain, ahead)}
@@ -71,11 +75,69 @@ def fill(options, programs, server, receiving, repo):
     wait_until("all is stored", lambda: lag(server) == 0, receiving)
 
 
-def keep_plain(wal, plain):
+def keep_plain(wal, repository, plain):
+    """The segments that are stored whole."""
     for path in sorted(wal.iterdir()):
-        if len(path.name) == 24:
+        if list(repository.glob(f"*/*/wal/*/*/{path.name}")):
             put(path, plain / path.name)
     return plain
+
+
+class PgBackRest:
+    """A local repository with zstd, and its archive-get as the manual recommends it: asynchronous, by two processes."""
+
+    def __init__(self, folder, restored):
+        self.folder = folder
+        self.restored = restored
+
+    def take(self, server, plain):
+        """Archives segments; whether that can be done here."""
+        if not shutil.which("pgbackrest"):
+            print("without pgbackrest: it is not installed")
+            return False
+        config = self.folder / "pgbackrest.conf"
+        config.write_text(f"""
+[global]
+repo1-path={self.folder / 'repository'}
+log-path={self.folder}
+lock-path={self.folder / 'lock'}
+spool-path={self.folder / 'spool'}
+log-level-console=error
+log-level-file=off
+compress-type=zst
+process-max=2
+
+[main]
+pg1-path={server.data}
+pg1-socket-path={server.folder}
+pg1-port={server.port}
+pg1-user=postgres
+""")
+        give_away(config)
+        try:
+            self._call("stanza-create", check=True)
+        except subprocess.CalledProcessError as error:
+            print(f"without pgbackrest: {error.stdout.decode(errors='replace').strip()}")
+            return False
+        for path in sorted(plain.iterdir()):
+            self._call("archive-push", str(path), check=True)
+        return True
+
+    def restore_command(self):
+        flags = f"--config={self.folder / 'pgbackrest.conf'} --stanza=main --pg1-path={self.restored} --archive-async"
+        return f'/usr/bin/pgbackrest {flags} archive-get %f "%p"'
+
+    def clear(self):
+        """Ends what fetches ahead, and takes away what it has fetched."""
+        if (self.folder / "pgbackrest.conf").exists():
+            self._call("stop", "--force", check=False)
+            self._call("start", check=False)
+            shutil.rmtree(self.folder / "spool", ignore_errors=True)
+
+    def _call(self, *command, check):
+        program = ["/usr/bin/pgbackrest", f"--config={self.folder / 'pgbackrest.conf'}", "--stanza=main", *command]
+        subprocess.run(program, check=check, cwd="/", env={"PATH": "/usr/bin:/bin"}, stdout=subprocess.PIPE,
+                       stderr=subprocess.STDOUT, **account())
 
 
 def put_in_place(plain, wal):
@@ -121,8 +183,7 @@ def each(programs, folder, repository, plain, ahead):
     """Milliseconds for each call of `wal-fetch`, one after another without a server."""
     data = folder / "restored"
     flags = [] if ahead else ["--no-ahead"]
-    names = sorted(path.name for path in plain.iterdir())
-    names = [name for name in names if list(repository.glob(f"*/*/wal/*/*/{name}"))][:64]
+    names = sorted(path.name for path in plain.iterdir())[:64]
     begun = time.perf_counter()
     for name in names:
         command = [str(programs.anywhen), "--repo", f"file://{repository}", "wal-fetch", *flags, name, "pg_wal/RECOVERYXLOG"]
