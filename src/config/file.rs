@@ -195,7 +195,7 @@ fn check_table(table: &Table, known: Keys, at: &str) -> Result<(), String> {
         let Some((_, wanted)) = known.iter().find(|(name, _)| key == name) else {
             let nearest = known
                 .iter()
-                .min_by_key(|(name, _)| edit_distance(key, name));
+                .min_by_key(|(name, _)| strsim::levenshtein(key, name));
             let nearest = nearest.map_or("", |(name, _)| name);
             return Err(format!(
                 "unknown key {at}{key}; did you mean {at}{nearest}?"
@@ -206,24 +206,6 @@ fn check_table(table: &Table, known: Keys, at: &str) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-/// Levenshtein's distance, by characters.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (to, above) in b.iter().zip(row.iter_mut().skip(1)) {
-            let cost = diagonal + usize::from(from != *to);
-            diagonal = *above;
-            left = cost.min(left + 1).min(diagonal + 1);
-            *above = left;
-        }
-        row[0] = i + 1;
-    }
-    row.last().copied().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -189,12 +189,16 @@ impl Catalog {
         }
     }
 
+    /// The timelines of which WAL, a history or a backup is stored.
+    pub fn stored_timelines(&self) -> BTreeSet<TimelineId> {
+        let of_wal = self.timelines.keys().chain(self.histories.keys()).copied();
+        let of_backups = self.backups.iter().map(|backup| backup.timeline);
+        of_wal.chain(of_backups).collect()
+    }
+
     /// The newest timeline of which anything is known.
     pub fn newest_timeline(&self) -> Option<TimelineId> {
-        let wal = self.timelines.keys().next_back().copied();
-        let history = self.histories.keys().next_back().copied();
-        let backup = self.backups.iter().map(|backup| backup.timeline).max();
-        wal.max(history).max(backup)
+        self.stored_timelines().last().copied()
     }
 
     /// The history of the branch that ends in `timeline`. A timeline without a stored history has

@@ -1,10 +1,12 @@
 //! From a target to what is restored: which backup, which branch, which record is the last.
 
+mod named;
+
 use jiff::Timestamp;
 use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalRange};
 
 use super::RestoreOptions;
-use super::resolve::{Findings, LOOK_AHEAD_BYTES, Point, Resolved, Resolver, Span, Wanted};
+use super::resolve::{Findings, Point, Resolved, Resolver, Span, Wanted};
 use super::settings::StopAt;
 use super::target::{Target, TargetAction, rfc3339};
 use super::walk::{Walked, walk};
@@ -335,101 +337,6 @@ impl<'a> Chooser<'a> {
         }))
     }
 
-    // -- transactions and names ---------------------------------------------------------------
-
-    async fn to_xid(&self, xid: u32, exclusive: bool) -> Result<Chosen> {
-        let mut searched_from: Option<Lsn> = None;
-        let (mut aborted, mut subxact_of, mut found_before) = (None, None, None);
-        let mut first_damage = None;
-        for candidate in &self.candidates {
-            let wanted = Wanted::Xid { xid, exclusive };
-            let walked = self.walk_up_to(candidate, wanted, searched_from).await?;
-            if let Some(point) = walked.resolved.point.clone() {
-                if point.boundary >= candidate.backup.stop_lsn {
-                    return Ok(Chosen::new(candidate, Some(point), walked));
-                }
-                found_before = Some(point.boundary);
-            } else if let Ended::Damaged(damage) = &walked.ended {
-                // it may stand before the damage, where an older backup leads to it
-                first_damage.get_or_insert_with(|| self.damaged(damage, &walked));
-            }
-            aborted = aborted.or(walked.resolved.aborted_at);
-            subxact_of = subxact_of.or(walked.resolved.subxact_of);
-            searched_from = Some(candidate.backup.stop_lsn);
-        }
-        if let Some(damage) = first_damage {
-            return Err(damage);
-        }
-        let failure = Error::not_found(match (found_before, subxact_of, aborted) {
-            (Some(lsn), ..) => format!(
-                "transaction {xid} ended before the end of the first backup that could be used: \
-                 lsn={lsn}"
-            ),
-            (_, Some(of), _) => format!("transaction {xid} was a part of transaction {of}"),
-            (.., Some(lsn)) => format!("transaction {xid} was rolled back: lsn={lsn}"),
-            _ => format!(
-                "no commit of transaction {xid} in what is stored since the first backup on this branch"
-            ),
-        });
-        Err(match subxact_of {
-            Some(of) => failure.hint(format!("restore to the whole of it with --to-xid {of}")),
-            None => {
-                failure.hint("`anywhen status --timelines` shows the branches: is another meant?")
-            }
-        })
-    }
-
-    async fn to_name(&self, name: &str, exclusive: bool) -> Result<Chosen> {
-        let mut searched_from: Option<Lsn> = None;
-        let mut chosen: Option<Chosen> = None;
-        let mut places: Vec<Lsn> = Vec::new();
-        let mut found_before = None;
-        let mut first_damage = None;
-        for candidate in &self.candidates {
-            let wanted = Wanted::Name {
-                name: name.to_owned(),
-                exclusive,
-            };
-            let walked = self.walk_up_to(candidate, wanted, searched_from).await?;
-            places.extend(walked.resolved.again_at);
-            if let Some(point) = walked.resolved.point.clone() {
-                places.extend(walked.resolved.named_at);
-                if chosen.is_none() && point.boundary >= candidate.backup.stop_lsn {
-                    chosen = Some(Chosen::new(candidate, Some(point), walked));
-                } else {
-                    found_before = Some(point.boundary);
-                }
-            } else if let Ended::Damaged(damage) = &walked.ended {
-                first_damage.get_or_insert_with(|| self.damaged(damage, &walked));
-            }
-            searched_from = Some(candidate.backup.stop_lsn);
-        }
-        places.sort_unstable();
-        places.dedup();
-        if let [first, second, ..] = places.as_slice() {
-            return Err(Error::not_found(format!(
-                "several points have the name {name:?}: {first} and {second}"
-            ))
-            .hint("restore to the one that is meant with --to-lsn"));
-        }
-        if let (None, Some(damage)) = (&chosen, first_damage) {
-            return Err(damage);
-        }
-        chosen.ok_or_else(|| {
-            Error::not_found(match found_before {
-                Some(lsn) => format!(
-                    "the point {name:?} stands before the end of the first backup that could be used: \
-                     lsn={lsn}"
-                ),
-                None => format!(
-                    "no point has the name {name:?} in what is stored since the first backup on this \
-                     branch"
-                ),
-            })
-            .hint("pg_create_restore_point makes one; names are taken to the letter")
-        })
-    }
-
     // -- ends ---------------------------------------------------------------------------------
 
     async fn immediate(&self) -> Result<Chosen> {
@@ -520,35 +427,6 @@ impl<'a> Chooser<'a> {
 
     async fn walk(&self, candidate: &Candidate<'_>, wanted: Wanted) -> Result<Walked> {
         self.walk_to(candidate, wanted, candidate.end).await
-    }
-
-    /// As far as a newer backup's search did not come.
-    async fn walk_up_to(
-        &self,
-        candidate: &Candidate<'_>,
-        wanted: Wanted,
-        searched_from: Option<Lsn>,
-    ) -> Result<Walked> {
-        let up_to = |lsn: Lsn| BranchEnd {
-            lsn: lsn.min(candidate.end.lsn),
-            ..candidate.end
-        };
-        let Some(searched_from) = searched_from else {
-            return self.walk(candidate, wanted).await;
-        };
-        let end = up_to(searched_from);
-        let mut walked = self.walk_to(candidate, wanted.clone(), end).await?;
-        if let Some(point) = &mut walked.resolved.point
-            && point.first_out.is_none()
-        {
-            // it stands where the newer backup's search began
-            let further = up_to(point.boundary.saturating_add(LOOK_AHEAD_BYTES));
-            if further.lsn > end.lsn {
-                let further = self.walk_to(candidate, wanted, further).await?;
-                point.first_out = further.resolved.point.and_then(|point| point.first_out);
-            }
-        }
-        Ok(walked)
     }
 
     async fn walk_to(
@@ -734,11 +612,7 @@ fn ceil_rfc3339(time: Timestamp) -> String {
 }
 
 fn check_timeline(catalog: &Catalog, timeline: TimelineId) -> Result<()> {
-    let mut known: Vec<TimelineId> = catalog.timelines.keys().copied().collect();
-    known.extend(catalog.histories.keys());
-    known.extend(catalog.backups.iter().map(|backup| backup.timeline));
-    known.sort_unstable();
-    known.dedup();
+    let known = catalog.stored_timelines();
     if known.contains(&timeline) {
         return Ok(());
     }

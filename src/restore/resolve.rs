@@ -6,6 +6,7 @@
 //! files by a record that stands before its commit, and replaying that leaves a database without
 //! files.
 
+mod alike;
 mod passing;
 
 use jiff::Timestamp;
@@ -13,6 +14,7 @@ use wal::{Body, Lsn, Parameters};
 
 use crate::repository::walk::Flow;
 use crate::repository::windows::timestamp;
+pub(super) use alike::Alike;
 
 /// How far behind the point we look for what was left out, in bytes of WAL: inversions of commit
 /// times are a matter of moments.
@@ -49,6 +51,7 @@ pub(super) enum What {
         /// Of one that had been prepared.
         prepared: bool,
         time: Timestamp,
+        subxacts: Vec<u32>,
     },
     Prepare {
         time: Timestamp,
@@ -81,6 +84,7 @@ impl What {
                 xid: end.xid,
                 prepared: end.prepared,
                 time: timestamp(end.time),
+                subxacts: end.subxacts,
             },
             Body::Prepare { prepared_at, .. } => Self::Prepare {
                 time: timestamp(prepared_at),
@@ -205,6 +209,7 @@ pub(super) struct Resolver {
     subxact_of: Option<u32>,
     named_at: Option<Lsn>,
     again_at: Option<Lsn>,
+    alike: Option<Alike>,
 }
 
 /// What a [`Resolver`] came to.
@@ -236,6 +241,8 @@ pub(super) struct Resolved {
     pub(super) named_at: Option<Lsn>,
     /// Where the named point stands a second time.
     pub(super) again_at: Option<Lsn>,
+    /// The point behind the backup's end whose name is most like the one that is looked for.
+    pub(super) alike: Option<Alike>,
 }
 
 impl Resolver {
@@ -260,6 +267,7 @@ impl Resolver {
             subxact_of: None,
             named_at: None,
             again_at: None,
+            alike: None,
         }
     }
 
@@ -308,6 +316,7 @@ impl Resolver {
             subxact_of: self.subxact_of,
             named_at: self.named_at,
             again_at: self.again_at,
+            alike: self.alike,
         }
     }
 
@@ -353,7 +362,14 @@ impl Resolver {
                     }
                 })
             }
-            (Wanted::Xid { xid, .. }, What::Abort { xid: found, .. }) if found == xid => {
+            (
+                Wanted::Xid { xid, .. },
+                What::Abort {
+                    xid: found,
+                    subxacts,
+                    ..
+                },
+            ) if found == xid || subxacts.contains(xid) => {
                 self.aborted_at = Some(record.span.start);
                 None
             }
@@ -366,6 +382,16 @@ impl Resolver {
                 } else {
                     at_record(self.last_commit)
                 })
+            }
+            (Wanted::Name { name, .. }, What::RestorePoint { name: found })
+                if record.span.start >= self.consistent_at =>
+            {
+                let known = self.alike.take();
+                self.alike = match Alike::new(found, record.span.start, name) {
+                    Some(alike) => Some(alike.or(known)),
+                    None => known,
+                };
+                None
             }
             _ => None,
         }
@@ -634,6 +660,7 @@ mod tests {
             xid: 7,
             prepared: true,
             time: at(second),
+            subxacts: Vec::new(),
         };
         let ended = records(vec![commit(1, 10), rolled_back(15), commit(2, 40)]);
         assert_eq!(last(&resolve(time(20, false), &ended)), Some(0x110));
@@ -704,6 +731,7 @@ mod tests {
                 xid: 2,
                 prepared: false,
                 time: at(0),
+                subxacts: vec![1002],
             },
             commit(3, 30),
             What::Other,
@@ -712,10 +740,9 @@ mod tests {
         let xid = |xid, exclusive| Wanted::Xid { xid, exclusive };
         assert_eq!(last(&resolve(xid(3, false), &records)), Some(0x120));
         assert_eq!(last(&resolve(xid(3, true), &records)), Some(0x100));
-        assert_eq!(
-            resolve(xid(2, false), &records).aborted_at,
-            Some(Lsn::new(0x110))
-        );
+        let aborted = |number| resolve(xid(number, false), &records).aborted_at;
+        assert_eq!(aborted(2), Some(Lsn::new(0x110)));
+        assert_eq!(aborted(1002), Some(Lsn::new(0x110)));
         assert_eq!(resolve(xid(1003, false), &records).subxact_of, Some(3));
         assert_eq!(resolve(xid(9, false), &records).point, None);
     }

@@ -26,14 +26,10 @@ pub struct TimelineStatus {
 
 /// Every timeline, the first one first.
 pub(super) fn timelines(catalog: &Catalog) -> Vec<TimelineStatus> {
-    let mut known: Vec<TimelineId> = catalog.timelines.keys().copied().collect();
-    known.extend(catalog.histories.keys());
+    let mut known = catalog.stored_timelines();
     for history in catalog.histories.values() {
         known.extend(history.entries().iter().map(|entry| entry.timeline));
     }
-    known.extend(catalog.backups.iter().map(|backup| backup.timeline));
-    known.sort_unstable();
-    known.dedup();
     let states = known.into_iter().map(|timeline| {
         let branch = catalog.branch(timeline);
         let left = branch.entries().last();

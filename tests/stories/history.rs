@@ -36,8 +36,8 @@ struct History {
     /// Where each record starts.
     records: Vec<u64>,
     commits: Vec<Commit>,
-    /// Transactions that came to nothing.
-    aborted: BTreeSet<u32>,
+    /// Transactions that came to nothing, and where.
+    aborted: BTreeMap<u32, u64>,
     points: Vec<(String, u64)>,
     /// The rows that each transaction made.
     rows: BTreeMap<u32, BTreeSet<u64>>,
@@ -120,6 +120,7 @@ impl History {
         parent.records.retain(|start| *start < fork);
         parent.commits.retain(|commit| commit.lsn < fork);
         parent.points.retain(|(_, lsn)| *lsn < fork);
+        parent.aborted.retain(|_, lsn| *lsn < fork);
         parent.backups.retain(|backup| backup.stop <= fork);
         parent
     }
@@ -197,10 +198,10 @@ impl History {
                 });
             }
             "ABORT" if is_transaction => {
-                self.aborted.insert(own_xid());
+                self.aborted.insert(own_xid(), start);
             }
             "ABORT_PREPARED" if is_transaction => {
-                self.aborted.insert(prepared().0);
+                self.aborted.insert(prepared().0, start);
             }
             "RESTORE_POINT" => self.points.push((said.to_owned(), start)),
             _ => {}
@@ -282,6 +283,19 @@ impl History {
         }
     }
 
+    /// What is named beside a transaction that cannot be restored to: where it was rolled back, or the end of the
+    /// first backup, where it ended before that.
+    fn nearest_to(&self, xid: u32) -> (Option<u64>, Option<i64>) {
+        let first = &self.backups[0];
+        let mut commits = self.commits.iter().filter(|commit| commit.xid == xid);
+        let ended = commits.next().map(|commit| commit.lsn);
+        let aborted = self.aborted.get(&xid).copied();
+        match ended.or(aborted).filter(|at| *at >= first.start) {
+            Some(at) if at < first.stop => (None, Some(first.finished)),
+            at => (at, None),
+        }
+    }
+
     fn draw(&self, chance: &mut Chance) -> Target {
         let exclusive = chance.below(3) == 0;
         let any = |chance: &mut Chance, bound: usize| {
@@ -322,7 +336,7 @@ impl History {
                 // rolled back, part of another, or none
                 let (xid, commits) = (commit.xid + 1, &self.commits);
                 let own = commits.iter().any(|commit| commit.xid == xid);
-                let aborted = self.aborted.iter().nth(any(chance, self.aborted.len()));
+                let aborted = self.aborted.keys().nth(any(chance, self.aborted.len()));
                 let xid = if own { *aborted.unwrap() } else { xid };
                 Target::Xid { xid, exclusive }
             }
@@ -456,6 +470,18 @@ fn assert_planned(history: &History, target: &Target, planned: &Ended) -> Option
                 let after = (!is_later).then_some(history.backups[0].finished);
                 let expected = (before, after);
                 assert_eq!((moment("before"), moment("after")), expected, "{planned}");
+            }
+            if let Target::Xid { xid, .. } = target {
+                let nearest = &planned.document()["error"]["nearest"];
+                let (before, after) = history.nearest_to(*xid);
+                assert_eq!(nearest["before"].as_str().map(lsn), before, "{planned}");
+                assert_eq!(nearest["after"].as_str().map(micros), after, "{planned}");
+                let there = before.map(|at| Target::Lsn {
+                    at,
+                    exclusive: false,
+                });
+                let there = there.map(|there| history.expected(&there));
+                assert!(!matches!(there, Some(Expected::Refused)), "{planned}");
             }
             return None;
         }

@@ -65,6 +65,16 @@ fn restores_to_a_named_point() {
         record.rows_at("two", &["--to-name", "after 2"], End::Paused),
         "0,1,2"
     );
+    // who remembers the name almost is told the one that there is
+    let target = record.target("refused");
+    let said = |name: &str| {
+        let refused = ["--to-name", name, "--json"];
+        let refused = record.anywhen.restore_refused(&target, &refused, 3);
+        let hint = refused.document()["error"]["hint"].clone();
+        hint.as_str().unwrap_or_default().to_owned()
+    };
+    assert!(said("After_2").contains(r#"did you mean "after 2""#));
+    assert!(said("release of may").contains("there is"));
 }
 
 /// The first consistent moment is the end of the backup, whatever was committed since.

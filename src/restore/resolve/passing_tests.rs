@@ -43,8 +43,9 @@ fn summary_of(records: &[Seen], end: Lsn) -> SegmentSummary {
     let decides =
         |record: &&&Seen| prepared(record).is_some() || matches!(record.what, What::Commit { .. });
     let xids = records.iter().flat_map(|record| match &record.what {
-        What::Commit { xid, subxacts, .. } => [&[*xid], subxacts.as_slice()].concat(),
-        What::Abort { xid, .. } => vec![*xid],
+        What::Commit { xid, subxacts, .. } | What::Abort { xid, subxacts, .. } => {
+            [&[*xid], subxacts.as_slice()].concat()
+        }
         What::DropDatabase { .. } => vec![record.xid],
         _ => Vec::new(),
     });
@@ -90,8 +91,8 @@ fn a_what() -> impl Strategy<Value = What> {
     prop_oneof![
         4 => (xid(), second(), prop::collection::vec(xid(), 0..2))
             .prop_map(|(xid, time, subxacts)| What::Commit { xid, time, subxacts }),
-        1 => (xid(), any::<bool>(), second())
-            .prop_map(|(xid, prepared, time)| What::Abort { xid, prepared, time }),
+        1 => (xid(), any::<bool>(), second(), prop::collection::vec(xid(), 0..2))
+            .prop_map(|(xid, prepared, time, subxacts)| What::Abort { xid, prepared, time, subxacts }),
         1 => second().prop_map(|time| What::Prepare { time }),
         1 => Just(What::Shutdown),
         1 => prop_oneof![Just("a"), Just("b")]
