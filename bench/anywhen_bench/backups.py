@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from .figures import median, print_table, spread
 from .machine import busy_seconds, family_seconds, write_seconds
+from .pgbackrest import stanza
 from .programs import account, give_away, make_folder
 from .receivers import chosen
 from .server import Server, stored_bytes
@@ -98,13 +99,7 @@ repo1-bundle=y
 {"repo1-block=y" if self.version() >= (2, 46) else ""}
 archive-check=n
 start-fast=y
-
-[main]
-pg1-path={server.data}
-pg1-socket-path={server.folder}
-pg1-port={server.port}
-pg1-user=postgres
-""")
+{stanza(server)}""")
         give_away(config)
         run_command([*self._call(folder), "stanza-create"], folder)
 

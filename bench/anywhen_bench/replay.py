@@ -7,6 +7,7 @@ import sys
 import time
 
 from .figures import median, print_table, spread
+from .pgbackrest import stanza
 from .programs import account, give_away, make_folder
 from .receivers import Anywhen, Receiving, wait_until
 from .s3_endpoint import Endpoint, program
@@ -106,13 +107,7 @@ log-level-console=error
 log-level-file=off
 compress-type=zst
 process-max=2
-
-[main]
-pg1-path={server.data}
-pg1-socket-path={server.folder}
-pg1-port={server.port}
-pg1-user=postgres
-""")
+{stanza(server)}""")
         give_away(config)
         try:
             self._call("stanza-create", check=True)
